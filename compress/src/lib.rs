@@ -1,0 +1,26 @@
+//! Runs a language model on the CPU, and makes its weights small.
+//!
+//! In the order the data flows: a [`model`] is built from a checkpoint over the [`kernel`]s; [`calibration`] gathers what
+//! its linears see; a [`recipe`] says what is wanted and a [`plan`] what that means for this model; the [`sequential`]
+//! loop hands each block to the [`methods`], which choose codes on a number [`grid`]; [`pack`] and [`export`] write them
+//! in formats other tools load; and [`measure`] says what it cost.
+
+pub mod error;
+
+pub mod kernel;
+
+pub mod data;
+
+pub mod model;
+
+pub mod train;
+
+pub mod grid;
+
+pub mod pack;
+
+pub mod methods;
+
+pub mod export;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! Networks that run, built from a checkpoint.
+
+pub mod linear;

@@ -1,0 +1,93 @@
+//! What can be wrong with weights on disk. A message is one sentence that names the file, the tensor, what was
+//! expected, what was found, and what to do.
+
+use std::{fmt, io, path::PathBuf};
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One structural fault of a checkpoint; all faults of one opening are reported together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file at fault.
+    pub file: PathBuf,
+    /// The tensor at fault, where it is one tensor.
+    pub tensor: Option<String>,
+    /// What was expected and what was found.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file.display())?;
+        if let Some(tensor) = &self.tensor {
+            write!(f, "tensor `{tensor}` ")?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// Any failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: cannot {action}", file.display())]
+    Io {
+        /// The file or folder.
+        file: PathBuf,
+        /// A verb phrase: `open the file`, `write 4096 bytes`.
+        action: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not what its place or name says (an HTML page, an LFS pointer, a truncated file, not a checkpoint).
+    #[error("{}: {what}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// What was expected, what was found, what to do.
+        what: String,
+    },
+    /// A checkpoint has structural faults; every one found is listed.
+    #[error("{}", list(.0))]
+    Malformed(Vec<Problem>),
+    /// A tensor cannot be used as asked.
+    #[error("{}: tensor `{tensor}` {what}", file.display())]
+    Tensor {
+        /// The file that holds (or should hold) it.
+        file: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with its file and a verb phrase.
+    pub fn io(file: impl Into<PathBuf>, action: impl Into<String>, source: io::Error) -> Self {
+        Self::Io { file: file.into(), action: action.into(), source }
+    }
+
+    /// A fault of a whole file.
+    pub fn file(file: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Self::File { file: file.into(), what: what.into() }
+    }
+
+    /// A fault of one tensor.
+    pub fn tensor(file: impl Into<PathBuf>, tensor: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Tensor { file: file.into(), tensor: tensor.into(), what: what.into() }
+    }
+}
+
+/// At most this many faults are spelt out; the rest is counted.
+const MAX_LISTED: usize = 20;
+
+fn list(problems: &[Problem]) -> String {
+    let mut text: Vec<String> = problems.iter().take(MAX_LISTED).map(Problem::to_string).collect();
+    if problems.len() > MAX_LISTED {
+        text.push(format!("and {} more problems", problems.len() - MAX_LISTED));
+    }
+    text.join("; ")
+}

@@ -1,0 +1,65 @@
+//! One file, mapped into memory. The only `unsafe` of the crate's readers is here.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use crate::{Error, Result};
+
+/// A whole file mapped read-only; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shard {
+    path: Arc<Path>,
+    map: Arc<Mmap>,
+}
+
+impl Shard {
+    /// Maps `path`. Empty files, folders and unreadable files are refused with their name.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path: PathBuf = path.into();
+        let file = File::open(&path).map_err(|source| Error::io(&path, "open the file", source))?;
+        let metadata = file.metadata().map_err(|source| Error::io(&path, "read the file's size", source))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "expected a regular file, found a folder or device"));
+        }
+        if metadata.len() == 0 {
+            return Err(Error::file(path, "the file is empty (0 bytes); fetch or write it again"));
+        }
+        // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers, for
+        // which every bit pattern is valid. What the map cannot exclude is another program truncating the file while
+        // it is mapped; writers of this project never do that (they write a sibling file and rename it).
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
+        Ok(Self { path: path.into(), map: Arc::new(map) })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Tells the system that `range` is read next (ignored where unsupported).
+    pub fn will_need(&self, range: std::ops::Range<usize>) {
+        if range.end <= self.map.len() && !range.is_empty() {
+            let _ = self.map.advise_range(Advice::WillNeed, range.start, range.len());
+        }
+    }
+
+    /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
+    /// This keeps the process small while it walks through a model larger than memory.
+    pub fn release(&self, range: std::ops::Range<usize>) {
+        if range.end <= self.map.len() && !range.is_empty() {
+            // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next read brings
+            // the same bytes back from the file.
+            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+    }
+}
