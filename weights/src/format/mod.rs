@@ -1,1 +1,3 @@
-//! placeholder
+//! Containers: which tensors lie where in a file. One container a module.
+
+pub mod gguf;
