@@ -134,7 +134,7 @@ impl From<String> for Fault {
 }
 
 /// A name from the file as it may stand in a message: escaped and not too long.
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     const LONGEST: usize = 100;
     let mut text: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if name.chars().nth(LONGEST).is_some() {
