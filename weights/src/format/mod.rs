@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use crate::{Dtype, Error, Result, Shard};
 
+pub mod gguf;
 pub mod safetensors;
 
 /// One tensor of a container. `range` lies inside the file and is exactly as long as `dtype` and `shape` demand.
