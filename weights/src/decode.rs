@@ -72,14 +72,9 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), 
         | Dtype::Q3K
         | Dtype::Q4K
         | Dtype::Q5K
-        | Dtype::Q6K => return dequantize(dtype, bytes, out),
+        | Dtype::Q6K => crate::format::gguf::dequantize(dtype, bytes, out),
     }
     Ok(())
-}
-
-/// The blocks of `format::gguf`.
-fn dequantize(dtype: Dtype, _bytes: &[u8], _out: &mut [f32]) -> Result<(), String> {
-    Err(format!("is stored in {dtype} blocks, which cannot be decoded yet"))
 }
 
 /// Decodes `bytes`, `out.len()` elements of `dtype`, to bf16, rounding to nearest even (by way of f32).

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, ops::Range, path::Path};
 
-use crate::{Dtype, Error, Result, Shard};
+use crate::{Dtype, Result, Shard, TensorView};
 
 pub mod gguf;
 pub mod safetensors;
@@ -81,7 +81,16 @@ fn is_pickle(path: &Path, bytes: &[u8]) -> bool {
 /// If the file is something else, or malformed.
 pub fn read(shard: &Shard) -> Result<(Vec<Entry>, Metadata)> {
     if shard.path().extension().is_some_and(|extension| extension == "gguf") {
-        return Err(Error::file(shard.path(), "GGUF files cannot be read yet"));
+        let file = gguf::read(shard)?;
+        let entry = |tensor: TensorView| Entry {
+            name: tensor.name.to_string(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.to_vec(),
+            range: tensor.range,
+        };
+        // GGUF's metadata is typed; only its texts fit here, and whoever converts the file reads it there.
+        let text = |(key, value): (&str, &gguf::Value)| Some((key.to_string(), value.as_str()?.to_string()));
+        return Ok((file.tensors().iter().cloned().map(entry).collect(), file.metadata().filter_map(text).collect()));
     }
     safetensors::read(shard)
 }
