@@ -62,6 +62,22 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// An output does not fit on its disk.
+    #[error("{}: {what}", file.display())]
+    DiskFull {
+        /// The file or folder that was to be written.
+        file: PathBuf,
+        /// How many bytes are needed and how many are missing.
+        what: String,
+    },
+    /// A pattern over names is not valid.
+    #[error("pattern `{pattern}` {what}")]
+    Pattern {
+        /// The pattern as written.
+        pattern: String,
+        /// What is wrong with it, and what to write instead.
+        what: String,
+    },
 }
 
 impl Error {

@@ -12,7 +12,11 @@ pub mod shard;
 
 pub mod format;
 
+mod decode;
+
 pub mod tensor;
+
+pub mod digest;
 
 pub mod checkpoint;
 
@@ -22,9 +26,10 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
-// pub use checkpoint::Checkpoint;
+pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Problem, Result};
+pub use name::PathFilter;
 pub use shard::Shard;
 pub use tensor::TensorView;
-// pub use writer::{CheckpointWriter, TensorSpec};
+pub use writer::{CheckpointWriter, TensorSpec, WriterOptions, Written};

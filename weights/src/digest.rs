@@ -1,0 +1,55 @@
+//! SHA-256 of bytes, tensors and sets of tensors, as hexadecimal text.
+
+use std::{fs::File, io, path::Path};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result, TensorView};
+
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The SHA-256 of a file, streamed, in hexadecimal.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|source| Error::io(path, "open the file", source))?;
+    let mut hasher = Sha256::new();
+    io::copy(&mut file, &mut hasher).map_err(|source| Error::io(path, "read the file", source))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// One hash that identifies a set of tensors: their names, types, shapes and bytes, whatever their order, and whatever
+/// files they lie in. Tensors are hashed in parallel and their pages are given back after reading.
+pub fn fingerprint<'a>(tensors: impl IntoIterator<Item = &'a TensorView>) -> String {
+    let mut tensors: Vec<&TensorView> = tensors.into_iter().collect();
+    tensors.sort_by_key(|tensor| tensor.name());
+    let hashes: Vec<String> = tensors
+        .par_iter()
+        .map(|tensor| {
+            let hash = tensor.sha256();
+            tensor.release();
+            hash
+        })
+        .collect();
+    let mut all = Sha256::new();
+    for (tensor, hash) in tensors.iter().zip(hashes) {
+        // Lengths and separators make the text unambiguous whatever a name contains.
+        all.update(format!(
+            "{} {} {} {:?} {hash}\n",
+            tensor.name().len(),
+            tensor.name(),
+            tensor.dtype(),
+            tensor.shape()
+        ));
+    }
+    hex(&all.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
