@@ -23,4 +23,6 @@ pub mod methods;
 
 pub mod export;
 
+pub mod measure;
+
 pub use error::{Error, Result};

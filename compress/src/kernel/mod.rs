@@ -14,6 +14,10 @@ pub mod dense;
 
 pub mod packed;
 
+pub mod activation;
+
+pub mod attention;
+
 /// Compiles one body for each instruction set and picks at run time.
 ///
 /// `dispatch! { pub fn name(a: T, …) -> R = body }` makes `name` call the `#[inline(always)]` function `body`, which the

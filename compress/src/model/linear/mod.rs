@@ -2,9 +2,11 @@
 //! dense, quantised, sparse or shared weight implements [`Linear`].
 
 use candle_core::Tensor;
+use scruple_weights::{Checkpoint, TensorView};
 
 use crate::{
     Error, Result,
+    export::{self, Quantization},
     kernel::tensor::{from_vec, with_f32},
 };
 
@@ -74,4 +76,54 @@ fn check_bias(bias: Option<&[f32]>, out_features: usize) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// The linear `name` of `checkpoint`: from `name.weight` where that is there, else from the packed tensors that
+/// `quantization` describes. `shape` is (out_features, in_features, has a bias) as the configuration asks for.
+///
+/// # Errors
+/// A missing tensor, or one of another shape.
+pub fn load(
+    checkpoint: &Checkpoint,
+    name: &str,
+    (out_features, in_features, has_bias): (usize, usize, bool),
+    quantization: Option<&Quantization>,
+) -> Result<Box<dyn Linear>> {
+    let bias = match checkpoint.get(&format!("{name}.bias")) {
+        Some(view) => {
+            expect_shape(&view, &[out_features])?;
+            Some(view.to_f32()?)
+        }
+        None if has_bias => return Err(checkpoint.tensor(&format!("{name}.bias")).unwrap_err().into()),
+        None => None,
+    };
+    let weight = format!("{name}.weight");
+    if let Some(quantization) = quantization.filter(|_| !checkpoint.contains(&weight)) {
+        let weight = export::decode(checkpoint, name, quantization)?;
+        if (weight.out_features, weight.in_features) != (out_features, in_features) {
+            return Err(Error::Model(format!(
+                "{}: linear `{name}` has shape [{}, {}], expected [{out_features}, {in_features}] from config.json",
+                checkpoint.path().display(),
+                weight.out_features,
+                weight.in_features
+            )));
+        }
+        return Ok(Box::new(PackedLinear::new(&weight, bias)?));
+    }
+    let view = checkpoint.tensor(&weight)?;
+    expect_shape(&view, &[out_features, in_features])?;
+    Ok(Box::new(DenseLinear::from_view(view, bias)?))
+}
+
+/// Refuses a tensor whose shape is not what the configuration asks for.
+pub fn expect_shape(view: &TensorView, shape: &[usize]) -> Result<()> {
+    if view.shape() == shape {
+        return Ok(());
+    }
+    Err(Error::Model(format!(
+        "{}: tensor `{}` has shape {:?}, expected {shape:?} from config.json",
+        view.file().display(),
+        view.name(),
+        view.shape()
+    )))
 }

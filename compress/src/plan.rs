@@ -1,0 +1,240 @@
+//! What a recipe means for one model: every linear with its method and layout, every tensor of the result, the size of
+//! the file and the memory the run will take, all before any work.
+
+use std::collections::HashSet;
+
+use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
+
+use crate::{
+    Error, Result,
+    calibration::ActivationStore,
+    export::{Format, Layout},
+    grid::ScaleDtype,
+    methods::LayerMethod,
+    model::{
+        DecoderConfig,
+        decoder::{Stage, linear_shape},
+    },
+    recipe::Recipe,
+};
+
+/// Memory a run takes beside what grows with the model: program, tokenizer, buffers (bytes; measured on the embedded
+/// model, see `benches/record`).
+const FIXED_BYTES: u64 = 60 << 20;
+
+/// One linear and what is to be done to it.
+#[derive(Debug, Clone)]
+pub struct PlannedLinear {
+    /// Full name, without `.weight`.
+    pub name: String,
+    /// Index of its block.
+    pub block: usize,
+    /// Where it reads its input.
+    pub stage: Stage,
+    /// Which of the stage's linears it is.
+    pub index: usize,
+    /// Index of its method (its stage in the recipe).
+    pub method: usize,
+    /// Shape and grid.
+    pub layout: Layout,
+}
+
+/// What a run is expected to take.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Forecast {
+    /// Bytes of the written tensors.
+    pub output_bytes: u64,
+    /// Bytes of the source's tensors.
+    pub dense_bytes: u64,
+    /// Bits a compressed linear's weight takes on average, scales included.
+    pub bits_per_weight: f64,
+    /// Resident memory at its peak.
+    pub peak_rss_bytes: u64,
+    /// Activations on disk while the run lasts.
+    pub activation_bytes: u64,
+}
+
+/// A recipe resolved for one model.
+#[derive(Debug)]
+pub struct Plan {
+    /// The recipe as it was given.
+    pub recipe: Recipe,
+    /// The model.
+    pub config: DecoderConfig,
+    /// How the result is written.
+    pub format: Format,
+    /// What scales are rounded to.
+    pub scale_dtype: ScaleDtype,
+    /// The type of the model's linears in the source.
+    pub weight_dtype: Dtype,
+    /// All linears that change, in the order of the data.
+    pub linears: Vec<PlannedLinear>,
+    /// Linears of the blocks that no stage names: they stay dense.
+    pub left_dense: Vec<String>,
+    /// Every tensor of the result, in the source's order.
+    pub tensors: Vec<TensorSpec>,
+    /// NaN and infinite weights are let through.
+    pub allow_nonfinite: bool,
+    methods: Vec<Box<dyn LayerMethod>>,
+    replaced: HashSet<String>,
+}
+
+impl Plan {
+    /// Resolves `recipe` for `checkpoint`. All faults of all linears are reported together.
+    ///
+    /// # Errors
+    /// A model that does not run, linears that a method or the format cannot hold (with the settings that would work),
+    /// a stage that names no linear.
+    pub fn new(recipe: Recipe, checkpoint: &Checkpoint) -> Result<Self> {
+        let config = DecoderConfig::from_checkpoint(checkpoint)?;
+        let folder = checkpoint.dir().display();
+        if crate::export::detect(checkpoint)?.is_some() {
+            return Err(Error::Recipe(format!("{folder}: the model is quantised already; compress its dense original")));
+        }
+        let methods = recipe.methods()?;
+        let format = recipe.export.format;
+        let filters = recipe
+            .stages
+            .iter()
+            .map(|stage| PathFilter::new(stage.targets.clone(), stage.ignore.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let mut linears = Vec::new();
+        let mut left_dense = Vec::new();
+        let mut problems = Vec::new();
+        let mut weight_dtype = None;
+        for block in 0..config.n_blocks {
+            for stage in Stage::ALL {
+                for (index, short) in stage.linears().iter().enumerate() {
+                    let name = format!("model.layers.{block}.{short}");
+                    let view = checkpoint.tensor(&format!("{name}.weight"))?;
+                    let (out_features, in_features, _) = linear_shape(&config, short);
+                    crate::model::linear::expect_shape(&view, &[out_features, in_features])?;
+                    let dtype = *weight_dtype.get_or_insert(view.dtype());
+                    let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
+                        left_dense.push(name);
+                        continue;
+                    };
+                    let layout = methods[method].layout(out_features, in_features);
+                    match layout.and_then(|layout| format.check(&layout).map(|()| layout)) {
+                        Ok(layout) => linears.push(PlannedLinear { name, block, stage, index, method, layout }),
+                        Err(error) => problems.push(format!("{name}: {error}")),
+                    }
+                    let _ = dtype;
+                }
+            }
+        }
+        if let Some(first) = problems.first() {
+            let more = match problems.len() {
+                1 => String::new(),
+                n => format!(" (and {} more linears)", n - 1),
+            };
+            return Err(Error::Recipe(format!("{folder}: {first}{more}")));
+        }
+        for (index, stage) in recipe.stages.iter().enumerate() {
+            if !linears.iter().any(|linear| linear.method == index) {
+                return Err(Error::Recipe(format!(
+                    "stage {} (`{}`) names no linear of this model; its targets are {:?}, names look like \
+                     model.layers.0.self_attn.q_proj",
+                    index + 1,
+                    stage.method,
+                    stage.targets
+                )));
+            }
+        }
+        let weight_dtype = weight_dtype.unwrap_or(Dtype::Bf16);
+        let scale_dtype = format.scale_dtype(weight_dtype);
+        let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
+        let mut tensors = Vec::new();
+        for view in checkpoint.tensors() {
+            let linear = view.name().strip_suffix(".weight").and_then(|name| {
+                replaced.contains(view.name()).then(|| linears.iter().find(|linear| linear.name == name)).flatten()
+            });
+            match linear {
+                Some(linear) => tensors.extend(format.specs(&linear.name, &linear.layout, scale_dtype)),
+                None => tensors.push(TensorSpec {
+                    name: view.name().to_string(),
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                }),
+            }
+        }
+        Ok(Self {
+            recipe,
+            config,
+            format,
+            scale_dtype,
+            weight_dtype,
+            linears,
+            left_dense,
+            tensors,
+            allow_nonfinite: false,
+            methods,
+            replaced,
+        })
+    }
+
+    /// Whether tensor `name` is written anew rather than copied.
+    pub fn replaces(&self, name: &str) -> bool {
+        self.replaced.contains(name)
+    }
+
+    /// The method of `linear`.
+    pub fn method(&self, linear: &PlannedLinear) -> &dyn LayerMethod {
+        self.methods[linear.method].as_ref()
+    }
+
+    /// Whether any method looks at activations.
+    pub fn needs_calibration(&self) -> bool {
+        self.methods.iter().any(|method| method.needs().hessian)
+    }
+
+    /// Bits `linear` takes on disk.
+    pub fn storage_bits(&self, linear: &PlannedLinear) -> u64 {
+        let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
+        self.format.specs(&linear.name, &linear.layout, self.scale_dtype).iter().map(|spec| 8 * bytes(spec)).sum()
+    }
+
+    /// What the run will take with `n_samples` sequences of `seq_len` tokens.
+    pub fn forecast(&self, checkpoint: &Checkpoint, n_samples: usize, seq_len: usize) -> Forecast {
+        let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
+        let weights: u64 = self.linears.iter().map(|l| (l.layout.out_features * l.layout.in_features) as u64).sum();
+        let bits: u64 = self.linears.iter().map(|linear| self.storage_bits(linear)).sum();
+        let config = &self.config;
+        let calibrated = self.needs_calibration();
+        let activation_bytes = if calibrated {
+            let width = 2 * config.hidden_size
+                + Stage::AttentionOutput.in_features(config)
+                + Stage::MlpOutput.in_features(config);
+            ActivationStore::bytes(n_samples * seq_len, width)
+        } else {
+            0
+        };
+        let block: u64 = Stage::ALL
+            .iter()
+            .flat_map(|stage| stage.linears())
+            .map(|name| {
+                let (out_features, in_features, _) = linear_shape(config, name);
+                (out_features * in_features) as u64
+            })
+            .sum();
+        let stage_bytes = |stage: Stage| {
+            let n = stage.in_features(config) as u64;
+            let weights: u64 = stage.linears().iter().map(|name| linear_shape(config, name).0 as u64 * n).sum();
+            let hessian = if calibrated { 4 * n * n } else { 0 };
+            // The Hessian and its factor; the weights as f32 (the original and the targets), their codes.
+            2 * hessian + weights * (4 + 4 + 1)
+        };
+        let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
+        // One block as stored and as codes, and the inputs of one Hessian update.
+        let block_bytes = (block as f64 * (self.weight_dtype.bits() / 8.0 + 1.0)) as u64;
+        let inputs = if calibrated { 4 * 3 * (2048 + seq_len as u64) * config.intermediate_size as u64 } else { 0 };
+        Forecast {
+            output_bytes: self.tensors.iter().map(bytes).sum(),
+            dense_bytes: checkpoint.bytes(),
+            bits_per_weight: bits as f64 / weights.max(1) as f64,
+            peak_rss_bytes: FIXED_BYTES + largest_stage + block_bytes + inputs,
+            activation_bytes,
+        }
+    }
+}

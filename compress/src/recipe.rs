@@ -1,0 +1,107 @@
+//! What the user asks for: methods, their parameters, and the linears they are for. Parsed without touching a model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    export::Format,
+    methods::{self, LayerMethod},
+};
+
+/// A whole recipe.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Methods, each for its linears; a linear belongs to the first stage that names it.
+    #[serde(rename = "stage")]
+    pub stages: Vec<StageRecipe>,
+    /// How much text is looked at.
+    #[serde(default)]
+    pub calibration: CalibrationRecipe,
+    /// How the result is written.
+    #[serde(default)]
+    pub export: ExportRecipe,
+}
+
+/// One method and the linears it is for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecipe {
+    /// A name from the list of methods.
+    pub method: String,
+    /// Globs over the names of linears (`model.layers.*.mlp.*`); all linears of all blocks without it.
+    #[serde(default = "everything")]
+    pub targets: Vec<String>,
+    /// Globs over the names of linears to leave alone.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// The method's parameters.
+    #[serde(default)]
+    pub params: toml::Table,
+}
+
+fn everything() -> Vec<String> {
+    vec!["*".into()]
+}
+
+/// How much text is looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CalibrationRecipe {
+    /// Sequences.
+    pub n_samples: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+}
+
+impl Default for CalibrationRecipe {
+    fn default() -> Self {
+        Self { n_samples: 128, seq_len: 512 }
+    }
+}
+
+/// How the result is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportRecipe {
+    /// `gptq`, `compressed-tensors` or `dense`.
+    pub format: Format,
+}
+
+impl Default for ExportRecipe {
+    fn default() -> Self {
+        Self { format: Format::Gptq }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// A syntax error with its line, an unknown key, an unknown method or parameter with its stage.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::Recipe(format!("{}: cannot read the recipe: {error}", path.display())))?;
+        let recipe: Self = toml::from_str(&text)
+            .map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        Ok(recipe)
+    }
+
+    /// The methods of the stages, in order.
+    ///
+    /// # Errors
+    /// An unknown method or parameter, with the number and method of its stage.
+    pub fn methods(&self) -> Result<Vec<Box<dyn LayerMethod>>> {
+        if self.stages.is_empty() {
+            return Err(Error::Recipe("there is no stage; add at least one `[[stage]]` with a `method`".into()));
+        }
+        let build = |(index, stage): (usize, &StageRecipe)| {
+            methods::build(&stage.method, &stage.params)
+                .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
+        };
+        self.stages.iter().enumerate().map(build).collect()
+    }
+}

@@ -1,0 +1,445 @@
+//! The one loop: a block's inputs, what its linears see, their compression, and the block's outputs by the compressed
+//! weights, which are the next block's inputs.
+//!
+//! Within a block the order is true-sequential: q, k, v; then o; then gate, up; then down, each calibrated on what the
+//! already compressed linears before it produce. A block is walked through once: at each [`Stage`] the inputs of the next
+//! group are formed from what the stage before has left on disk, so no linear is run twice (peers run each block twice).
+//!
+//! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
+//! the same bytes.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use scruple_weights::{Checkpoint, CheckpointWriter, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error, Result,
+    calibration::{ActivationStore, CalibrationSet},
+    kernel::{
+        gemm::{symmetrize, syrk_accumulate},
+        tensor::with_f32,
+    },
+    methods::{GroupStats, LayerMethod, LinearReport, Weight},
+    model::{
+        decoder::{Block, BlockCache, Ends, Stage, embed},
+        linear::PackedLinear,
+    },
+    plan::{Plan, PlannedLinear},
+};
+
+/// Tokens whose inputs are gathered before they enter a Hessian: enough that its update is bound by arithmetic.
+const TOKENS_PER_UPDATE: usize = 2048;
+
+/// Bytes of a tensor copied at a time.
+const COPY_BYTES: usize = 8 << 20;
+
+/// What was done to one linear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinearRecord {
+    /// Name of the linear, without `.weight`.
+    pub name: String,
+    /// The method's account.
+    #[serde(flatten)]
+    pub report: LinearReport,
+    /// Number of weights.
+    pub weights: u64,
+    /// Bits on disk, scales and indices included.
+    pub storage_bits: u64,
+    /// SHA-256 of the dequantised weight (f32, little endian, row by row): the numbers that were used from here on.
+    pub dequantised_sha256: String,
+}
+
+/// What the loop has done.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// All linears, in the order of the plan.
+    pub linears: Vec<LinearRecord>,
+    /// Seconds spent on each linear in this run, by name (resumed blocks have none).
+    pub seconds: Vec<(String, f64)>,
+    /// Seconds of gathering statistics and of running the blocks, compressing, writing, and hashing.
+    pub phases: Phases,
+    /// Blocks that an earlier run had finished.
+    pub resumed_blocks: usize,
+}
+
+/// Where the time of a run went, wall seconds.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub struct Phases {
+    /// Running blocks and gathering statistics.
+    pub calibrate: f64,
+    /// Choosing codes.
+    pub solve: f64,
+    /// Encoding and writing.
+    pub write: f64,
+    /// SHA-256 of what was used.
+    pub hash: f64,
+    /// Copying tensors that stay as they are.
+    pub copy: f64,
+}
+
+/// What a finished block leaves in the journal.
+#[derive(Debug, Serialize, Deserialize)]
+struct BlockUnit {
+    linears: Vec<LinearRecord>,
+    activations: Option<String>,
+}
+
+/// Hears what happens: `(linears done, linears in all, name of the last)`.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize, &str);
+
+const REST: &str = "rest";
+
+/// SHA-256 of f32 values as little-endian bytes.
+pub fn digest_f32(rows: impl Iterator<Item = Vec<f32>>) -> String {
+    let mut hash = Sha256::new();
+    for row in rows {
+        #[cfg(target_endian = "little")]
+        hash.update(bytemuck::cast_slice::<f32, u8>(&row));
+        #[cfg(not(target_endian = "little"))]
+        hash.update(row.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Refuses a tensor with a NaN or an infinity, by name and index.
+pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
+    match view.nonfinite() {
+        None => Ok(()),
+        Some((index, value)) => Err(Error::Numeric(format!(
+            "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
+             and a compressed copy would answer nonsense",
+            view.file().display(),
+            view.name()
+        ))),
+    }
+}
+
+/// Carries out `plan` on `checkpoint`, writing every tensor of the plan.
+///
+/// # Errors
+/// Non-finite weights, a method that cannot finish, a full disk; finished blocks stay in the writer's folder.
+pub fn compress(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    calibration: Option<&CalibrationSet>,
+    writer: &mut CheckpointWriter,
+    progress: Progress<'_>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let finished = writer.finished_units();
+    let total = plan.linears.len();
+
+    if !finished.iter().any(|(unit, _)| unit == REST) {
+        let started = Instant::now();
+        copy_rest(checkpoint, plan, writer)?;
+        writer.commit_unit(REST, serde_json::Value::Null)?;
+        outcome.phases.copy = started.elapsed().as_secs_f64();
+    }
+
+    let mut walk = match calibration {
+        Some(set) if plan.needs_calibration() => Some(Walk::open(checkpoint, plan, set, writer)?),
+        None if plan.needs_calibration() => {
+            return Err(Error::Recipe("the recipe's methods need a calibration text; give --calibration FILE".into()));
+        }
+        _ => None,
+    };
+    for index in 0..plan.config.n_blocks {
+        let unit = format!("block {index}");
+        if let Some((_, value)) = finished.iter().find(|(name, _)| *name == unit) {
+            let value: BlockUnit = serde_json::from_value(value.clone())
+                .map_err(|error| Error::Recipe(format!("the journal's entry for {unit} is unreadable: {error}")))?;
+            outcome.linears.extend(value.linears);
+            outcome.resumed_blocks += 1;
+            if let Some(walk) = &mut walk {
+                let expected = value.activations.filter(|_| index + 1 == count_blocks(&finished));
+                walk.skip_to(index + 1, expected.as_deref())?;
+            }
+            continue;
+        }
+        let records = match &mut walk {
+            Some(walk) => walk.block(index, writer, &mut outcome, total, progress)?,
+            None => without_statistics(checkpoint, plan, index, writer, &mut outcome, total, progress)?,
+        };
+        let activations = walk.as_ref().map(Walk::digest).transpose()?;
+        let value = serde_json::to_value(BlockUnit { linears: records, activations })
+            .map_err(|error| Error::Recipe(format!("cannot note {unit} in the journal: {error}")))?;
+        writer.commit_unit(&unit, value)?;
+    }
+    Ok(outcome)
+}
+
+fn count_blocks(finished: &[(String, serde_json::Value)]) -> usize {
+    finished.iter().filter(|(name, _)| name != REST).count()
+}
+
+/// Copies every tensor that no method changes.
+fn copy_rest(checkpoint: &Checkpoint, plan: &Plan, writer: &mut CheckpointWriter) -> Result<()> {
+    for view in checkpoint.tensors().filter(|view| !plan.replaces(view.name())) {
+        if !plan.allow_nonfinite {
+            refuse_nonfinite(view)?;
+        }
+        for (index, part) in view.bytes().chunks(COPY_BYTES).enumerate() {
+            writer.write_at(view.name(), (index * COPY_BYTES) as u64, part)?;
+        }
+        view.release();
+    }
+    Ok(())
+}
+
+/// A weight as f32, checked.
+fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite: bool) -> Result<Vec<f32>> {
+    let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
+    if !allow_nonfinite {
+        refuse_nonfinite(&view)?;
+    }
+    let values = view.to_f32()?;
+    view.release();
+    Ok(values)
+}
+
+/// Compresses the linears of one group with what is known of their inputs, writes them, and returns their records and
+/// runnable forms.
+fn compress_group(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    group: &[&PlannedLinear],
+    method: &dyn LayerMethod,
+    stats: &GroupStats,
+    writer: &mut CheckpointWriter,
+    outcome: &mut Outcome,
+) -> Result<Vec<(LinearRecord, PackedLinear)>> {
+    let started = Instant::now();
+    let mut values: Vec<Vec<f32>> =
+        group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
+    let mut weights: Vec<Weight<'_>> = group
+        .iter()
+        .zip(&mut values)
+        .map(|(linear, values)| Weight {
+            name: &linear.name,
+            out_features: linear.layout.out_features,
+            in_features: linear.layout.in_features,
+            values,
+        })
+        .collect();
+    let compressed = method.compress(&mut weights, stats, plan.scale_dtype)?;
+    drop(values);
+    let seconds = started.elapsed().as_secs_f64();
+    outcome.phases.solve += seconds;
+
+    let mut done = Vec::new();
+    for (linear, compressed) in group.iter().zip(compressed) {
+        let started = Instant::now();
+        for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight)? {
+            writer.write(&name, &bytes)?;
+        }
+        outcome.phases.write += started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let weight = plan.format.as_stored(compressed.weight);
+        let record = LinearRecord {
+            name: linear.name.clone(),
+            report: compressed.report,
+            weights: (linear.layout.out_features * linear.layout.in_features) as u64,
+            storage_bits: plan.storage_bits(linear),
+            dequantised_sha256: weight.digest(),
+        };
+        outcome.phases.hash += started.elapsed().as_secs_f64();
+        outcome.seconds.push((linear.name.clone(), seconds / group.len() as f64));
+        let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
+        done.push((record, weight.into_linear(bias)?));
+    }
+    Ok(done)
+}
+
+/// One block by methods that look at weights alone.
+fn without_statistics(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    index: usize,
+    writer: &mut CheckpointWriter,
+    outcome: &mut Outcome,
+    total: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<LinearRecord>> {
+    let mut records = Vec::new();
+    for linear in plan.linears.iter().filter(|linear| linear.block == index) {
+        let stats = GroupStats { in_features: linear.layout.in_features, hessian: None, tokens: 0 };
+        let method = plan.method(linear);
+        let done = compress_group(checkpoint, plan, &[linear], method, &stats, writer, outcome)?;
+        records.extend(done.into_iter().map(|(record, _)| record));
+        outcome.linears.push(records[records.len() - 1].clone());
+        progress(outcome.linears.len(), total, &linear.name);
+    }
+    Ok(records)
+}
+
+/// The calibration tokens on their way through the model.
+struct Walk<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    set: &'a CalibrationSet,
+    /// Residual streams: the one a block reads, and the one it writes; they change roles after each block.
+    residual: [ActivationStore; 2],
+    heads: ActivationStore,
+    hidden: ActivationStore,
+    next: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn open(
+        checkpoint: &'a Checkpoint,
+        plan: &'a Plan,
+        set: &'a CalibrationSet,
+        writer: &CheckpointWriter,
+    ) -> Result<Self> {
+        let scratch = writer.scratch()?;
+        let config = &plan.config;
+        let store = |name: &str, width| ActivationStore::open(scratch.join(name), width);
+        let walk = Self {
+            checkpoint,
+            plan,
+            set,
+            residual: [store("residual-0", config.hidden_size)?, store("residual-1", config.hidden_size)?],
+            heads: store("heads", Stage::AttentionOutput.in_features(config))?,
+            hidden: store("hidden", Stage::MlpOutput.in_features(config))?,
+            next: 0,
+        };
+        if count_blocks(&writer.finished_units()) == 0 {
+            let ends = Ends::load(checkpoint, config)?;
+            for (sample, ids) in set.ids.chunks(set.seq_len).enumerate() {
+                walk.residual[0].write(sample * set.seq_len, &embed(&ends.embedding, ids)?)?;
+            }
+            ends.embedding.release();
+        }
+        Ok(walk)
+    }
+
+    fn digest(&self) -> Result<String> {
+        self.residual[self.next % 2].digest(self.set.tokens())
+    }
+
+    /// Goes on at block `next`; `expected` is the digest of its inputs, where they should be there.
+    fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
+        self.next = next;
+        match expected {
+            Some(expected) if next < self.plan.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
+                Err(Error::Recipe(format!(
+                    "the activations that the stopped run left for block {next} are damaged; remove its working folder and \
+                     start again"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, (seq_len, in_features), into
+    /// a Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
+    fn observe(&self, stage: Stage, hessian: bool, mut form: impl FnMut(usize) -> Result<Tensor>) -> Result<GroupStats> {
+        let features = stage.in_features(&self.plan.config);
+        let mut h = if hessian { vec![0.0f32; features * features] } else { Vec::new() };
+        let scale = 2.0 / self.set.n_samples() as f32;
+        let mut inputs: Vec<f32> = Vec::with_capacity((TOKENS_PER_UPDATE + self.set.seq_len) * features);
+        for sample in 0..self.set.n_samples() {
+            let x = form(sample * self.set.seq_len)?;
+            if !hessian {
+                continue;
+            }
+            with_f32(&x, |x| inputs.extend_from_slice(x))?;
+            if inputs.len() >= TOKENS_PER_UPDATE * features || sample + 1 == self.set.n_samples() {
+                syrk_accumulate(&inputs, &mut h, inputs.len() / features, features, scale);
+                inputs.clear();
+            }
+        }
+        if hessian {
+            symmetrize(&mut h, features);
+        }
+        Ok(GroupStats { in_features: features, hessian: hessian.then_some(h), tokens: self.set.tokens() })
+    }
+
+    fn rows(&self, first: usize) -> std::ops::Range<usize> {
+        first..first + self.set.seq_len
+    }
+
+    /// Compresses block `index` and leaves its outputs as the next block's inputs.
+    fn block(
+        &mut self,
+        index: usize,
+        writer: &mut CheckpointWriter,
+        outcome: &mut Outcome,
+        total: usize,
+        progress: Progress<'_>,
+    ) -> Result<Vec<LinearRecord>> {
+        let mut block = Block::load(self.checkpoint, &self.plan.config, None, index)?;
+        let (input, output) = match index % 2 {
+            0 => (&self.residual[0], &self.residual[1]),
+            _ => (&self.residual[1], &self.residual[0]),
+        };
+        let mut records = Vec::new();
+        for stage in Stage::ALL {
+            let linears: Vec<&PlannedLinear> =
+                self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
+            let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
+            let started = Instant::now();
+            let stats = match stage {
+                Stage::Attention => {
+                    self.observe(stage, hessian, |first| block.attention_input(&input.read(self.rows(first))?))?
+                }
+                Stage::AttentionOutput => self.observe(stage, hessian, |first| {
+                    let h = block.attention_input(&input.read(self.rows(first))?)?;
+                    let heads = block.attention(&h, &mut BlockCache::default())?;
+                    self.heads.write(first, &heads)?;
+                    Ok(heads)
+                })?,
+                Stage::Mlp => self.observe(stage, hessian, |first| {
+                    let rows = self.rows(first);
+                    let x = block.attention_output(&input.read(rows.clone())?, &self.heads.read(rows)?)?;
+                    output.write(first, &x)?;
+                    block.mlp_input(&x)
+                })?,
+                Stage::MlpOutput => self.observe(stage, hessian, |first| {
+                    let hidden = block.mlp(&block.mlp_input(&output.read(self.rows(first))?)?)?;
+                    self.hidden.write(first, &hidden)?;
+                    Ok(hidden)
+                })?,
+            };
+            outcome.phases.calibrate += started.elapsed().as_secs_f64();
+
+            // One call a method: linears of one group share its statistics.
+            let mut methods: Vec<usize> = linears.iter().map(|linear| linear.method).collect();
+            methods.dedup();
+            for method in methods {
+                let group: Vec<&PlannedLinear> =
+                    linears.iter().copied().filter(|linear| linear.method == method).collect();
+                let done =
+                    compress_group(self.checkpoint, self.plan, &group, self.plan.method(group[0]), &stats, writer, outcome)?;
+                for (linear, (record, weight)) in group.iter().zip(done) {
+                    block.replace(stage, linear.index, Box::new(weight));
+                    outcome.linears.push(record.clone());
+                    records.push(record);
+                    progress(outcome.linears.len(), total, &linear.name);
+                }
+            }
+        }
+        let started = Instant::now();
+        for sample in 0..self.set.n_samples() {
+            let rows = self.rows(sample * self.set.seq_len);
+            let x = block.mlp_output(&output.read(rows.clone())?, &self.hidden.read(rows.clone())?)?;
+            output.write(rows.start, &x)?;
+        }
+        outcome.phases.calibrate += started.elapsed().as_secs_f64();
+        self.release(index);
+        self.next = index + 1;
+        Ok(records)
+    }
+
+    /// Gives the mapped pages of block `index` back.
+    fn release(&self, index: usize) {
+        let prefix = format!("model.layers.{index}.");
+        for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
+            view.release();
+        }
+    }
+}
