@@ -156,7 +156,11 @@ fn damaged_files_are_refused_by_name() {
             file(&header(&[tensor("a", "[1]", 0, 4), tensor("a", "[1]", 4, 8)]), &[0; 8]),
             &["`a`", "more than once"],
         ),
-        ("metadata twice", file(r#"{"__metadata__":{},"__metadata__":{}}"#, &[]), &["2 times"]),
+        (
+            "metadata twice",
+            file(r#"{"__metadata__":{},"__metadata__":{}}"#, &[]),
+            &["`__metadata__` stands in the header twice"],
+        ),
         ("metadata key twice", file(r#"{"__metadata__":{"k":"1","k":"2"}}"#, &[]), &["key `k` twice"]),
         ("metadata not text", file(r#"{"__metadata__":{"k":1}}"#, &[]), &["not a map of strings"]),
         (
@@ -195,6 +199,23 @@ fn all_faults_of_a_file_come_at_once() {
     };
     let names: Vec<_> = problems.iter().map(|problem| problem.tensor.as_deref().unwrap()).collect();
     assert_eq!(names, ["a", "b", "c"]);
+}
+
+#[test]
+fn a_header_of_a_million_faults_is_given_up_early() {
+    for text in [format!("{{{}}}", vec!["\"\":1"; 1_000_000].join(",")), good_header() + &",".repeat(1 << 20)] {
+        let start = std::time::Instant::now();
+        let error = safetensors::parse(Path::new("x"), &file(&text, &[])).unwrap_err();
+        assert!(error.to_string().len() < 10_000);
+        if let Error::Malformed(problems) = error {
+            assert!(problems.len() < 1100);
+        }
+        assert!(start.elapsed().as_secs() < 2);
+    }
+    let same: Vec<_> = (0..5000).map(|_| tensor("a", "[0]", 0, 0)).collect();
+    let error = safetensors::parse(Path::new("x"), &file(&header(&same), &[])).unwrap_err();
+    let Error::Malformed(problems) = error else { panic!() };
+    assert_says(&problems.last().unwrap().to_string(), &["3999 further faults are not listed"]);
 }
 
 #[test]
@@ -363,6 +384,7 @@ fn broken_indexes_are_refused() {
         ("{", &["index is not valid"]),
         ("{}", &["missing field `weight_map`"]),
         ("[]", &["index is not valid"]),
+        (r#"{"weight_map":{}}"#, &["lists no tensors"]),
         (r#"{"weight_map":[]}"#, &["index is not valid", "weight_map"]),
         (r#"{"weight_map":{"a":1}}"#, &["index is not valid"]),
         (r#"{"weight_map":{"a":"m.safetensors","a":"m.safetensors"}}"#, &["`a`", "more than once"]),

@@ -374,11 +374,11 @@ fn a_run_that_ended_before_its_journal_began_starts_over() {
 }
 
 /// Runs the test `name` of this file in a process of its own.
-fn child(name: &str, out: &Path) -> std::process::ExitStatus {
+fn child(name: &str, out: &Path) -> std::process::Output {
     let test = std::env::current_exe().unwrap();
     let mut command = Command::new(test);
     command.args(["--exact", name, "--ignored", "--nocapture"]).env("OUT", out);
-    command.output().unwrap().status
+    command.output().unwrap()
 }
 
 fn out_of_child() -> Option<PathBuf> {
@@ -408,7 +408,7 @@ fn child_that_dies() {
 #[test]
 fn a_killed_run_leaves_no_output_and_the_next_one_cleans_up() {
     let Place { folder, out, .. } = place();
-    assert!(!child("child_that_dies", &out).success());
+    assert!(!child("child_that_dies", &out).status.success());
     assert!(!out.exists());
     assert_eq!(listing(folder.path()).len(), 1, "the work folder of the killed run");
     let writer = create(&out).unwrap();
@@ -420,7 +420,7 @@ fn a_killed_run_leaves_no_output_and_the_next_one_cleans_up() {
     assert_eq!(listing(folder.path()), ["model"]);
 
     let Place { folder, out, .. } = place();
-    assert!(!child("child_that_dies_in_a_resumable_run", &out).success());
+    assert!(!child("child_that_dies_in_a_resumable_run", &out).status.success());
     assert_eq!(listing(folder.path()), [".model.partial"]);
     let writer = resume(&out).unwrap();
     assert_eq!(writer.finished_units(), [("block 0".to_string(), json!(0))]);
@@ -482,7 +482,8 @@ fn child_without_room() {
 #[test]
 fn a_full_disk_is_an_error_that_names_file_and_bytes() {
     let Place { folder, out, .. } = place();
-    assert!(child("child_without_room", &out).success());
+    let child = child("child_without_room", &out);
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     assert_eq!(listing(folder.path()), [".model.partial"]);
 }
 
