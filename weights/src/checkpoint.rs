@@ -4,8 +4,7 @@
 //! all files are reported together.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     fmt, fs,
     path::{Component, Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -19,6 +18,7 @@ use serde_json::Value;
 
 use crate::{
     Error, Problem, Result, Shard, TensorView, digest,
+    error::Problems,
     format::{self, Metadata},
     name,
 };
@@ -60,7 +60,7 @@ impl Checkpoint {
         if path.extension().is_some_and(|extension| extension == "json") {
             return Self::open_index(dir, path);
         }
-        Self::join(dir, path, vec![path.to_path_buf()], Vec::new(), None)
+        Self::join(dir, path, vec![path.to_path_buf()], Problems::default(), None)
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {
@@ -82,7 +82,7 @@ impl Checkpoint {
         let gguf = ending(".gguf");
         match gguf.as_slice() {
             [] => {}
-            [_] => return Self::join(dir, dir, gguf, Vec::new(), None),
+            [_] => return Self::join(dir, dir, gguf, Problems::default(), None),
             several => {
                 let what = format!("the folder holds {} GGUF files; name the one to open", several.len());
                 return Err(Error::file(dir, what));
@@ -103,9 +103,12 @@ impl Checkpoint {
 
     fn open_index(dir: &Path, path: &Path) -> Result<Self> {
         let index = read_index(path)?;
-        let mut problems = Vec::new();
+        if index.weight_map.is_empty() {
+            return Err(Error::file(path, "the index lists no tensors; fetch it again"));
+        }
+        let mut problems = Problems::default();
         for name in &index.twice {
-            problems.push(problem(path, Some(name), "stands in `weight_map` more than once"));
+            problems.push(path, Some(name), "stands in `weight_map` more than once");
         }
         let mut files = BTreeMap::new();
         for (tensor, file) in &index.weight_map {
@@ -116,7 +119,7 @@ impl Checkpoint {
                     "lies in `{}` according to the index; expected a file inside the checkpoint's folder",
                     file.escape_debug()
                 );
-                problems.push(problem(path, Some(tensor), what));
+                problems.push(path, Some(tensor), what);
             }
         }
         let mut shards = Vec::new();
@@ -127,7 +130,7 @@ impl Checkpoint {
                 shards.push(shard);
             } else {
                 let what = format!("the shard is missing: the index places {count} tensors in it; fetch it again");
-                problems.push(problem(&shard, None, what));
+                problems.push(&shard, None, what);
             }
         }
         Self::join(dir, path, shards, problems, Some((path, &index.weight_map)))
@@ -138,7 +141,7 @@ impl Checkpoint {
         dir: &Path,
         path: &Path,
         shards: Vec<PathBuf>,
-        mut problems: Vec<Problem>,
+        mut problems: Problems,
         index: Option<(&Path, &BTreeMap<String, String>)>,
     ) -> Result<Self> {
         let single = shards.len() == 1 && problems.is_empty();
@@ -156,19 +159,20 @@ impl Checkpoint {
                 Ok(()) => {}
                 Err(Error::Malformed(more)) => problems.extend(more),
                 Err(error) if single => return Err(error),
-                Err(error) => problems.push(as_problem(error)),
+                Err(error) => problems.extend([as_problem(error)]),
             }
         }
         if let Some((index, weight_map)) = index {
             opened.compare(index, weight_map, &mut problems);
         }
-        if problems.is_empty() { Ok(opened) } else { Err(Error::Malformed(problems)) }
+        problems.or(opened)
     }
 
-    fn add_shard(&mut self, path: &Path, problems: &mut Vec<Problem>) -> Result<()> {
+    fn add_shard(&mut self, path: &Path, problems: &mut Problems) -> Result<()> {
         let shard = Shard::open(path)?;
         let (mut entries, metadata) = format::read(&shard)?;
         entries.sort_by_key(|entry| entry.range.start);
+        shard.release(0..entries.first().map_or(0, |entry| entry.range.start)); // the header is not read again
         self.by_name.reserve(entries.len());
         for entry in entries {
             let name: Arc<str> = entry.name.into();
@@ -176,11 +180,11 @@ impl Checkpoint {
             if entry.shape.last().is_some_and(|len| len % block != 0) {
                 let what =
                     format!("has shape {:?}, whose rows are no whole {} blocks of {block}", entry.shape, entry.dtype);
-                problems.push(problem(path, Some(&name), what));
+                problems.push(path, Some(&name), what);
             }
             if let Some(&other) = self.by_name.get(&name) {
                 let what = format!("also lies in {}", self.tensors[other].file().display());
-                problems.push(problem(path, Some(&name), what));
+                problems.push(path, Some(&name), what);
                 continue;
             }
             self.by_name.insert(name.clone(), self.tensors.len());
@@ -200,7 +204,7 @@ impl Checkpoint {
     }
 
     /// Holds the index against what the shards really contain.
-    fn compare(&self, index: &Path, weight_map: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    fn compare(&self, index: &Path, weight_map: &BTreeMap<String, String>, problems: &mut Problems) {
         let read: HashSet<&Path> = self.shards.iter().map(Shard::path).collect();
         for (name, file) in weight_map {
             let file = self.dir.join(file);
@@ -208,19 +212,19 @@ impl Checkpoint {
                 Some(tensor) if tensor.file() == file => {}
                 Some(tensor) => {
                     let what = format!("lies in {}, not in this file as the index says", tensor.file().display());
-                    problems.push(problem(&file, Some(name), what));
+                    problems.push(&file, Some(name), what);
                 }
                 None if !read.contains(file.as_path()) => {} // reported already
                 None => {
                     let what = format!("is missing, although {} places it in this file", index.display());
-                    problems.push(problem(&file, Some(name), what));
+                    problems.push(&file, Some(name), what);
                 }
             }
         }
         for tensor in &self.tensors {
             if !weight_map.contains_key(tensor.name()) {
                 let what = format!("is not listed in {}", index.display());
-                problems.push(problem(tensor.file(), Some(tensor.name()), what));
+                problems.push(tensor.file(), Some(tensor.name()), what);
             }
         }
     }
@@ -372,20 +376,25 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// Shards named `…-00002-of-00005.safetensors` whose siblings are absent.
-fn missing_numbers(dir: &Path, names: &[String]) -> Vec<Problem> {
+fn missing_numbers(dir: &Path, names: &[String]) -> Problems {
     let there: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-    let mut problems = BTreeMap::new();
+    let mut sets = BTreeMap::new();
     for name in names {
-        let Some((stem, of, width)) = numbered(name) else { continue };
+        if let Some(set) = numbered(name) {
+            sets.entry(set).or_insert(name);
+        }
+    }
+    let mut problems = Problems::default();
+    for ((stem, of, width), name) in sets {
         for number in 1..=of {
             let sibling = format!("{stem}-{number:0width$}-of-{of:0width$}.safetensors");
             if !there.contains(sibling.as_str()) {
                 let what = format!("the shard is missing, `{name}` says that there are {of}; fetch it again");
-                problems.entry(sibling.clone()).or_insert_with(|| problem(&dir.join(sibling), None, what));
+                problems.push(&dir.join(sibling), None, what);
             }
         }
     }
-    problems.into_values().collect()
+    problems
 }
 
 /// `stem`, total and digits of `stem-00002-of-00005.safetensors`.
@@ -401,10 +410,6 @@ fn plain_relative(file: &str) -> bool {
     !file.is_empty()
         && !file.contains(['\0', '\\'])
         && Path::new(file).components().all(|component| matches!(component, Component::Normal(_)))
-}
-
-fn problem(file: &Path, tensor: Option<&str>, what: impl Into<String>) -> Problem {
-    Problem { file: file.to_path_buf(), tensor: tensor.map(str::to_string), what: what.into() }
 }
 
 /// A failure to open one of several files, as an item of the list.
@@ -432,6 +437,10 @@ fn read_index(path: &Path) -> Result<Index> {
     // A pipe or folder under this name must not be waited for or read.
     let shard = Shard::open(path)?;
     let bytes = shard.bytes();
+    if bytes.len() as u64 > format::safetensors::MAX_HEADER_BYTES {
+        let what = format!("the index has {} bytes, more than 100 MB: this is not an index", bytes.len());
+        return Err(Error::file(path, what));
+    }
     if let Some(what) = format::not_safetensors(path, bytes)
         && !bytes.starts_with(b"{")
     {
@@ -456,11 +465,10 @@ impl<'de> Deserialize<'de> for Index {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
                 let mut index = Index::default();
-                while let Some((name, file)) = map.next_entry::<String, Cow<'de, str>>()? {
-                    if index.weight_map.contains_key(&name) {
-                        index.twice.push(name);
-                    } else {
-                        index.weight_map.insert(name, file.into_owned());
+                while let Some((name, file)) = map.next_entry::<String, String>()? {
+                    match index.weight_map.entry(name) {
+                        Entry::Occupied(entry) => index.twice.push(entry.key().clone()),
+                        Entry::Vacant(entry) => _ = entry.insert(file),
                     }
                 }
                 Ok(index)

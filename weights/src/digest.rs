@@ -7,6 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result, TensorView};
 
+/// Bytes hashed before their pages are given back.
+const PIECE: usize = 16 << 20;
+
 /// The SHA-256 of `bytes`, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -24,16 +27,21 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 }
 
 /// One hash that identifies a set of tensors: their names, types, shapes and bytes, whatever their order, and whatever
-/// files they lie in. Tensors are hashed in parallel and their pages are given back after reading.
+/// files they lie in. Tensors are hashed in parallel, and pages are given back while reading, so that
+/// memory does not grow with the model.
 pub fn fingerprint<'a>(tensors: impl IntoIterator<Item = &'a TensorView>) -> String {
     let mut tensors: Vec<&TensorView> = tensors.into_iter().collect();
     tensors.sort_by_key(|tensor| tensor.name());
     let hashes: Vec<String> = tensors
         .par_iter()
         .map(|tensor| {
-            let hash = tensor.sha256();
-            tensor.release();
-            hash
+            let mut hasher = Sha256::new();
+            for start in tensor.range.clone().step_by(PIECE) {
+                let piece = start..tensor.range.end.min(start + PIECE);
+                hasher.update(&tensor.shard.bytes()[piece.clone()]);
+                tensor.shard.release(piece);
+            }
+            hex(&hasher.finalize())
         })
         .collect();
     let mut all = Sha256::new();

@@ -6,16 +6,22 @@
 //! the last tensor), every length must be what type and shape demand, no name may come twice. All faults of a file
 //! are reported together.
 
-use std::{borrow::Cow, collections::HashSet, fmt, ops::Range, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{HashSet, btree_map},
+    fmt,
+    ops::Range,
+    path::Path,
+};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{self, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
 use super::{Entry, Metadata, elements, not_safetensors};
-use crate::{Dtype, Error, Problem, Result, Shard};
+use crate::{Dtype, Error, Result, Shard, error::Problems};
 
 /// Longer headers are refused, as the reference implementation does: 100 MB.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -38,10 +44,16 @@ pub fn read(shard: &Shard) -> Result<(Vec<Entry>, Metadata)> {
 /// As [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, Metadata)> {
     let (header, data_start) = header(path, bytes)?;
-    let parsed: Header<'_> = serde_json::from_str(header)
-        .map_err(|error| Error::file(path, format!("the header is not valid safetensors JSON: {error}")))?;
-    let data_len = bytes.len() - data_start;
-    validate(path, parsed, data_start, data_len)
+    let mut reader = Reader { path, entries: Vec::new(), metadata: None, problems: Problems::default() };
+    let mut json = serde_json::Deserializer::from_str(header);
+    if let Err(error) = json.deserialize_map(&mut reader).and_then(|()| json.end()) {
+        let what = format!("the header is not valid safetensors JSON: {error}");
+        if reader.problems.is_empty() {
+            return Err(Error::file(path, what));
+        }
+        reader.problems.push(path, None, what);
+    }
+    reader.finish(data_start, bytes.len() - data_start)
 }
 
 /// The header's text and where the data begins.
@@ -81,34 +93,69 @@ fn header<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a str, usize)> {
     Ok((header, 8 + length))
 }
 
-/// What the header says, before it is believed. A tensor's value stays text until its name is known, so that a fault in
-/// it names the tensor and the next one is read too.
-struct Header<'a> {
-    tensors: Vec<(String, &'a RawValue)>,
-    metadata: Vec<&'a RawValue>,
+/// Reads the header key by key. A tensor's value stays text until its name is known, so that a fault in it names the
+/// tensor and the next one is read too.
+struct Reader<'a> {
+    path: &'a Path,
+    /// Their ranges count from the start of the data.
+    entries: Vec<Entry>,
+    metadata: Option<Metadata>,
+    problems: Problems,
 }
 
-impl<'de> Deserialize<'de> for Header<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Header<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from tensor names to dtype, shape and data_offsets")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header<'de>, A::Error> {
-                let mut header = Header { tensors: Vec::new(), metadata: Vec::new() };
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if name == METADATA_KEY {
-                        header.metadata.push(value);
-                    } else {
-                        header.tensors.push((name, value));
-                    }
+impl<'de> Visitor<'de> for &mut Reader<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map from tensor names to dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+            if name == METADATA_KEY {
+                self.metadata(value);
+            } else {
+                match entry(value) {
+                    Ok((dtype, shape, range)) => self.entries.push(Entry { name, dtype, shape, range }),
+                    Err(what) => self.problems.push(self.path, Some(&name), what),
                 }
-                Ok(header)
+            }
+            if self.problems.is_full() {
+                return Err(de::Error::custom("too many faults to read on"));
             }
         }
-        deserializer.deserialize_map(Keys)
+        Ok(())
+    }
+}
+
+impl Reader<'_> {
+    fn metadata(&mut self, value: &RawValue) {
+        let mut problem = |what: String| self.problems.push(self.path, None, what);
+        let strings = match serde_json::from_str::<Strings>(value.get()) {
+            Ok(strings) => strings,
+            Err(error) => return problem(format!("`{METADATA_KEY}` is not a map of strings: {}", reason(&error))),
+        };
+        for key in strings.twice {
+            problem(format!("`{METADATA_KEY}` has the key `{key}` twice"));
+        }
+        if self.metadata.replace(strings.map).is_some() {
+            problem(format!("`{METADATA_KEY}` stands in the header twice"));
+        }
+    }
+
+    /// Checks what concerns all tensors together, and makes their ranges count from the start of the file.
+    fn finish(mut self, data_start: usize, data_len: usize) -> Result<(Vec<Entry>, Metadata)> {
+        unique_names(self.path, &self.entries, &mut self.problems);
+        self.entries.sort_by_key(|entry| (entry.range.start, entry.range.end));
+        // A tensor without a place would show up again as a hole, so the cover is checked when every one has a place.
+        if self.problems.is_empty() {
+            cover(self.path, &self.entries, data_len, &mut self.problems);
+        }
+        let (mut entries, metadata) = self.problems.or((self.entries, self.metadata.unwrap_or_default()))?;
+        for entry in &mut entries {
+            entry.range = data_start + entry.range.start..data_start + entry.range.end;
+        }
+        Ok((entries, metadata))
     }
 }
 
@@ -139,10 +186,9 @@ impl<'de> Deserialize<'de> for Strings {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
                 let mut strings = Strings { map: Metadata::new(), twice: Vec::new() };
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    if strings.map.contains_key(&key) {
-                        strings.twice.push(key);
-                    } else {
-                        strings.map.insert(key, value);
+                    match strings.map.entry(key) {
+                        btree_map::Entry::Occupied(entry) => strings.twice.push(entry.key().clone()),
+                        btree_map::Entry::Vacant(entry) => _ = entry.insert(value),
                     }
                 }
                 Ok(strings)
@@ -156,67 +202,6 @@ impl<'de> Deserialize<'de> for Strings {
 fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]).to_string()
-}
-
-/// Turns the header into entries, or into the list of everything that is wrong with it.
-fn validate(path: &Path, header: Header<'_>, data_start: usize, data_len: usize) -> Result<(Vec<Entry>, Metadata)> {
-    let mut faults = Faults { path, problems: Vec::new() };
-    let metadata = metadata(&header.metadata, &mut faults);
-    let mut entries = Vec::with_capacity(header.tensors.len());
-    for (name, value) in header.tensors {
-        match entry(value) {
-            // Offsets count from the start of the data until their sum with `data_start` is known to be in the file.
-            Ok((dtype, shape, range)) => entries.push(Entry { name, dtype, shape, range }),
-            Err(what) => faults.tensor(name, what),
-        }
-    }
-    unique_names(&entries, &mut faults);
-    entries.sort_by_key(|entry| (entry.range.start, entry.range.end));
-    // A tensor without a place would only show up again as a hole, so the cover is checked when every one has a place.
-    if faults.problems.is_empty() {
-        cover(&entries, data_len, &mut faults);
-    }
-    if !faults.problems.is_empty() {
-        return Err(Error::Malformed(faults.problems));
-    }
-    for entry in &mut entries {
-        entry.range = data_start + entry.range.start..data_start + entry.range.end;
-    }
-    Ok((entries, metadata))
-}
-
-struct Faults<'a> {
-    path: &'a Path,
-    problems: Vec<Problem>,
-}
-
-impl Faults<'_> {
-    fn file(&mut self, what: String) {
-        self.problems.push(Problem { file: self.path.to_path_buf(), tensor: None, what });
-    }
-
-    fn tensor(&mut self, name: String, what: String) {
-        self.problems.push(Problem { file: self.path.to_path_buf(), tensor: Some(name), what });
-    }
-}
-
-fn metadata(values: &[&RawValue], faults: &mut Faults<'_>) -> Metadata {
-    if values.len() > 1 {
-        faults.file(format!("`{METADATA_KEY}` stands in the header {} times, expected once", values.len()));
-    }
-    let mut all = Metadata::new();
-    for value in values {
-        match serde_json::from_str::<Strings>(value.get()) {
-            Ok(strings) => {
-                for key in strings.twice {
-                    faults.file(format!("`{METADATA_KEY}` has the key `{key}` twice"));
-                }
-                all.extend(strings.map);
-            }
-            Err(error) => faults.file(format!("`{METADATA_KEY}` is not a map of strings: {}", reason(&error))),
-        }
-    }
-    all
 }
 
 /// Type, shape and offsets of one tensor, consistent with each other.
@@ -247,17 +232,17 @@ fn supported() -> String {
     Dtype::SAFETENSORS.map(|dtype| dtype.to_string()).join(", ")
 }
 
-fn unique_names(entries: &[Entry], faults: &mut Faults<'_>) {
+fn unique_names(path: &Path, entries: &[Entry], problems: &mut Problems) {
     let mut seen = HashSet::with_capacity(entries.len());
     for entry in entries {
         if !seen.insert(entry.name.as_str()) {
-            faults.tensor(entry.name.clone(), "stands in the header more than once".into());
+            problems.push(path, Some(&entry.name), "stands in the header more than once");
         }
     }
 }
 
 /// Checks that `entries`, sorted by offset, cover `data_len` bytes without hole, overlap or rest.
-fn cover(entries: &[Entry], data_len: usize, faults: &mut Faults<'_>) {
+fn cover(path: &Path, entries: &[Entry], data_len: usize, problems: &mut Problems) {
     let mut end = 0;
     let mut before: Option<&str> = None;
     let name = |name: Option<&str>| name.map_or("the header".into(), |name| format!("`{name}`"));
@@ -269,14 +254,14 @@ fn cover(entries: &[Entry], data_len: usize, faults: &mut Faults<'_>) {
                 name(before),
                 end.min(stop) - start
             );
-            faults.tensor(entry.name.clone(), what);
+            problems.push(path, Some(&entry.name), what);
         } else if start > end {
             let what = format!(
                 "begins at data byte {start}, expected {end}: {} bytes after {} belong to no tensor",
                 start - end,
                 name(before)
             );
-            faults.tensor(entry.name.clone(), what);
+            problems.push(path, Some(&entry.name), what);
         }
         if stop >= end {
             end = stop;
@@ -284,11 +269,11 @@ fn cover(entries: &[Entry], data_len: usize, faults: &mut Faults<'_>) {
         }
     }
     if end > data_len {
-        faults.file(format!(
+        problems.push(path, None, format!(
             "the tensors take {end} bytes of data and the file holds {data_len}: it is truncated, {} bytes are missing; fetch it again",
             end - data_len
         ));
     } else if end < data_len {
-        faults.file(format!("{} bytes after the last tensor belong to no tensor", data_len - end));
+        problems.push(path, None, format!("{} bytes after the last tensor belong to no tensor", data_len - end));
     }
 }

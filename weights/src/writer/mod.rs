@@ -31,7 +31,7 @@ use self::{
     plan::Plan,
     work::WorkFolder,
 };
-use crate::{Dtype, Error, Problem, Result, format::Metadata};
+use crate::{Dtype, Error, Result, error::Problems, format::Metadata};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -420,24 +420,21 @@ impl CheckpointWriter {
     }
 
     fn refuse_gaps(&self) -> Result<()> {
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         for (place, coverage) in self.plan.places.iter().zip(&self.coverage) {
             let coverage = lock(coverage);
             if let Some(gap) = coverage.first_gap(place.len) {
-                problems.push(Problem {
-                    file: self.out.join(&self.plan.shards[place.shard].name),
-                    tensor: Some(place.name.clone()),
-                    what: format!(
-                        "is not complete: {} of {} bytes were written, the first gap is {}..{}",
-                        coverage.bytes(),
-                        place.len,
-                        gap.start,
-                        gap.end
-                    ),
-                });
+                let what = format!(
+                    "is not complete: {} of {} bytes were written, the first gap is {}..{}",
+                    coverage.bytes(),
+                    place.len,
+                    gap.start,
+                    gap.end
+                );
+                problems.push(&self.out.join(&self.plan.shards[place.shard].name), Some(&place.name), what);
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(Error::Malformed(problems)) }
+        problems.or(())
     }
 
     fn number(&self, name: &str) -> Result<usize> {

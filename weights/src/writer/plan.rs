@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::TensorSpec;
 use crate::{
-    Error, Problem, Result, digest,
+    Error, Result, digest,
+    error::Problems,
     format::{self, Metadata, safetensors},
 };
 
@@ -105,10 +106,8 @@ impl Plan {
 
 /// Bytes of every tensor, or every reason why they cannot be written.
 fn sizes(out: &Path, tensors: &[TensorSpec]) -> Result<Vec<u64>> {
-    let mut problems = Vec::new();
-    let mut problem = |tensor: &TensorSpec, what: String| {
-        problems.push(Problem { file: out.to_path_buf(), tensor: Some(tensor.name.clone()), what });
-    };
+    let mut problems = Problems::default();
+    let mut problem = |tensor: &TensorSpec, what: String| problems.push(out, Some(&tensor.name), what);
     let mut names = HashMap::new();
     let mut sizes = Vec::with_capacity(tensors.len());
     let mut total = 0u64;
@@ -135,7 +134,7 @@ fn sizes(out: &Path, tensors: &[TensorSpec]) -> Result<Vec<u64>> {
     if total > i64::MAX as u64 {
         return Err(Error::file(out, format!("{total} bytes of tensors are more than a file system can hold")));
     }
-    if problems.is_empty() { Ok(sizes) } else { Err(Error::Malformed(problems)) }
+    problems.or(sizes)
 }
 
 /// Consecutive tensors, shard by shard; at least one shard, and at least one tensor in each if there are any.

@@ -23,7 +23,7 @@ pub(super) struct WorkFolder {
     path: PathBuf,
     /// Whether it stays when this value is dropped.
     pub keep: bool,
-    _lock: File,
+    lock: File,
 }
 
 impl WorkFolder {
@@ -41,7 +41,7 @@ impl WorkFolder {
                 Err(error) => return Err(Error::io(path, "make the work folder", error)),
             }
             match lock(&path)? {
-                Some(lock) => return Ok(Self { path, keep: false, _lock: lock }),
+                Some(lock) => return Ok(Self { path, keep: false, lock }),
                 None => continue, // another run took it for an abandoned one in the moment before it was locked
             }
         }
@@ -63,7 +63,7 @@ impl WorkFolder {
         for _ in 0..100 {
             fs::create_dir_all(path).map_err(|error| Error::io(path, "make the work folder", error))?;
             if let Some(lock) = lock(path)? {
-                return Ok(Self { path: path.to_path_buf(), keep: true, _lock: lock });
+                return Ok(Self { path: path.to_path_buf(), keep: true, lock });
             }
             if path.join(LOCK).exists() {
                 break;
@@ -111,6 +111,8 @@ impl Drop for WorkFolder {
         if !self.keep {
             let _ = fs::remove_dir_all(&self.path); // nothing more can be done about it here
         }
+        // Closing the file is not enough while a process that is just being started still shares it.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -145,7 +147,7 @@ pub(super) fn remove_abandoned(out: &Path, resumable: &Path) -> Result<()> {
         if path.join(LOCK).is_file()
             && let Ok(Some(lock)) = lock(&path)
         {
-            drop(WorkFolder { path, keep: false, _lock: lock });
+            drop(WorkFolder { path, keep: false, lock });
         }
     }
     Ok(())
