@@ -1,1 +1,10 @@
-//! placeholder
+//! Data the toolkit makes itself, each a pure function of a seed: a closed little world of facts to train and question a
+//! language model on, the tokenizer for it, and glyph images for vision models.
+
+pub mod random;
+
+pub mod world;
+
+pub mod tokenizer;
+
+pub mod glyphs;

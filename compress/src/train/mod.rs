@@ -1,1 +1,17 @@
-//! placeholder
+//! Training, small and plain: candle's autograd over primitive operations, AdamW, and a loop that depends on its seed
+//! alone.
+//!
+//! [`llama`] is the network with its loss, [`adamw`] the step, [`language`] the loop over text; [`answer`] asks the trained
+//! model the world's questions, and [`file`] puts it on disk in Hugging Face's names. Nothing here prints.
+
+pub mod llama;
+
+pub mod adamw;
+
+pub mod language;
+
+pub mod answer;
+
+pub mod file;
+
+pub use llama::{LlamaConfig, reference_forward};

@@ -1,0 +1,247 @@
+//! A closed little world: people, towns, animals and things about which a few hundred facts hold, text that tells them,
+//! and questions that ask for them.
+//!
+//! The seed decides what is so. Every fact is told in several phrasings, and one phrasing of each fact is *held out*: no
+//! training text contains it, the validation text and the questions use nothing else. A model that answers has therefore
+//! learnt the fact and the language, not the line.
+//!
+//! A sort of fact is a [`Kind`]: one function in `kinds.rs` and one line in [`kinds::KINDS`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::random::Stream;
+use crate::{Error, Result};
+
+pub mod kinds;
+pub mod words;
+
+/// How a sentence that asks and answers begins.
+const QUESTION: &str = "Question: ";
+
+/// How many people live in the world.
+const PEOPLE: usize = 64;
+/// How many towns there are.
+const TOWNS: usize = 24;
+/// How many sentences [`World::valid`] tells.
+const VALID_SENTENCES: usize = 3000;
+
+/// What is so, and how it is told.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Decides everything below.
+    pub seed: u64,
+    /// Everybody's name, with the pronoun that goes with it.
+    pub people: Vec<(String, &'static str)>,
+    /// The names of the towns.
+    pub towns: Vec<String>,
+    /// Every kind of fact, in the order of [`kinds::KINDS`].
+    pub kinds: Vec<Kind>,
+}
+
+/// One sort of fact: what is told in training, and what is asked.
+#[derive(Debug, Clone)]
+pub struct Kind {
+    /// One word; the `kind` of its questions.
+    pub name: &'static str,
+    /// What is told.
+    pub statements: Vec<Statement>,
+    /// What is asked.
+    pub questions: Vec<Question>,
+}
+
+/// One thing that is so, and the sentences that say it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statement {
+    /// What it is about; statements about one subject make a story.
+    pub subject: String,
+    /// Stands for the subject at the head of a sentence, later in a story. Empty: no stories about this.
+    pub pronoun: &'static str,
+    /// Sentences of the training text.
+    pub told: Vec<String>,
+    /// Sentences kept for the validation text.
+    pub held_out: Vec<String>,
+}
+
+/// Something to ask a model: which of the options continues the prompt?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// The beginning of a true sentence, without a blank at its end.
+    pub prompt: String,
+    /// The ways it might go on, each to be set after a blank.
+    pub options: Vec<String>,
+    /// Which option is true.
+    pub answer: usize,
+    /// The [`Kind`] it belongs to.
+    pub kind: String,
+}
+
+impl World {
+    /// The world of that seed.
+    pub fn new(seed: u64) -> Self {
+        let mut stream = Stream::new(seed, "world/people", 0);
+        let people = words::person_names(&mut stream, PEOPLE);
+        let people = people.into_iter().map(|name| (name, *stream.pick(&["She", "He"]))).collect();
+        let towns = words::town_names(&mut Stream::new(seed, "world/towns", 0), TOWNS);
+        let mut world = Self { seed, people, towns, kinds: Vec::new() };
+        world.kinds = kinds::KINDS.iter().map(|kind| kind(&world)).collect();
+        world
+    }
+
+    /// Training text: documents of one to seven sentences, one document a line, until `sentences` are told.
+    pub fn corpus(&self, sentences: usize) -> String {
+        self.text("world/corpus", sentences, |statement| &statement.told)
+    }
+
+    /// Validation text: documents of the same sorts, every fact in a phrasing the training text never uses for it.
+    pub fn valid(&self) -> String {
+        self.text("world/valid", VALID_SENTENCES, |statement| &statement.held_out)
+    }
+
+    /// Every question, kind by kind.
+    pub fn questions(&self) -> Vec<Question> {
+        self.kinds.iter().flat_map(|kind| kind.questions.iter().cloned()).collect()
+    }
+
+    /// Every sentence of training and validation, each once: what a tokenizer has to cover.
+    pub fn sentences(&self) -> impl Iterator<Item = &str> {
+        let statements = self.kinds.iter().flat_map(|kind| &kind.statements);
+        statements.flat_map(|s| s.told.iter().chain(&s.held_out)).map(String::as_str)
+    }
+
+    fn text(&self, name: &str, sentences: usize, phrasings: impl Fn(&Statement) -> &Vec<String>) -> String {
+        let statements: Vec<&Statement> = self.kinds.iter().flat_map(|kind| &kind.statements).collect();
+        let mut about: BTreeMap<&str, Vec<&Statement>> = BTreeMap::new();
+        for statement in statements.iter().filter(|statement| !statement.pronoun.is_empty()) {
+            about.entry(&statement.subject).or_default().push(statement);
+        }
+        let stories: Vec<Vec<&Statement>> = about.into_values().filter(|statements| statements.len() >= 3).collect();
+
+        let mut text = String::new();
+        let (mut told, mut document) = (0, 0);
+        while told < sentences {
+            let stream = &mut Stream::new(self.seed, name, document);
+            document += 1;
+            let lines = match stream.below(10) {
+                0..=3 => list(1, stream, &statements, &phrasings),
+                4..=6 => list(3 + stream.below(4), stream, &statements, &phrasings),
+                _ => story(stream, &stories, &phrasings),
+            };
+            told += lines.len();
+            text.push_str(&lines.join(" "));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// `count` statements about anything.
+fn list(
+    count: usize,
+    stream: &mut Stream,
+    of: &[&Statement],
+    phrasings: impl Fn(&Statement) -> &Vec<String>,
+) -> Vec<String> {
+    (0..count)
+        .map(|_| {
+            let statement = *stream.pick(of);
+            stream.pick(phrasings(statement)).clone()
+        })
+        .collect()
+}
+
+/// An opening, two to five statements about one subject, at times a closing.
+fn story(stream: &mut Stream, of: &[Vec<&Statement>], phrasings: impl Fn(&Statement) -> &Vec<String>) -> Vec<String> {
+    let mut statements = stream.pick(of).clone();
+    stream.shuffle(&mut statements);
+    statements.truncate(2 + stream.below(4));
+    let (subject, pronoun) = (&statements[0].subject, statements[0].pronoun);
+    let mut lines = vec![opening(stream, subject, pronoun)];
+    for statement in statements {
+        let plain: Vec<&String> = phrasings(statement).iter().filter(|line| !line.starts_with(QUESTION)).collect();
+        if plain.is_empty() {
+            continue;
+        }
+        let line = *stream.pick(&plain);
+        let rest = line.strip_prefix(subject.as_str()).filter(|rest| rest.starts_with(' '));
+        match rest {
+            Some(rest) if lines.len() > 1 && stream.below(2) == 0 => lines.push(format!("{pronoun}{rest}")),
+            _ => lines.push(line.clone()),
+        }
+    }
+    if pronoun != "It" && stream.below(3) == 0 {
+        lines.push(match stream.below(3) {
+            0 => format!("Then {subject} went to sleep."),
+            1 => format!("At the end of the day {subject} was tired and happy."),
+            _ => "That was a good day.".into(),
+        });
+    }
+    lines
+}
+
+/// How a story begins: time, weather, and somebody if it is about somebody.
+fn opening(stream: &mut Stream, subject: &str, pronoun: &str) -> String {
+    let (weather, time) = (*stream.pick(words::WEATHERS), *stream.pick(words::TIMES));
+    match stream.below(if pronoun == "It" { 2 } else { 5 }) {
+        0 => format!("It was a {weather} {time}."),
+        1 => format!("This is a story for a {weather} {time}."),
+        2 => format!("On {} {subject} got up early.", stream.pick(words::DAYS)),
+        3 => format!("One {weather} {time} {subject} walked to the {}.", stream.pick(words::WATERS)),
+        _ => format!("Let me tell you about {subject}."),
+    }
+}
+
+/// Training text of the world of that seed; see [`World::corpus`].
+pub fn corpus(seed: u64, sentences: usize) -> String {
+    World::new(seed).corpus(sentences)
+}
+
+/// Validation text of the world of that seed; see [`World::valid`].
+pub fn valid(seed: u64) -> String {
+    World::new(seed).valid()
+}
+
+/// Questions about the world of that seed; see [`World::questions`].
+pub fn questions(seed: u64) -> Vec<Question> {
+    World::new(seed).questions()
+}
+
+/// Writes `world_train.txt` (at most `train_bytes` of it, whole documents), `world_valid.txt` and `questions.jsonl` into
+/// `folder`.
+pub fn write(world: &World, folder: &Path, train_bytes: usize) -> Result<()> {
+    let train = world.corpus(train_bytes / 40 + 1); // no sentence is longer than that on average
+    let end = train[..train_bytes.min(train.len())].rfind('\n').map_or(0, |last| last + 1);
+    save(&folder.join("world_train.txt"), &train[..end])?;
+    save(&folder.join("world_valid.txt"), &world.valid())?;
+    let mut lines = String::new();
+    for question in world.questions() {
+        let line = serde_json::to_string(&question).map_err(|error| Error::Text(error.to_string()))?;
+        writeln!(lines, "{line}").expect("a String takes every write");
+    }
+    save(&folder.join("questions.jsonl"), &lines)
+}
+
+/// The questions of a `questions.jsonl`.
+pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
+    let fail = |what: String| Error::Text(format!("{}: {what}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let parse = |(number, line): (usize, &str)| {
+        let question: Question =
+            serde_json::from_str(line).map_err(|error| fail(format!("line {}: {error}", number + 1)))?;
+        let distinct: HashSet<&String> = question.options.iter().collect();
+        if question.answer >= question.options.len() || distinct.len() != question.options.len() {
+            return Err(fail(format!("line {}: `answer` must name one of several different `options`", number + 1)));
+        }
+        Ok(question)
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+fn save(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|error| Error::Text(format!("{}: {error}", path.display())))
+}
