@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use scruple_weights::{Dtype, format::gguf::dequantize};
 
-const GOLDENS: &[u8] = include_bytes!("../../fixtures/gguf/kquants.safetensors");
+const GOLDENS: &[u8] = include_bytes!("../../../fixtures/gguf/kquants.safetensors");
 
 const TYPES: [(&str, Dtype); 12] = [
     ("q4_0", Dtype::Q4_0),
