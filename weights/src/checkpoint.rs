@@ -4,8 +4,7 @@
 //! all files are reported together.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     fmt, fs,
     path::{Component, Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -169,6 +168,7 @@ impl Checkpoint {
         let shard = Shard::open(path)?;
         let (mut entries, metadata) = format::read(&shard)?;
         entries.sort_by_key(|entry| entry.range.start);
+        shard.release(0..entries.first().map_or(0, |entry| entry.range.start)); // the header is not read again
         self.by_name.reserve(entries.len());
         for entry in entries {
             let name: Arc<str> = entry.name.into();
@@ -456,11 +456,10 @@ impl<'de> Deserialize<'de> for Index {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
                 let mut index = Index::default();
-                while let Some((name, file)) = map.next_entry::<String, Cow<'de, str>>()? {
-                    if index.weight_map.contains_key(&name) {
-                        index.twice.push(name);
-                    } else {
-                        index.weight_map.insert(name, file.into_owned());
+                while let Some((name, file)) = map.next_entry::<String, String>()? {
+                    match index.weight_map.entry(name) {
+                        Entry::Occupied(entry) => index.twice.push(entry.key().clone()),
+                        Entry::Vacant(entry) => _ = entry.insert(file),
                     }
                 }
                 Ok(index)

@@ -76,7 +76,7 @@ impl Dtype {
     /// Bytes of `elements` elements, or `None` if they do not fill whole blocks or the number overflows.
     pub fn bytes(self, elements: usize) -> Option<usize> {
         let (block, bytes) = self.block();
-        if elements % block != 0 {
+        if !elements.is_multiple_of(block) {
             return None;
         }
         (elements / block).checked_mul(bytes)

@@ -6,7 +6,13 @@
 //! the last tensor), every length must be what type and shape demand, no name may come twice. All faults of a file
 //! are reported together.
 
-use std::{borrow::Cow, collections::HashSet, fmt, ops::Range, path::Path};
+use std::{
+    borrow::Cow,
+    collections::{HashSet, btree_map},
+    fmt,
+    ops::Range,
+    path::Path,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -139,10 +145,9 @@ impl<'de> Deserialize<'de> for Strings {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
                 let mut strings = Strings { map: Metadata::new(), twice: Vec::new() };
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
-                    if strings.map.contains_key(&key) {
-                        strings.twice.push(key);
-                    } else {
-                        strings.map.insert(key, value);
+                    match strings.map.entry(key) {
+                        btree_map::Entry::Occupied(entry) => strings.twice.push(entry.key().clone()),
+                        btree_map::Entry::Vacant(entry) => _ = entry.insert(value),
                     }
                 }
                 Ok(strings)
