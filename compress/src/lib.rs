@@ -23,6 +23,14 @@ pub mod methods;
 
 pub mod export;
 
+pub mod calibration;
+
+pub mod recipe;
+
+pub mod plan;
+
+pub mod sequential;
+
 pub mod measure;
 
 pub use error::{Error, Result};

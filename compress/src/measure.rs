@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, writer::WriterOptions};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, WriterOptions};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -19,7 +19,7 @@ use crate::{
         activation::{kl_divergence, log_sum_exp},
         tensor::with_f32,
     },
-    model::Decoder,
+    model::{Decoder, text::Text},
 };
 
 /// Rows of logits held at a time: 64 rows of a vocabulary of 150,000 are 38 MB.
@@ -336,6 +336,32 @@ fn summarise(tokens: &Tokens, windows: &Windows<'_>, bytes: Option<usize>, again
         window,
         against: comparison,
     }
+}
+
+/// Which of `options` the model finds likeliest after `prompt` and a blank: by the mean log-likelihood of the option's
+/// tokens, the first of equals.
+pub fn likeliest_option(model: &Decoder, text: &Text, prompt: &str, options: &[String]) -> Result<usize> {
+    let vocab = model.config().vocab_size;
+    let prompt_ids = text.encode(prompt, false)?;
+    let mut best = (0, f64::NEG_INFINITY);
+    for (index, option) in options.iter().enumerate() {
+        let ids = text.encode(&format!("{prompt} {option}"), false)?;
+        let start = prompt_ids.iter().zip(&ids).take_while(|(a, b)| a == b).count().max(1);
+        if start >= ids.len() {
+            return Err(Error::Text(format!("the option `{option}` adds no token to its prompt")));
+        }
+        let hidden = model.hidden_once(&ids[..ids.len() - 1])?;
+        let rows = ids.len() - start;
+        let logits = model.logits(&hidden.narrow(0, start - 1, rows)?)?;
+        let score = with_f32(&logits, |logits| {
+            let log_p = |(row, &id): (&[f32], &u32)| f64::from(row[id as usize]) - log_sum_exp(row);
+            logits.chunks(vocab).zip(&ids[start..]).map(log_p).sum::<f64>() / rows as f64
+        })?;
+        if score > best.1 {
+            best = (index, score);
+        }
+    }
+    Ok(best.0)
 }
 
 /// Runs the dense model once and keeps, at every target, the target's log-probability and those of the `k` likeliest

@@ -8,7 +8,7 @@ use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
 use crate::{
     Error, Result,
     calibration::ActivationStore,
-    export::{Format, Layout},
+    export::{Format, Layout, QuantisedModel},
     grid::ScaleDtype,
     methods::LayerMethod,
     model::{
@@ -63,8 +63,8 @@ pub struct Plan {
     pub config: DecoderConfig,
     /// How the result is written.
     pub format: Format,
-    /// What scales are rounded to.
-    pub scale_dtype: ScaleDtype,
+    /// The model's floats, where the format stores any.
+    pub float_dtype: ScaleDtype,
     /// The type of the model's linears in the source.
     pub weight_dtype: Dtype,
     /// All linears that change, in the order of the data.
@@ -85,14 +85,23 @@ impl Plan {
     /// # Errors
     /// A model that does not run, linears that a method or the format cannot hold (with the settings that would work),
     /// a stage that names no linear.
-    pub fn new(recipe: Recipe, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn new(mut recipe: Recipe, checkpoint: &Checkpoint) -> Result<Self> {
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let folder = checkpoint.dir().display();
         if crate::export::detect(checkpoint)?.is_some() {
             return Err(Error::Recipe(format!("{folder}: the model is quantised already; compress its dense original")));
         }
-        let methods = recipe.methods()?;
         let format = recipe.export.format;
+        let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();
+        let float_dtype = match weight_dtype {
+            Dtype::F16 => ScaleDtype::F16,
+            Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
+            _ => ScaleDtype::Bf16,
+        };
+        // Scales are rounded to what the format stores before codes are chosen; a recipe does not choose them.
+        let scale_dtype = format.scale_dtype(float_dtype);
+        recipe.set_scale_dtype(scale_dtype)?;
+        let methods = recipe.methods()?;
         let filters = recipe
             .stages
             .iter()
@@ -102,7 +111,6 @@ impl Plan {
         let mut linears = Vec::new();
         let mut left_dense = Vec::new();
         let mut problems = Vec::new();
-        let mut weight_dtype = None;
         for block in 0..config.n_blocks {
             for stage in Stage::ALL {
                 for (index, short) in stage.linears().iter().enumerate() {
@@ -110,17 +118,25 @@ impl Plan {
                     let view = checkpoint.tensor(&format!("{name}.weight"))?;
                     let (out_features, in_features, _) = linear_shape(&config, short);
                     crate::model::linear::expect_shape(&view, &[out_features, in_features])?;
-                    let dtype = *weight_dtype.get_or_insert(view.dtype());
                     let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
                         left_dense.push(name);
                         continue;
                     };
-                    let layout = methods[method].layout(out_features, in_features);
-                    match layout.and_then(|layout| format.check(&layout).map(|()| layout)) {
+                    let grid = methods[method].grid();
+                    let layout = grid.group_size_for(in_features).map(|group_size| Layout {
+                        out_features,
+                        in_features,
+                        bits: grid.bits,
+                        group_size,
+                        symmetric: grid.symmetric,
+                        has_g_idx: methods[method].stores_g_idx(),
+                        dtype: float_dtype,
+                    });
+                    match layout.and_then(|layout| format.check(&name, &layout).map(|()| layout)) {
                         Ok(layout) => linears.push(PlannedLinear { name, block, stage, index, method, layout }),
-                        Err(error) => problems.push(format!("{name}: {error}")),
+                        Err(error) if error.to_string().contains(&name) => problems.push(error.to_string()),
+                        Err(error) => problems.push(format!("linear `{name}`: {error}")),
                     }
-                    let _ = dtype;
                 }
             }
         }
@@ -142,8 +158,6 @@ impl Plan {
                 )));
             }
         }
-        let weight_dtype = weight_dtype.unwrap_or(Dtype::Bf16);
-        let scale_dtype = format.scale_dtype(weight_dtype);
         let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
         let mut tensors = Vec::new();
         for view in checkpoint.tensors() {
@@ -151,7 +165,7 @@ impl Plan {
                 replaced.contains(view.name()).then(|| linears.iter().find(|linear| linear.name == name)).flatten()
             });
             match linear {
-                Some(linear) => tensors.extend(format.specs(&linear.name, &linear.layout, scale_dtype)),
+                Some(linear) => tensors.extend(format.specs(&linear.name, &linear.layout)),
                 None => tensors.push(TensorSpec {
                     name: view.name().to_string(),
                     dtype: view.dtype(),
@@ -163,7 +177,7 @@ impl Plan {
             recipe,
             config,
             format,
-            scale_dtype,
+            float_dtype,
             weight_dtype,
             linears,
             left_dense,
@@ -189,10 +203,26 @@ impl Plan {
         self.methods.iter().any(|method| method.needs().hessian)
     }
 
+    /// `quantization_config` and the files beside it.
+    pub fn quantisation_files(&self) -> Result<(Option<serde_json::Value>, Vec<(String, serde_json::Value)>)> {
+        let linears: Vec<(String, Layout)> =
+            self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
+        let mut dense = self.left_dense.clone();
+        dense.push("lm_head".into());
+        let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
+        let model = QuantisedModel {
+            linears: &linears,
+            dense: &dense,
+            activation_order: parameters("activation_order").and_then(|value| value.as_bool()).unwrap_or(false),
+            true_sequential: self.needs_calibration(),
+            dampening: parameters("dampening").and_then(|value| value.as_float()),
+        };
+        Ok((self.format.config(&model)?, self.format.side_files(&model)?))
+    }
+
     /// Bits `linear` takes on disk.
     pub fn storage_bits(&self, linear: &PlannedLinear) -> u64 {
-        let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
-        self.format.specs(&linear.name, &linear.layout, self.scale_dtype).iter().map(|spec| 8 * bytes(spec)).sum()
+        self.format.storage_bits(&linear.layout)
     }
 
     /// What the run will take with `n_samples` sequences of `seq_len` tokens.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     export::Format,
+    grid::ScaleDtype,
     methods::{self, LayerMethod},
 };
 
@@ -90,6 +91,19 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Fills in every stage's parameters, with scales of the type `dtype`.
+    ///
+    /// # Errors
+    /// As [`Recipe::methods`].
+    pub(crate) fn set_scale_dtype(&mut self, dtype: ScaleDtype) -> Result<()> {
+        for (stage, method) in self.stages.iter_mut().zip(self.clone().methods()?) {
+            stage.params = method.parameters();
+            let name = toml::Value::try_from(dtype).map_err(|error| Error::Recipe(error.to_string()))?;
+            stage.params.insert("scale_dtype".into(), name);
+        }
+        Ok(())
+    }
+
     /// The methods of the stages, in order.
     ///
     /// # Errors
@@ -99,7 +113,7 @@ impl Recipe {
             return Err(Error::Recipe("there is no stage; add at least one `[[stage]]` with a `method`".into()));
         }
         let build = |(index, stage): (usize, &StageRecipe)| {
-            methods::build(&stage.method, &stage.params)
+            methods::build(&stage.method, stage.params.clone())
                 .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
         };
         self.stages.iter().enumerate().map(build).collect()

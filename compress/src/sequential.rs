@@ -11,7 +11,6 @@
 use std::time::Instant;
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 use scruple_weights::{Checkpoint, CheckpointWriter, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,6 +18,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error, Result,
     calibration::{ActivationStore, CalibrationSet},
+    export::{self, Format, Quantization},
+    grid::{Quantised, ScaleDtype},
     kernel::{
         gemm::{symmetrize, syrk_accumulate},
         tensor::with_f32,
@@ -26,7 +27,7 @@ use crate::{
     methods::{GroupStats, LayerMethod, LinearReport, Weight},
     model::{
         decoder::{Block, BlockCache, Ends, Stage, embed},
-        linear::PackedLinear,
+        linear::Linear,
     },
     plan::{Plan, PlannedLinear},
 };
@@ -40,9 +41,7 @@ const COPY_BYTES: usize = 8 << 20;
 /// What was done to one linear.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinearRecord {
-    /// Name of the linear, without `.weight`.
-    pub name: String,
-    /// The method's account.
+    /// The method's account, with the linear's name.
     #[serde(flatten)]
     pub report: LinearReport,
     /// Number of weights.
@@ -93,16 +92,52 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize, &str);
 
 const REST: &str = "rest";
 
-/// SHA-256 of f32 values as little-endian bytes.
-pub fn digest_f32(rows: impl Iterator<Item = Vec<f32>>) -> String {
+/// SHA-256 of rows of f32 as little-endian bytes.
+fn digest_rows(rows: usize, columns: usize, mut read: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<String> {
     let mut hash = Sha256::new();
-    for row in rows {
-        #[cfg(target_endian = "little")]
-        hash.update(bytemuck::cast_slice::<f32, u8>(&row));
-        #[cfg(not(target_endian = "little"))]
-        hash.update(row.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    let mut row = vec![0.0f32; columns];
+    for index in 0..rows {
+        read(index, &mut row)?;
+        if cfg!(target_endian = "little") {
+            hash.update(bytemuck::cast_slice::<f32, u8>(&row));
+        } else {
+            row.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// SHA-256 of the weight that reading `q` back from a file of `format` gives, in a model whose floats are `dtype`.
+fn digest_as_stored(format: Format, q: &Quantised, dtype: ScaleDtype) -> String {
+    let read = |index: usize, row: &mut [f32]| {
+        q.dequantize_row(index, row);
+        if format == Format::Dense {
+            row.iter_mut().for_each(|value| *value = dtype.round(*value));
+        }
+        Ok(())
+    };
+    digest_rows(q.out_features, q.in_features, read).unwrap_or_default() // reading codes cannot fail
+}
+
+/// SHA-256 of the weight that the written file holds for `linear`, dequantised.
+///
+/// # Errors
+/// If the file does not hold it.
+pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Option<&Quantization>) -> Result<String> {
+    if let Some(view) = checkpoint.get(&format!("{linear}.weight")) {
+        let (rows, columns) = view.rows();
+        let digest = digest_rows(rows, columns, |index, row| Ok(view.read_rows(index..index + 1, row)?));
+        view.release();
+        return digest;
+    }
+    let Some(quantization) = quantization else {
+        return Err(checkpoint.tensor(&format!("{linear}.weight")).unwrap_err().into());
+    };
+    let q = export::decode(checkpoint, linear, quantization)?;
+    digest_rows(q.out_features, q.in_features, |index, row| {
+        q.dequantize_row(index, row);
+        Ok(())
+    })
 }
 
 /// Refuses a tensor with a NaN or an infinity, by name and index.
@@ -211,7 +246,7 @@ fn compress_group(
     stats: &GroupStats,
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
-) -> Result<Vec<(LinearRecord, PackedLinear)>> {
+) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
     let started = Instant::now();
     let mut values: Vec<Vec<f32>> =
         group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
@@ -225,7 +260,7 @@ fn compress_group(
             values,
         })
         .collect();
-    let compressed = method.compress(&mut weights, stats, plan.scale_dtype)?;
+    let compressed = method.compress(&mut weights, stats)?;
     drop(values);
     let seconds = started.elapsed().as_secs_f64();
     outcome.phases.solve += seconds;
@@ -233,23 +268,21 @@ fn compress_group(
     let mut done = Vec::new();
     for (linear, compressed) in group.iter().zip(compressed) {
         let started = Instant::now();
-        for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight)? {
+        for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
             writer.write(&name, &bytes)?;
         }
         outcome.phases.write += started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let weight = plan.format.as_stored(compressed.weight);
         let record = LinearRecord {
-            name: linear.name.clone(),
             report: compressed.report,
             weights: (linear.layout.out_features * linear.layout.in_features) as u64,
             storage_bits: plan.storage_bits(linear),
-            dequantised_sha256: weight.digest(),
+            dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype),
         };
         outcome.phases.hash += started.elapsed().as_secs_f64();
-        outcome.seconds.push((linear.name.clone(), seconds / group.len() as f64));
+        outcome.seconds.push((linear.name.clone(), record.report.seconds));
         let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
-        done.push((record, weight.into_linear(bias)?));
+        done.push((record, plan.format.linear(&compressed.weight, bias, plan.float_dtype)?));
     }
     Ok(done)
 }
@@ -416,7 +449,7 @@ impl<'a> Walk<'a> {
                 let done =
                     compress_group(self.checkpoint, self.plan, &group, self.plan.method(group[0]), &stats, writer, outcome)?;
                 for (linear, (record, weight)) in group.iter().zip(done) {
-                    block.replace(stage, linear.index, Box::new(weight));
+                    block.replace(stage, linear.index, weight);
                     outcome.linears.push(record.clone());
                     records.push(record);
                     progress(outcome.linears.len(), total, &linear.name);

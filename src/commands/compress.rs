@@ -289,7 +289,9 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
                 json!({
                     "name": linear.name,
                     "method": plan.recipe.stages[linear.method].method,
-                    "layout": linear.layout,
+                    "bits": linear.layout.bits,
+                    "group_size": linear.layout.group_size,
+                    "shape": [linear.layout.out_features, linear.layout.in_features],
                     "storage_bits": plan.storage_bits(linear),
                 })
             })
@@ -331,11 +333,12 @@ fn side_files(
     writer: &mut CheckpointWriter,
 ) -> Result<()> {
     let mut config = checkpoint.config()?.clone();
-    if let Some(quantization) = plan.format.config(plan)? {
-        config["quantization_config"] = quantization.clone();
-        if plan.format == Format::Gptq {
-            writer.add_file("quantize_config.json", &record::pretty(&quantization)?)?;
-        }
+    let (quantization, files) = plan.quantisation_files()?;
+    if let Some(quantization) = quantization {
+        config["quantization_config"] = quantization;
+    }
+    for (name, content) in files {
+        writer.add_file(&name, &record::pretty(&content)?)?;
     }
     writer.add_file("config.json", &record::pretty(&config)?)?;
     let mut source_card = None;
@@ -403,7 +406,7 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
 fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>> {
     let mut lines: Vec<plot::Line> = Vec::new();
     for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
-        let Some(error) = record.report.relative_output_error else { continue };
+        let Some(error) = record.report.output_error else { continue };
         let kind = linear.name.rsplit('.').next().unwrap_or_default().trim_end_matches("_proj").to_string();
         let point = (linear.block as f64, error);
         match lines.iter_mut().find(|line| line.name == kind) {
@@ -532,6 +535,8 @@ fn report(
         .iter()
         .fold((0, 0), |(weights, bits), record| (weights + record.weights, bits + record.storage_bits));
     let compressed = Checkpoint::open(out)?;
+    let (faults, checked, _) = verify::check(out, None)?;
+    anyhow::ensure!(faults.is_empty(), "{}: the written file is not what was made: {}", out.display(), faults.join("; "));
     if arguments.json {
         return printer::json(&json!({
             "output": out.display().to_string(),
@@ -547,12 +552,12 @@ fn report(
     let mut table = Table::new(["linear", "method", "bits", "output error", "dampening", "seconds"]);
     for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
         table.row([
-            record.name.clone(),
+            record.report.linear.clone(),
             plan.recipe.stages[linear.method].method.clone(),
             linear.layout.bits.to_string(),
-            record.report.relative_output_error.map_or("-".into(), |error| format!("{error:.6}")),
+            record.report.output_error.map_or("-".into(), |error| format!("{error:.6}")),
             record.report.dampening.map_or("-".into(), |dampening| format!("{dampening}")),
-            seconds.get(record.name.as_str()).map_or("-".into(), |seconds| format!("{seconds:.2}")),
+            seconds.get(record.report.linear.as_str()).map_or("-".into(), |seconds| format!("{seconds:.2}")),
         ]);
     }
     table.print();
@@ -597,12 +602,10 @@ fn report(
     for record in escalated {
         printer::warn(format!(
             "{}: its Hessian needed more dampening than asked for: {:?}",
-            record.name, record.report.escalations
+            record.report.linear, record.report.escalations
         ));
     }
-    let (faults, linears, copied) = verify::check(out, arguments.model.as_deref())?;
-    anyhow::ensure!(faults.is_empty(), "{}: the written file is not what was made: {}", out.display(), faults.join("; "));
-    printer::data(format!("verified: {linears} linears read back bit for bit, {copied} tensors copied unchanged"));
+    printer::data(format!("verified: {checked} linears read back from the file bit for bit"));
     let picture = out.join("errors.png");
     if picture.is_file() {
         printer::data(format!("picture: {}", picture.display()));

@@ -19,13 +19,13 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         let list: Vec<Value> =
-            METHODS.iter().map(|entry| json!({ "name": entry.name, "paper": entry.paper })).collect();
+            METHODS.iter().map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper })).collect();
         printer::json(&list)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["method", "paper"]);
+    let mut table = Table::new(["method", "what it does", "paper"]);
     for entry in METHODS {
-        table.row([entry.name.into(), entry.paper.into()]);
+        table.row([entry.name.into(), entry.summary.into(), entry.paper.into()]);
     }
     table.print();
     Ok(ExitCode::SUCCESS)

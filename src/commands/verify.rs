@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use scruple_compress::{export, plan::Plan, recipe::Recipe, sequential::Stored};
+use scruple_compress::{export, plan::Plan, recipe::Recipe, sequential};
 use scruple_weights::Checkpoint;
 use serde_json::json;
 
@@ -48,21 +48,17 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
     let mut faults = Vec::new();
     let mut progress = Progress::new("verify", provenance.linears.len() as u64);
     for (done, record) in provenance.linears.iter().enumerate() {
-        match Stored::read(&checkpoint, &record.name, quantization.as_ref()) {
-            Ok(stored) => {
-                let digest = stored.digest();
-                if digest != record.dequantised_sha256 {
-                    faults.push(format!(
-                        "{}: linear `{}` dequantises to SHA-256 {digest}, expected {} from scruple.json",
-                        folder.display(),
-                        record.name,
-                        record.dequantised_sha256
-                    ));
-                }
-            }
+        let linear = &record.report.linear;
+        match sequential::digest_from_file(&checkpoint, linear, quantization.as_ref()) {
+            Ok(digest) if digest == record.dequantised_sha256 => {}
+            Ok(digest) => faults.push(format!(
+                "{}: linear `{linear}` dequantises to SHA-256 {digest}, expected {} from scruple.json",
+                folder.display(),
+                record.dequantised_sha256
+            )),
             Err(error) => faults.push(error.to_string()),
         }
-        progress.at(done as u64 + 1, &record.name);
+        progress.at(done as u64 + 1, linear);
     }
     progress.finish();
 

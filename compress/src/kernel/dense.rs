@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::SharedMut;
+
 /// Up to this many tokens the product is bound by reading the weights, and [`few_tokens`] reads them once.
 pub const FEW_TOKENS: usize = 4;
 
@@ -123,77 +125,53 @@ fn panels(
 ) {
     assert_eq!(x.len(), tokens * in_features);
     assert_eq!(y.len(), tokens * out_features);
-    let y = Columns { start: y.as_mut_ptr(), tokens, out_features };
+    let y = SharedMut::new(y);
     let starts: Vec<usize> = (0..out_features).step_by(PANEL_ROWS).collect();
     starts.into_par_iter().with_max_len(1).for_each_init(Vec::new, |scratch, start| {
         let rows = start..(start + PANEL_ROWS).min(out_features);
-        // SAFETY: every panel has its own rows, so no two calls write the same columns of `y`, which stays borrowed
-        // until the loop is over.
-        let multiply = |panel: &[f32]| unsafe { y.multiply(x, panel, rows.clone(), in_features) };
+        let multiply = |panel: &[f32]| {
+            assert_eq!(panel.len(), rows.len() * in_features);
+            let (along_in, along_out) = (in_features as isize, out_features as isize);
+            // SAFETY: the strides describe (tokens, in), (in, rows) and (tokens, rows) inside slices whose lengths were
+            // checked; the columns `rows` of `y`, which stays borrowed, are written by this panel alone.
+            unsafe {
+                gemm::gemm(
+                    tokens,
+                    rows.len(),
+                    in_features,
+                    y.at(rows.start),
+                    1,
+                    along_out,
+                    false,
+                    x.as_ptr(),
+                    1,
+                    along_in,
+                    panel.as_ptr(),
+                    along_in,
+                    1,
+                    0.0f32,
+                    1.0f32,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
+        };
         job(scratch, rows.clone(), &multiply);
     });
 }
 
-/// Columns of `y` (tokens, out), for threads that write disjoint ones.
-struct Columns {
-    start: *mut f32,
-    tokens: usize,
-    out_features: usize,
-}
-
-// SAFETY: the pointer is only written through `multiply`, whose callers keep to disjoint columns.
-unsafe impl Sync for Columns {}
-
-impl Columns {
-    /// `y[.., rows]` = `x` panelᵀ, `x` (tokens, in), `panel` (rows, in).
-    ///
-    /// # Safety
-    /// `start` points to tokens × out numbers, and nobody else reads or writes the columns `rows` meanwhile.
-    unsafe fn multiply(&self, x: &[f32], panel: &[f32], rows: Range<usize>, in_features: usize) {
-        assert!(rows.end <= self.out_features);
-        assert_eq!(panel.len(), rows.len() * in_features);
-        assert_eq!(x.len(), self.tokens * in_features);
-        let (along_in, along_out) = (in_features as isize, self.out_features as isize);
-        // SAFETY: the strides describe (tokens, in), (in, rows) and (tokens, rows) inside slices whose lengths were
-        // checked above, and the columns written are the caller's.
-        unsafe {
-            gemm::gemm(
-                self.tokens,
-                rows.len(),
-                in_features,
-                self.start.add(rows.start),
-                1,
-                along_out,
-                false,
-                x.as_ptr(),
-                1,
-                along_in,
-                panel.as_ptr(),
-                along_in,
-                1,
-                0.0f32,
-                1.0f32,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
-    }
-}
-
 /// `y` = `x` Wᵀ for at most [`FEW_TOKENS`] tokens, reading each weight once.
 fn few_tokens(weight: DenseMatrix<'_>, x: &[f32], tokens: usize, y: &mut [f32]) {
-    row_tasks((weight.out_features, weight.in_features), x, tokens, y, |rows, products| {
+    let k = weight.in_features;
+    row_tasks((weight.out_features, k), x, tokens, y, |rows, products| {
         let bytes = weight.rows(rows.start, rows.len());
-        #[cfg(target_arch = "x86_64")]
-        if avx512::available() {
-            // SAFETY: the processor has the features, and the lengths agree: `rows` rows of `in` elements, `x` (tokens,
-            // in), `products` (rows, tokens).
-            unsafe { avx512::dot_rows(weight.element, bytes, weight.in_features, x, tokens, products) };
-            return;
+        match weight.element {
+            Element::F32 => dots_f32(bytes, x, products, k),
+            Element::F16 => dots_f16(bytes, x, products, k),
+            Element::Bf16 => dots_bf16(bytes, x, products, k),
         }
-        dot_rows(weight.element, bytes, weight.in_features, x, tokens, products);
     });
 }
 
@@ -208,8 +186,8 @@ pub(crate) fn row_tasks(
 ) {
     assert_eq!(x.len(), tokens * in_features);
     assert_eq!(y.len(), tokens * out_features);
-    if y.is_empty() {
-        return;
+    if y.is_empty() || in_features == 0 {
+        return y.fill(0.0);
     }
     let rows_per_task = (TASK_WEIGHTS / in_features.max(1)).next_multiple_of(4).max(4);
     let run = |products: &mut [f32]| {
@@ -233,46 +211,94 @@ pub(crate) fn row_tasks(
     }
 }
 
-/// `products` (rows, tokens) of `bytes` (rows, in) and `x` (tokens, in): the plain form.
-pub(crate) fn dot_rows(
-    element: Element,
-    bytes: &[u8],
-    in_features: usize,
-    x: &[f32],
-    tokens: usize,
-    products: &mut [f32],
-) {
-    let mut row = vec![0.0; in_features];
-    for (bytes, products) in
-        bytes.chunks_exact(in_features * element.bytes()).zip(products.chunks_exact_mut(tokens))
-    {
-        widen(element, bytes, &mut row);
-        for (x, product) in x.chunks_exact(in_features).zip(products) {
-            *product = dot(&row, x);
+super::dispatch! { pub(crate) fn dots_f32(w: &[u8], x: &[f32], out: &mut [f32], k: usize) = dots_f32_body }
+super::dispatch! { fn dots_f16(w: &[u8], x: &[f32], out: &mut [f32], k: usize) = dots_f16_body }
+super::dispatch! { fn dots_bf16(w: &[u8], x: &[f32], out: &mut [f32], k: usize) = dots_bf16_body }
+
+#[inline(always)]
+fn dots_f32_body(w: &[u8], x: &[f32], out: &mut [f32], k: usize) {
+    dots(w.as_chunks::<4>().0, f32::from_le_bytes, x, out, k);
+}
+
+#[inline(always)]
+fn dots_f16_body(w: &[u8], x: &[f32], out: &mut [f32], k: usize) {
+    dots(w.as_chunks::<2>().0, wide_f16, x, out, k);
+}
+
+#[inline(always)]
+fn dots_bf16_body(w: &[u8], x: &[f32], out: &mut [f32], k: usize) {
+    dots(w.as_chunks::<2>().0, wide_bf16, x, out, k);
+}
+
+/// `out` (rows, t) = the dot products of every row of `w` (rows, k) with every row of `x` (t, k).
+#[inline(always)]
+fn dots<T: Copy>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x: &[f32], out: &mut [f32], k: usize) {
+    let tokens = x.len() / k;
+    for (w, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(tokens)) {
+        let x = |token: usize| &x[token * k..][..k];
+        match tokens {
+            1 => out.copy_from_slice(&row_dots(w, wide, [x(0)])),
+            2 => out.copy_from_slice(&row_dots(w, wide, [x(0), x(1)])),
+            3 => out.copy_from_slice(&row_dots(w, wide, [x(0), x(1), x(2)])),
+            _ => out.copy_from_slice(&row_dots(w, wide, [x(0), x(1), x(2), x(3)])),
         }
     }
 }
 
-/// `Σ a·b` in 16 interleaved sums, so that the compiler may use vectors.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
+/// The dot products of `w` with each of `x`, each in four times sixteen partial sums whatever N is.
+#[inline(always)]
+fn row_dots<T: Copy, const N: usize>(w: &[T], wide: impl Fn(T) -> f32, x: [&[f32]; N]) -> [f32; N] {
+    const LANES: usize = 16; // of one 512-bit register
+    const STEP: usize = 4 * LANES;
+    let mut sums = [[[0.0f32; LANES]; 4]; N];
+    let whole = w.len() / STEP * STEP;
+    for start in (0..whole).step_by(STEP) {
+        for part in 0..4 {
+            let from = start + part * LANES;
+            let w = &w[from..][..LANES];
+            for n in 0..N {
+                let x = &x[n][from..][..LANES];
+                for lane in 0..LANES {
+                    sums[n][part][lane] = x[lane].mul_add(wide(w[lane]), sums[n][part][lane]);
+                }
+            }
         }
     }
-    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] += a * b;
-    }
-    let mut width = 8;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
+    let mut out = [0.0; N];
+    for n in 0..N {
+        let mut lanes = [0.0f32; LANES];
+        for lane in 0..LANES {
+            lanes[lane] = (sums[n][0][lane] + sums[n][1][lane]) + (sums[n][2][lane] + sums[n][3][lane]);
         }
-        width /= 2;
+        for i in whole..w.len() {
+            lanes[i % LANES] = x[n][i].mul_add(wide(w[i]), lanes[i % LANES]);
+        }
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                lanes[lane] += lanes[lane + half];
+            }
+            half /= 2;
+        }
+        out[n] = lanes[0];
     }
-    sums[0]
+    out
+}
+
+#[inline(always)]
+fn wide_bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// Exact, and without branches, so that it runs in vectors: the exponent is moved by a product (which also normalises
+/// subnormals), and infinities and NaNs get all its bits.
+#[inline(always)]
+fn wide_f16(bytes: [u8; 2]) -> f32 {
+    let half = u32::from(u16::from_le_bytes(bytes));
+    let (sign, rest) = ((half & 0x8000) << 16, (half & 0x7FFF) << 13);
+    let finite = (f32::from_bits(rest) * f32::from_bits((127 + 127 - 15) << 23)).to_bits();
+    let special = rest | 0x7F80_0000;
+    f32::from_bits(sign | if rest >= 0x0F80_0000 { special } else { finite })
 }
 
 /// `bytes` as f32.
@@ -282,195 +308,27 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub fn widen(element: Element, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * element.bytes());
     match element {
-        Element::F32 => {
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
-        }
-        Element::Bf16 => {
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }
-        Element::F16 => {
-            #[cfg(target_arch = "x86_64")]
-            if avx512::available() {
-                // SAFETY: the processor has the features; the lengths were compared above.
-                unsafe { avx512::widen_f16(bytes.as_ptr(), out) };
-                return;
-            }
-            for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = half::f16::from_le_bytes(*bytes).to_f32();
-            }
-        }
+        Element::F32 => widen_f32(bytes, out),
+        Element::F16 => widen_f16(bytes, out),
+        Element::Bf16 => widen_bf16(bytes, out),
     }
 }
 
-/// The same on processors with AVX-512.
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod avx512 {
-    use std::arch::x86_64::*;
+super::dispatch! { fn widen_f32(bytes: &[u8], out: &mut [f32]) = widen_f32_body }
+super::dispatch! { fn widen_f16(bytes: &[u8], out: &mut [f32]) = widen_f16_body }
+super::dispatch! { fn widen_bf16(bytes: &[u8], out: &mut [f32]) = widen_bf16_body }
 
-    use super::Element;
+#[inline(always)]
+fn widen_f32_body(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(value, bytes)| *value = f32::from_le_bytes(*bytes));
+}
 
-    /// Whether the functions of this module may be called.
-    pub(crate) fn available() -> bool {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-    }
+#[inline(always)]
+fn widen_f16_body(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(value, bytes)| *value = wide_f16(*bytes));
+}
 
-    /// Sixteen elements at `at`, or the first `count` of them and zeros.
-    ///
-    /// # Safety
-    /// `at` may be read for `count` elements.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load<const ELEMENT: u8>(at: *const u8, count: usize) -> __m512 {
-        let mask: __mmask16 = if count >= 16 { !0 } else { (1 << count) - 1 };
-        // SAFETY: masked-off elements are not touched.
-        unsafe {
-            if ELEMENT == Element::F32 as u8 {
-                return _mm512_maskz_loadu_ps(mask, at.cast());
-            }
-            let halves = if count >= 16 {
-                _mm256_loadu_si256(at.cast())
-            } else {
-                _mm256_maskz_loadu_epi16(mask, at.cast())
-            };
-            if ELEMENT == Element::Bf16 as u8 {
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-            } else {
-                _mm512_cvtph_ps(halves)
-            }
-        }
-    }
-
-    /// f16 at `bytes`, `out.len()` of them, as f32.
-    ///
-    /// # Safety
-    /// The processor has the features, and `bytes` may be read for `out.len()` elements.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn widen_f16(bytes: *const u8, out: &mut [f32]) {
-        for start in (0..out.len()).step_by(16) {
-            let count = (out.len() - start).min(16);
-            // SAFETY: `count` elements are left on both sides.
-            unsafe {
-                let values = load::<{ Element::F16 as u8 }>(bytes.add(2 * start), count);
-                _mm512_mask_storeu_ps(out.as_mut_ptr().add(start), (!0u16) >> (16 - count), values);
-            }
-        }
-    }
-
-    /// `products` (rows, tokens) of `bytes` (rows, in) and `x` (tokens, in), at most four tokens.
-    ///
-    /// # Safety
-    /// The processor has the features.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn dot_rows(
-        element: Element,
-        bytes: &[u8],
-        in_features: usize,
-        x: &[f32],
-        tokens: usize,
-        products: &mut [f32],
-    ) {
-        let rows = products.len() / tokens;
-        assert_eq!(bytes.len(), rows * in_features * element.bytes());
-        assert_eq!((x.len(), products.len()), (tokens * in_features, rows * tokens));
-        macro_rules! with {
-            ($element:ident, $tokens:literal) => {
-                // SAFETY: the lengths were checked above.
-                unsafe { typed::<{ Element::$element as u8 }, $tokens>(bytes, in_features, x, products) }
-            };
-            ($element:ident) => {
-                match tokens {
-                    1 => with!($element, 1),
-                    2 => with!($element, 2),
-                    3 => with!($element, 3),
-                    4 => with!($element, 4),
-                    _ => unreachable!("at most FEW_TOKENS tokens"),
-                }
-            };
-        }
-        match element {
-            Element::F32 => with!(F32),
-            Element::F16 => with!(F16),
-            Element::Bf16 => with!(Bf16),
-        }
-    }
-
-    /// # Safety
-    /// The processor has the features; `bytes` holds (rows, in), `x` (TOKENS, in), `products` (rows, TOKENS).
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn typed<const ELEMENT: u8, const TOKENS: usize>(
-        bytes: &[u8],
-        in_features: usize,
-        x: &[f32],
-        products: &mut [f32],
-    ) {
-        let stride = in_features * if ELEMENT == Element::F32 as u8 { 4 } else { 2 };
-        let rows = products.len() / TOKENS;
-        let mut row = 0;
-        while row < rows {
-            // SAFETY: the tile lies inside the matrix.
-            unsafe {
-                let at = bytes.as_ptr().add(row * stride);
-                if rows - row >= 4 {
-                    tile::<ELEMENT, 4, TOKENS>(at, in_features, x.as_ptr(), &mut products[row * TOKENS..][..4 * TOKENS]);
-                    row += 4;
-                } else {
-                    tile::<ELEMENT, 1, TOKENS>(at, in_features, x.as_ptr(), &mut products[row * TOKENS..][..TOKENS]);
-                    row += 1;
-                }
-            }
-        }
-    }
-
-    /// ROWS rows at once, so that a load of `x` serves them all. Every sum runs over columns 16 apart, whatever ROWS
-    /// and TOKENS are.
-    ///
-    /// # Safety
-    /// The processor has the features; `at` may be read for (ROWS, n) elements and `x` for (TOKENS, n).
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn tile<const ELEMENT: u8, const ROWS: usize, const TOKENS: usize>(
-        at: *const u8,
-        n: usize,
-        x: *const f32,
-        products: &mut [f32],
-    ) {
-        let size = if ELEMENT == Element::F32 as u8 { 4 } else { 2 };
-        let mut sums = [[_mm512_setzero_ps(); TOKENS]; ROWS];
-        let mut step = |column: usize, count: usize| {
-            // SAFETY: `count` elements from `column` on lie inside every row.
-            unsafe {
-                let mut inputs = [_mm512_setzero_ps(); TOKENS];
-                for token in 0..TOKENS {
-                    inputs[token] = load::<{ Element::F32 as u8 }>(x.add(token * n + column).cast(), count);
-                }
-                for row in 0..ROWS {
-                    let weights = load::<ELEMENT>(at.add((row * n + column) * size), count);
-                    for token in 0..TOKENS {
-                        sums[row][token] = _mm512_fmadd_ps(weights, inputs[token], sums[row][token]);
-                    }
-                }
-            }
-        };
-        let whole = n / 16 * 16;
-        let mut column = 0;
-        while column < whole {
-            step(column, 16);
-            column += 16;
-        }
-        if whole < n {
-            step(whole, n - whole);
-        }
-        for row in 0..ROWS {
-            for token in 0..TOKENS {
-                products[row * TOKENS + token] = _mm512_reduce_add_ps(sums[row][token]);
-            }
-        }
-    }
+#[inline(always)]
+fn widen_bf16_body(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(value, bytes)| *value = wide_bf16(*bytes));
 }

@@ -131,18 +131,17 @@ impl PackedMatrix {
                 unsafe { avx512::dot_rows(self, rows, x, tokens, products) };
                 return;
             }
-            self.dot_rows(rows, x, tokens, products);
+            self.dot_rows(rows, x, products);
         });
     }
 
     /// `products` (rows, tokens): the plain form.
-    fn dot_rows(&self, rows: Range<usize>, x: &[f32], tokens: usize, products: &mut [f32]) {
+    fn dot_rows(&self, rows: Range<usize>, x: &[f32], products: &mut [f32]) {
+        let tokens = x.len() / self.in_features;
         let mut weights = vec![0.0; self.in_features];
         for (row, products) in rows.zip(products.chunks_exact_mut(tokens)) {
             self.widen_row(row, &mut weights);
-            for (token, product) in products.iter_mut().enumerate() {
-                *product = dense::dot(&weights, &x[token * self.in_features..][..self.in_features]);
-            }
+            dense::dots_f32(bytemuck::cast_slice(&weights), x, products, self.in_features);
         }
     }
 
@@ -238,11 +237,12 @@ fn pack_row(codes: impl Iterator<Item = u8>, bits: u32, packed: &mut [u8]) {
 mod avx512 {
     use std::{arch::x86_64::*, ops::Range};
 
-    use super::{PADDING, PackedMatrix, dense};
+    use super::{PADDING, PackedMatrix};
+    use crate::kernel::{Isa, isa};
 
     /// Whether the functions of this module may be called for `matrix`.
     pub(super) fn serves(matrix: &PackedMatrix) -> bool {
-        matrix.group_size.is_multiple_of(16) && dense::avx512::available()
+        matrix.group_size.is_multiple_of(16) && isa() == Isa::Avx512
     }
 
     /// How sixteen codes of BITS bits spread over sixteen lanes.

@@ -396,9 +396,15 @@ pub fn embed(embedding: &TensorView, ids: &[u32]) -> Result<Tensor> {
 impl Decoder {
     /// Builds the decoder of `checkpoint`: checks that every tensor the configuration asks for is there with its shape.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::open_first(checkpoint, usize::MAX)
+    }
+
+    /// As [`Decoder::open`], with the first `blocks` blocks only: what a part of a large model does in a second tells
+    /// what the whole does.
+    pub fn open_first(checkpoint: &Checkpoint, blocks: usize) -> Result<Self> {
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let quantization = crate::export::detect(checkpoint)?;
-        let blocks = (0..config.n_blocks)
+        let blocks = (0..config.n_blocks.min(blocks))
             .map(|index| Block::load(checkpoint, &config, quantization.as_ref(), index))
             .collect::<Result<_>>()?;
         let (embedding, norm, output) = ends(checkpoint, &config, quantization.as_ref())?;

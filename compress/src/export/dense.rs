@@ -1,0 +1,53 @@
+//! Dequantised weights in the model's own type, "fake quantisation": loads everywhere, saves nothing.
+//!
+//! `P.weight` (out, in). The rounding of `scale · (q − zero)` to the stored type is part of this format: reading back
+//! gives the stored numbers, which differ from the packed formats' by that rounding.
+
+use scruple_weights::TensorSpec;
+use serde_json::Value;
+
+use super::{Error, GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, float_bytes};
+use crate::grid::{Quantised, ScaleDtype};
+
+pub(super) struct Dense;
+
+impl Rules for Dense {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn scale_dtype(&self, dtype: ScaleDtype) -> ScaleDtype {
+        dtype
+    }
+
+    fn check(&self, _: &Layout) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
+        let shape = vec![layout.out_features, layout.in_features];
+        vec![TensorSpec { name: format!("{linear}.weight"), dtype: element(layout.dtype).dtype(), shape }]
+    }
+
+    fn encode(&self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut bytes = Vec::with_capacity(q.codes.len() * element(dtype).bytes());
+        let mut row_values = vec![0.0; q.in_features];
+        for row in 0..q.out_features {
+            q.dequantize_row(row, &mut row_values);
+            bytes.extend(float_bytes(row_values.iter().copied(), dtype));
+        }
+        Ok(vec![(format!("{linear}.weight"), bytes)])
+    }
+
+    fn config(&self, _: &QuantisedModel<'_>) -> Result<Option<Value>> {
+        Ok(None)
+    }
+
+    fn settings(&self, _: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
+        Err("describes a dense model, which needs none".into())
+    }
+
+    fn decode(&self, source: &Source<'_>) -> Result<Quantised> {
+        Err(Error::Model(format!("`{}` is stored dense: it has numbers, not codes", source.linear)))
+    }
+}
