@@ -172,8 +172,8 @@ impl Checkpoint {
         let shard = Shard::open(path)?;
         let (mut entries, metadata) = format::read(&shard)?;
         entries.sort_by_key(|entry| entry.range.start);
-        shard.release(0..entries.first().map_or(0, |entry| entry.range.start)); // the header is not read again
         self.by_name.reserve(entries.len());
+        self.tensors.reserve(entries.len());
         for entry in entries {
             let name: Arc<str> = entry.name.into();
             let (block, _) = entry.dtype.block();

@@ -35,7 +35,9 @@ pub const METADATA_KEY: &str = "__metadata__";
 /// [`Error::File`] if the file is something else or its header is no JSON object; [`Error::Malformed`] with every
 /// fault found otherwise.
 pub fn read(shard: &Shard) -> Result<(Vec<Entry>, Metadata)> {
-    parse(shard.path(), shard.bytes())
+    let (reader, data_start) = read_header(shard.path(), shard.bytes())?;
+    shard.release(0..data_start); // a header of many tensors is as large as what was made of it
+    reader.finish(data_start, shard.bytes().len() - data_start)
 }
 
 /// [`read`] for bytes in memory: `bytes` is the whole file, `path` only names it in errors.
@@ -43,6 +45,11 @@ pub fn read(shard: &Shard) -> Result<(Vec<Entry>, Metadata)> {
 /// # Errors
 /// As [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, Metadata)> {
+    let (reader, data_start) = read_header(path, bytes)?;
+    reader.finish(data_start, bytes.len() - data_start)
+}
+
+fn read_header<'a>(path: &'a Path, bytes: &[u8]) -> Result<(Reader<'a>, usize)> {
     let (header, data_start) = header(path, bytes)?;
     let mut reader = Reader { path, entries: Vec::new(), metadata: None, problems: Problems::default() };
     let mut json = serde_json::Deserializer::from_str(header);
@@ -53,7 +60,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<Entry>, Metadata)> {
         }
         reader.problems.push(path, None, what);
     }
-    reader.finish(data_start, bytes.len() - data_start)
+    Ok((reader, data_start))
 }
 
 /// The header's text and where the data begins.
