@@ -6,6 +6,7 @@
 
 use std::{cmp::Ordering, collections::HashMap};
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json, json};
 
 use super::{Facts, TokenIds, pretty};
@@ -128,11 +129,55 @@ impl<'a> Vocabulary<'a> {
     fn token(&self, id: u64) -> &'a str {
         self.tokens.get(id as usize).unwrap_or_default()
     }
+}
 
-    /// The `vocab` of tokenizer.json, in the order of the ids.
-    fn json(&self) -> Json {
-        self.tokens.iter().enumerate().map(|(id, token)| (token.to_owned(), json!(id))).collect::<Map<_, _>>().into()
-    }
+/// More merges than any vocabulary has (half a million for a quarter of a million tokens), few enough to hold.
+const MAX_MERGES: usize = 4 << 20;
+
+/// tokenizer.json. The long parts borrow from the file, so that a large vocabulary costs little beyond its text.
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: Vec<AddedToken<'a>>,
+    normalizer: Json,
+    pre_tokenizer: Json,
+    post_processor: Json,
+    decoder: Json,
+    model: Bpe<'a>,
+}
+
+/// A token that is found in a text before it is cut.
+#[derive(Serialize)]
+struct AddedToken<'a> {
+    id: usize,
+    content: &'a str,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+    special: bool,
+}
+
+#[derive(Serialize)]
+struct Bpe<'a> {
+    r#type: &'static str,
+    dropout: (),
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: (),
+    end_of_word_suffix: (),
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "by_id")]
+    vocab: &'a Strings,
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// Token → id, in the order of the ids.
+fn by_id<S: Serializer>(tokens: &Strings, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().enumerate().map(|(id, token)| (token, id)))
 }
 
 /// Makes the tokenizer's files. `None` if a problem (noted) is in the way.
@@ -156,20 +201,22 @@ pub(super) fn tokenizer(facts: &mut Facts<'_>, vocab_size: usize, context_length
         }
     };
 
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": special.added_tokens(&vocabulary),
-        "normalizer": pipeline.normalizer,
-        "pre_tokenizer": pipeline.pre_tokenizer,
-        "post_processor": special.post_processor(&vocabulary),
-        "decoder": pipeline.decoder,
-        "model": pipeline.model,
-    });
+    let tokenizer = TokenizerJson {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: special.added_tokens(&vocabulary),
+        normalizer: pipeline.normalizer,
+        pre_tokenizer: pipeline.pre_tokenizer,
+        post_processor: special.post_processor(&vocabulary),
+        decoder: pipeline.decoder,
+        model: pipeline.model,
+    };
+    let mut tokenizer = serde_json::to_vec(&tokenizer).expect("strings and numbers have a JSON form");
+    tokenizer.push(b'\n');
     let config = special.config(&vocabulary, chat_template(facts), context_length);
     let files = vec![
-        ("tokenizer.json".to_owned(), format!("{tokenizer}\n").into_bytes()),
+        ("tokenizer.json".to_owned(), tokenizer),
         ("tokenizer_config.json".to_owned(), pretty(&config)),
         ("special_tokens_map.json".to_owned(), pretty(&special.named(&vocabulary).into())),
     ];
@@ -177,11 +224,11 @@ pub(super) fn tokenizer(facts: &mut Facts<'_>, vocab_size: usize, context_length
 }
 
 /// The steps of tokenizer.json that differ between the two kinds.
-struct Pipeline {
+struct Pipeline<'a> {
     normalizer: Json,
     pre_tokenizer: Json,
     decoder: Json,
-    model: Json,
+    model: Bpe<'a>,
 }
 
 fn pre_tokenizer(facts: &mut Facts<'_>) -> Option<&'static Pre> {
@@ -196,8 +243,12 @@ fn pre_tokenizer(facts: &mut Facts<'_>) -> Option<&'static Pre> {
     pre
 }
 
-fn byte_level(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, pre: &Pre) -> Option<Pipeline> {
+fn byte_level<'a>(facts: &mut Facts<'a>, vocabulary: &Vocabulary<'a>, pre: &Pre) -> Option<Pipeline<'a>> {
     let listed = facts.required("tokenizer.ggml.merges", "an array of strings", Value::as_strings)?;
+    if listed.len() > MAX_MERGES {
+        facts.problem(None, format!("there are {} merges, expected at most {MAX_MERGES}", listed.len()));
+        return None;
+    }
     let mut merges = Vec::with_capacity(listed.len());
     let mut joined = String::new();
     for (number, merge) in listed.iter().enumerate() {
@@ -217,7 +268,7 @@ fn byte_level(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, pre: &Pre) -> 
             );
             return None;
         };
-        merges.push(json!([left, right]));
+        merges.push((left, right));
     }
 
     let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
@@ -240,31 +291,39 @@ fn byte_level(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, pre: &Pre) -> 
 }
 
 /// The `model` of tokenizer.json.
-fn bpe(
-    vocabulary: &Vocabulary<'_>,
-    merges: Vec<Json>,
-    unk: Option<&str>,
+fn bpe<'a>(
+    vocabulary: &Vocabulary<'a>,
+    merges: Vec<(&'a str, &'a str)>,
+    unk: Option<&'a str>,
     byte_fallback: bool,
     ignore_merges: bool,
-) -> Json {
-    json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": unk,
-        "continuing_subword_prefix": null,
-        "end_of_word_suffix": null,
-        "fuse_unk": unk.is_some(),
-        "byte_fallback": byte_fallback,
-        "ignore_merges": ignore_merges,
-        "vocab": vocabulary.json(),
-        "merges": merges,
-    })
+) -> Bpe<'a> {
+    Bpe {
+        r#type: "BPE",
+        dropout: (),
+        unk_token: unk,
+        continuing_subword_prefix: (),
+        end_of_word_suffix: (),
+        fuse_unk: unk.is_some(),
+        byte_fallback,
+        ignore_merges,
+        vocab: vocabulary.tokens,
+        merges,
+    }
 }
 
-fn sentence_piece(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, unk: Option<u64>) -> Option<Pipeline> {
+fn sentence_piece<'a>(facts: &mut Facts<'a>, vocabulary: &Vocabulary<'a>, unk: Option<u64>) -> Option<Pipeline<'a>> {
     let scores = facts.required("tokenizer.ggml.scores", "an array of numbers", Value::as_numbers)?;
-    let scores: Option<Vec<f64>> = scores.iter().map(|score| score.as_f64().filter(|score| !score.is_nan())).collect();
-    let Some(scores) = scores.filter(|scores| scores.len() == vocabulary.tokens.len()) else {
+    let number = |score: Value| match score {
+        Value::F32(score) => Some(f64::from(score)),
+        other => other.as_f64(),
+    };
+    let scores: Option<Vec<f64>> = if scores.len() == vocabulary.tokens.len() {
+        scores.iter().map(|score| number(score).filter(|score| !score.is_nan())).collect()
+    } else {
+        None
+    };
+    let Some(scores) = scores else {
         let expected = vocabulary.tokens.len();
         facts.problem(None, format!("`tokenizer.ggml.scores` is not {expected} numbers, one for each token"));
         return None;
@@ -294,7 +353,11 @@ fn sentence_piece(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, unk: Optio
 
 /// SentencePiece merges the pair whose union scores best. As a list of merges: every split of a mergeable token into
 /// two tokens, by score, then by longer left part (in characters), longer right part, and the order of the ids.
-fn merges_from_scores(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Option<Vec<Json>> {
+fn merges_from_scores<'a>(
+    facts: &mut Facts<'a>,
+    vocabulary: &Vocabulary<'a>,
+    scores: &[f64],
+) -> Option<Vec<(&'a str, &'a str)>> {
     /// Real pieces are at most tens of bytes; the work grows with the square of this.
     const LONGEST: usize = 256;
 
@@ -319,6 +382,10 @@ fn merges_from_scores(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, scores
                 merges.push(Merge { score: scores[id], left: (left, at), right: (right, length - at) });
             }
         }
+        if merges.len() > MAX_MERGES {
+            facts.problem(None, format!("the tokens make more than {MAX_MERGES} merges; the vocabulary is damaged"));
+            return None;
+        }
         merges[first..].sort_by_key(|merge| (vocabulary.ids[merge.left.0], vocabulary.ids[merge.right.0]));
     }
     // Stable, so that equals keep the order of the ids.
@@ -326,7 +393,7 @@ fn merges_from_scores(facts: &mut Facts<'_>, vocabulary: &Vocabulary<'_>, scores
         let by_score = b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
         by_score.then(b.left.1.cmp(&a.left.1)).then(b.right.1.cmp(&a.right.1))
     });
-    Some(merges.into_iter().map(|merge| json!([merge.left.0, merge.right.0])).collect())
+    Some(merges.into_iter().map(|merge| (merge.left.0, merge.right.0)).collect())
 }
 
 /// The tokens with a meaning of their own.
@@ -370,7 +437,7 @@ impl Special {
     }
 
     /// Tokens that are found in a text before it is cut, by id.
-    fn added_tokens(&self, vocabulary: &Vocabulary<'_>) -> Vec<Json> {
+    fn added_tokens<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<AddedToken<'a>> {
         let mut added = Vec::new();
         for (id, (token, &kind)) in vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate() {
             let named = [self.ids.bos, self.ids.pad, self.unk].contains(&Some(id as u64))
@@ -379,15 +446,15 @@ impl Special {
             // A SentencePiece piece of spaces is written with `▁`, which no text has; its merges find it.
             let plain = kind == Kind::UserDefined && !token.contains('▁');
             if (special || plain) && !token.is_empty() {
-                added.push(json!({
-                    "id": id,
-                    "content": token,
-                    "single_word": false,
-                    "lstrip": false,
-                    "rstrip": false,
-                    "normalized": false,
-                    "special": special,
-                }));
+                added.push(AddedToken {
+                    id,
+                    content: token,
+                    single_word: false,
+                    lstrip: false,
+                    rstrip: false,
+                    normalized: false,
+                    special,
+                });
             }
         }
         added

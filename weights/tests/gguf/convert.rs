@@ -1,9 +1,12 @@
 //! From GGUF's names, row order and metadata to Hugging Face's.
 
-use scruple_weights::gguf_to_hf::{self, HfModel, HfTensor};
+use scruple_weights::{
+    Dtype,
+    gguf_to_hf::{self, HfModel, HfTensor},
+};
 use serde_json::{Value, json};
 
-use crate::writer::Writer;
+use crate::writer::{Tensor, Writer};
 
 const HIDDEN: usize = 12;
 const INTERMEDIATE: usize = 20;
@@ -28,12 +31,16 @@ fn tensor(writer: Writer, name: &str, shape: &[usize]) -> Writer {
 
 /// Metadata, tokenizer and tensors that all families have, with an own head size.
 fn tiny(architecture: &str) -> Writer {
+    sized(architecture, HIDDEN)
+}
+
+fn sized(architecture: &str, hidden: usize) -> Writer {
     let key = |suffix: &str| format!("{architecture}.{suffix}");
     let mut writer = Writer::new()
         .string("general.architecture", architecture)
         .u32(&key("block_count"), LAYERS as u32)
         .u32(&key("context_length"), 512)
-        .u32(&key("embedding_length"), HIDDEN as u32)
+        .u32(&key("embedding_length"), hidden as u32)
         .u32(&key("feed_forward_length"), INTERMEDIATE as u32)
         .u32(&key("attention.head_count"), HEADS as u32)
         .u32(&key("attention.head_count_kv"), KV_HEADS as u32)
@@ -46,23 +53,23 @@ fn tiny(architecture: &str) -> Writer {
         .i32s("tokenizer.ggml.token_type", &[3, 1, 1, 1, 1, 1, 1, 4])
         .strings("tokenizer.ggml.merges", &["a b", "Ġ a"])
         .u32("tokenizer.ggml.eos_token_id", 0);
-    writer = tensor(writer, "token_embd.weight", &[TOKENS.len(), HIDDEN]);
+    writer = tensor(writer, "token_embd.weight", &[TOKENS.len(), hidden]);
     for layer in 0..LAYERS {
         for (name, shape) in [
-            ("attn_norm", &[HIDDEN][..]),
-            ("attn_q", &[HEADS * HEAD_DIM, HIDDEN]),
-            ("attn_k", &[KV_HEADS * HEAD_DIM, HIDDEN]),
-            ("attn_v", &[KV_HEADS * HEAD_DIM, HIDDEN]),
-            ("attn_output", &[HIDDEN, HEADS * HEAD_DIM]),
-            ("ffn_norm", &[HIDDEN]),
-            ("ffn_gate", &[INTERMEDIATE, HIDDEN]),
-            ("ffn_up", &[INTERMEDIATE, HIDDEN]),
-            ("ffn_down", &[HIDDEN, INTERMEDIATE]),
+            ("attn_norm", &[hidden][..]),
+            ("attn_q", &[HEADS * HEAD_DIM, hidden]),
+            ("attn_k", &[KV_HEADS * HEAD_DIM, hidden]),
+            ("attn_v", &[KV_HEADS * HEAD_DIM, hidden]),
+            ("attn_output", &[hidden, HEADS * HEAD_DIM]),
+            ("ffn_norm", &[hidden]),
+            ("ffn_gate", &[INTERMEDIATE, hidden]),
+            ("ffn_up", &[INTERMEDIATE, hidden]),
+            ("ffn_down", &[hidden, INTERMEDIATE]),
         ] {
             writer = tensor(writer, &format!("blk.{layer}.{name}.weight"), shape);
         }
     }
-    tensor(writer, "output_norm.weight", &[HIDDEN])
+    tensor(writer, "output_norm.weight", &[hidden])
 }
 
 pub fn tiny_llama() -> Writer {
@@ -258,26 +265,25 @@ fn qwen3_has_norms_of_q_and_k() {
 
 #[test]
 fn blocks_are_put_in_order_by_rows() {
-    // Q8_0 rows of 32: scale 1 and every code the row's number.
-    let rows = 2 * 4;
-    let data = (0..rows).flat_map(|row: u8| [&[0x00, 0x3c][..], &[row; 32]].concat()).collect();
-    let writer = tiny_llama()
-        .u32("llama.embedding_length", 32)
-        .u32("llama.attention.head_count", 2)
-        .u32("llama.attention.head_count_kv", 2)
-        .u32("llama.attention.key_length", 4)
-        .without_tensor("blk.0.attn_q.weight")
-        .tensor(crate::writer::Tensor {
-            name: b"blk.0.attn_q.weight".to_vec(),
-            sizes: vec![32, u64::from(rows)],
-            kind: 8,
-            offset: None,
-            data,
-        })
-        .gguf();
-    // The other tensors do not fit these sizes; the message must not speak of this one.
-    let message = gguf_to_hf::convert(&writer).unwrap_err().to_string();
-    assert!(!message.contains("blk.0.attn_q.weight"), "{message}");
+    // Q8_0 rows of 32 with scale 1, every code the number of its row.
+    let rows = HEADS * HEAD_DIM;
+    let name = "blk.0.attn_q.weight";
+    let model = convert(&sized("llama", 32).without_tensor(name).tensor(Tensor {
+        name: name.into(),
+        sizes: vec![32, rows as u64],
+        kind: 8,
+        offset: None,
+        data: (0..rows as u8).flat_map(|row| [&[0x00, 0x3c][..], &[row; 32]].concat()).collect(),
+    }));
+    let q = find(&model, "model.layers.0.self_attn.q_proj.weight");
+    assert_eq!(q.source_dtype(), Dtype::Q8_0);
+    let values = q.to_f32().unwrap();
+    let order: Vec<f32> = values.chunks_exact(32).map(|row| row[31]).collect();
+    // The even rows of a head first, then the odd ones.
+    assert_eq!(order[..2 * HEAD_DIM], [0.0, 2.0, 4.0, 1.0, 3.0, 5.0, 6.0, 8.0, 10.0, 7.0, 9.0, 11.0]);
+    let mut some = vec![0.0; 3 * 32];
+    q.read_rows_f32(7..10, &mut some).unwrap();
+    assert_eq!(some, values[7 * 32..10 * 32]);
 }
 
 #[test]
