@@ -96,7 +96,8 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::methods`].
     pub(crate) fn set_scale_dtype(&mut self, dtype: ScaleDtype) -> Result<()> {
-        for (stage, method) in self.stages.iter_mut().zip(self.clone().methods()?) {
+        let methods = self.methods()?;
+        for (stage, method) in self.stages.iter_mut().zip(methods) {
             stage.params = method.parameters();
             let name = toml::Value::try_from(dtype).map_err(|error| Error::Recipe(error.to_string()))?;
             stage.params.insert("scale_dtype".into(), name);

@@ -10,6 +10,10 @@ pub mod gemm;
 
 pub mod gemv;
 
+pub(crate) mod tile;
+
+pub(crate) mod cholesky;
+
 pub mod dense;
 
 pub mod packed;
