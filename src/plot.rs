@@ -31,7 +31,8 @@ fn fail(error: impl std::fmt::Display) -> anyhow::Error {
 
 /// Draws the relative output error of each linear over the blocks, on a logarithmic scale.
 pub fn errors_by_block(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
-    register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular()).map_err(|_| fail("the font is unreadable"))?;
+    register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
+        .map_err(|_| fail("the font is unreadable"))?;
     let size = (1000, 560);
     if path.extension().is_some_and(|ending| ending == "svg") {
         draw(&SVGBackend::new(path, size).into_drawing_area(), title, lines)

@@ -85,9 +85,9 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         file.sync_all()?;
         fs::rename(&part, path)
     };
-    write().inspect_err(|_| drop(fs::remove_file(&part))).with_context(|| {
-        format!("{}: cannot write {} bytes", path.display(), bytes.len())
-    })
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&part)))
+        .with_context(|| format!("{}: cannot write {} bytes", path.display(), bytes.len()))
 }
 
 /// Where `-o DIR` puts the record of a verb that makes no checkpoint: creates the folder.

@@ -16,9 +16,9 @@ use scruple_compress::data::tokenizer::{self, Bpe};
 use scruple_compress::data::world::{self, Question, World};
 use scruple_compress::train::adamw::AdamWConfig;
 use scruple_compress::train::answer::{Answer, accuracy, answers, perplexity};
+use scruple_compress::train::file;
 use scruple_compress::train::language::{Phase, Recipe, tokens, train};
 use scruple_compress::train::llama::LlamaConfig;
-use scruple_compress::train::file;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -48,7 +48,10 @@ impl<'a> Windows<'a> {
             return Err(Error::Text("a window and the number of tokens must be at least 1".into()));
         }
         if ids.len() < 2 {
-            return Err(Error::Text(format!("the text has {} tokens; at least 2 are needed to predict one", ids.len())));
+            return Err(Error::Text(format!(
+                "the text has {} tokens; at least 2 are needed to predict one",
+                ids.len()
+            )));
         }
         let targets = (ids.len() - 1).min(max_targets.unwrap_or(usize::MAX));
         Ok(Self { ids: &ids[..=targets], window })
@@ -190,7 +193,9 @@ pub fn evaluate(
             match (&against, &dense_hidden) {
                 (Some(Against::Model(dense)), Some(dense_hidden)) => {
                     let dense_logits = dense.logits(&dense_hidden.narrow(0, start, rows)?)?;
-                    with_f32(&logits, |q| with_f32(&dense_logits, |p| compare_rows(p, q, targets, vocab, &mut tokens)))??;
+                    with_f32(&logits, |q| {
+                        with_f32(&dense_logits, |p| compare_rows(p, q, targets, vocab, &mut tokens))
+                    })??;
                 }
                 (Some(Against::Cache(cache)), _) => {
                     with_f32(&logits, |q| compare_cached(cache, q, targets, vocab, &mut tokens))?;
@@ -238,7 +243,8 @@ fn compare_cached(cache: &DenseCache, q: &[f32], targets: &[u32], vocab: usize, 
         .zip(targets)
         .enumerate()
         .map(|(i, (q, &target))| {
-            let (ids, top) = (&cache.ids[(first + i) * cache.k..][..cache.k], &cache.top[(first + i) * cache.k..][..cache.k]);
+            let (ids, top) =
+                (&cache.ids[(first + i) * cache.k..][..cache.k], &cache.top[(first + i) * cache.k..][..cache.k]);
             let q_lse = log_sum_exp(q);
             let (mut kl, mut p_kept, mut q_kept) = (0.0, 0.0, 0.0);
             for (&id, &log_p) in ids.iter().zip(top) {
@@ -273,8 +279,7 @@ fn clustered_mean(values: impl Iterator<Item = f64>, window: usize) -> Figure {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let windows = values.len().div_ceil(window);
     let spread: f64 = values.chunks(window).map(|w| w.iter().map(|v| v - mean).sum::<f64>().powi(2)).sum();
-    let stderr =
-        (windows > 1).then(|| (spread * windows as f64 / (windows - 1) as f64).sqrt() / values.len() as f64);
+    let stderr = (windows > 1).then(|| (spread * windows as f64 / (windows - 1) as f64).sqrt() / values.len() as f64);
     Figure { value: mean, stderr }
 }
 
@@ -302,7 +307,12 @@ fn clustered_quantile(values: &[f32], window: usize, share: f64) -> Figure {
     Figure { value: quantile(values.to_vec()), stderr }
 }
 
-fn summarise(tokens: &Tokens, windows: &Windows<'_>, bytes: Option<usize>, against: &Option<Against<'_>>) -> Evaluation {
+fn summarise(
+    tokens: &Tokens,
+    windows: &Windows<'_>,
+    bytes: Option<usize>,
+    against: &Option<Against<'_>>,
+) -> Evaluation {
     let window = windows.window;
     let wide = |values: &'_ [f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
     let nll = clustered_mean(wide(&tokens.nll).into_iter(), window);
@@ -410,7 +420,11 @@ pub fn cache_dense(
             for (target, ids, top) in kept {
                 let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
                 writer.write_at("target", done as u64 * 4, &target.to_le_bytes())?;
-                writer.write_at("ids", (done * k) as u64 * 4, &ids.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+                writer.write_at(
+                    "ids",
+                    (done * k) as u64 * 4,
+                    &ids.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>(),
+                )?;
                 writer.write_at("top", (done * k) as u64 * 4, &floats(&top))?;
                 done += 1;
             }
@@ -444,12 +458,18 @@ impl DenseCache {
         let (ids, _) = ids_view.bytes().as_chunks::<4>();
         let ids: Vec<u32> = ids.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         if ids.iter().any(|&id| id as usize >= vocab) {
-            return Err(Error::Text(format!("{}: a cached token id is outside the vocabulary of {vocab}", path.display())));
+            return Err(Error::Text(format!(
+                "{}: a cached token id is outside the vocabulary of {vocab}",
+                path.display()
+            )));
         }
         let cache =
             Self { k, target: checkpoint.tensor("target")?.to_f32()?, ids, top: checkpoint.tensor("top")?.to_f32()? };
         if cache.target.len() != windows.targets() || cache.top.len() != cache.ids.len() || k == 0 {
-            return Err(Error::Text(format!("{}: the cached dense run is incomplete; remove it and run again", path.display())));
+            return Err(Error::Text(format!(
+                "{}: the cached dense run is incomplete; remove it and run again",
+                path.display()
+            )));
         }
         Ok(cache)
     }

@@ -89,7 +89,9 @@ impl Plan {
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let folder = checkpoint.dir().display();
         if crate::export::detect(checkpoint)?.is_some() {
-            return Err(Error::Recipe(format!("{folder}: the model is quantised already; compress its dense original")));
+            return Err(Error::Recipe(format!(
+                "{folder}: the model is quantised already; compress its dense original"
+            )));
         }
         let format = recipe.export.format;
         let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();

@@ -85,8 +85,8 @@ impl Recipe {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::Recipe(format!("{}: cannot read the recipe: {error}", path.display())))?;
-        let recipe: Self = toml::from_str(&text)
-            .map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        let recipe: Self =
+            toml::from_str(&text).map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         Ok(recipe)
     }

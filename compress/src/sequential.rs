@@ -370,7 +370,12 @@ impl<'a> Walk<'a> {
 
     /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, (seq_len, in_features), into
     /// a Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
-    fn observe(&self, stage: Stage, hessian: bool, mut form: impl FnMut(usize) -> Result<Tensor>) -> Result<GroupStats> {
+    fn observe(
+        &self,
+        stage: Stage,
+        hessian: bool,
+        mut form: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<GroupStats> {
         let features = stage.in_features(&self.plan.config);
         let mut h = if hessian { vec![0.0f32; features * features] } else { Vec::new() };
         let scale = 2.0 / self.set.n_samples() as f32;
@@ -446,8 +451,15 @@ impl<'a> Walk<'a> {
             for method in methods {
                 let group: Vec<&PlannedLinear> =
                     linears.iter().copied().filter(|linear| linear.method == method).collect();
-                let done =
-                    compress_group(self.checkpoint, self.plan, &group, self.plan.method(group[0]), &stats, writer, outcome)?;
+                let done = compress_group(
+                    self.checkpoint,
+                    self.plan,
+                    &group,
+                    self.plan.method(group[0]),
+                    &stats,
+                    writer,
+                    outcome,
+                )?;
                 for (linear, (record, weight)) in group.iter().zip(done) {
                     block.replace(stage, linear.index, weight);
                     outcome.linears.push(record.clone());

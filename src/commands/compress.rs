@@ -130,8 +130,7 @@ impl Arguments {
         params.insert("bits".into(), i64::from(self.bits).into());
         params.insert("group_size".into(), (self.group_size as i64).into());
         params.insert("symmetric".into(), (!self.asymmetric).into());
-        let stage =
-            StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
+        let stage = StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
         let format: Format = self.format.parse().map_err(anyhow::Error::msg)?;
         let recipe = Recipe {
             stages: vec![stage],
@@ -179,9 +178,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (None, Some(fixture)) => fixture.path().to_path_buf(),
         (None, None) => unreachable!("a model is given or embedded"),
     };
-    let name = arguments.model.as_deref().and_then(Path::file_name).map_or(fixture::NAME.into(), |name| {
-        name.to_string_lossy().into_owned()
-    });
+    let name = arguments
+        .model
+        .as_deref()
+        .and_then(Path::file_name)
+        .map_or(fixture::NAME.into(), |name| name.to_string_lossy().into_owned());
     let calibration_file = arguments.calibration.clone().or_else(|| embedded.as_ref().map(Fixture::calibration));
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
@@ -216,9 +217,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let source_fingerprint = checkpoint.fingerprint();
     checkpoint.release_all();
     clock.extra.insert("source_hash_seconds".into(), hashing.elapsed().as_secs_f64().into());
-    let calibration = set.as_ref().map(|set| {
-        json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest })
-    });
+    let calibration = set
+        .as_ref()
+        .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
     let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "source": source_fingerprint,
@@ -382,9 +383,12 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
         provenance.bits_per_weight
     ));
     for (index, stage) in plan.recipe.stages.iter().enumerate() {
-        card.push_str(&format!("* stage {}: `{}`, {}\n", index + 1, stage.method, Value::from_iter(
-            stage.params.iter().map(|(key, value)| (key.clone(), value.to_string()))
-        )));
+        card.push_str(&format!(
+            "* stage {}: `{}`, {}\n",
+            index + 1,
+            stage.method,
+            Value::from_iter(stage.params.iter().map(|(key, value)| (key.clone(), value.to_string())))
+        ));
     }
     if let Some(calibration) = &provenance.calibration {
         card.push_str(&format!(
@@ -421,7 +425,11 @@ fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>
     let path = folder.path().join("errors.png");
     let stage = &plan.recipe.stages[0];
     let bits = plan.linears.first().map_or(0, |linear| linear.layout.bits);
-    plot::errors_by_block(&path, &format!("{name}: {} at {bits} bits, error of each linear's output", stage.method), &lines)?;
+    plot::errors_by_block(
+        &path,
+        &format!("{name}: {} at {bits} bits, error of each linear's output", stage.method),
+        &lines,
+    )?;
     Ok(Some(std::fs::read(&path)?))
 }
 
@@ -469,7 +477,8 @@ fn speed(folder: &Path) -> Result<Speed> {
     let per_block = 2 * checkpoint.parameters() / (config.n_blocks as u64).max(1);
     let blocks = ((SPEED_BYTES / per_block.max(1)) as usize).clamp(1, config.n_blocks);
     let model = Decoder::open_first(&checkpoint, blocks)?;
-    let ids: Vec<u32> = (0..PREFILL_TOKENS.min(config.max_positions / 2)).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
+    let ids: Vec<u32> =
+        (0..PREFILL_TOKENS.min(config.max_positions / 2)).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let scale = config.n_blocks as f64 / blocks as f64;
     let mut cache = KvCache::default();
     model.hidden(&ids[..1], &mut cache)?; // brings the weights in
@@ -511,7 +520,9 @@ fn answers(dense: &Path, compressed: &Path, questions: &[Question]) -> Result<An
     let (compressed, _) = open(compressed)?;
     let mut result = Answers { questions: questions.len(), dense_right: 0, compressed_right: 0, same: 0 };
     for question in questions {
-        let choose = |model: &Decoder| scruple_compress::measure::likeliest_option(model, &text, &question.prompt, &question.options);
+        let choose = |model: &Decoder| {
+            scruple_compress::measure::likeliest_option(model, &text, &question.prompt, &question.options)
+        };
         let (a, b) = (choose(&dense)?, choose(&compressed)?);
         result.dense_right += usize::from(a == question.answer);
         result.compressed_right += usize::from(b == question.answer);
@@ -536,7 +547,12 @@ fn report(
         .fold((0, 0), |(weights, bits), record| (weights + record.weights, bits + record.storage_bits));
     let compressed = Checkpoint::open(out)?;
     let (faults, checked, _) = verify::check(out, None)?;
-    anyhow::ensure!(faults.is_empty(), "{}: the written file is not what was made: {}", out.display(), faults.join("; "));
+    anyhow::ensure!(
+        faults.is_empty(),
+        "{}: the written file is not what was made: {}",
+        out.display(),
+        faults.join("; ")
+    );
     if arguments.json {
         return printer::json(&json!({
             "output": out.display().to_string(),
@@ -576,8 +592,16 @@ fn report(
             true => format!(" (from {} of {} blocks)", dense.blocks, plan.config.n_blocks),
             false => String::new(),
         };
-        table.row([format!("prefill, tokens/s{note}"), format!("{:.0}", dense.prefill), format!("{:.0}", compressed.prefill)]);
-        table.row([format!("decode, tokens/s{note}"), format!("{:.1}", dense.decode), format!("{:.1}", compressed.decode)]);
+        table.row([
+            format!("prefill, tokens/s{note}"),
+            format!("{:.0}", dense.prefill),
+            format!("{:.0}", compressed.prefill),
+        ]);
+        table.row([
+            format!("decode, tokens/s{note}"),
+            format!("{:.1}", dense.decode),
+            format!("{:.1}", compressed.decode),
+        ]);
     }
     if let Some(e) = &cost.evaluation {
         if let Some(c) = &e.against {
@@ -585,7 +609,9 @@ fn report(
             table.row([
                 "KL to dense, nats a token".into(),
                 "0".into(),
-                c.kl_mean.stderr.map_or(format!("{:.5}", c.kl_mean.value), |s| format!("{:.5} ± {s:.5}", c.kl_mean.value)),
+                c.kl_mean
+                    .stderr
+                    .map_or(format!("{:.5}", c.kl_mean.value), |s| format!("{:.5} ± {s:.5}", c.kl_mean.value)),
             ]);
             table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
         }

@@ -20,6 +20,7 @@ use crate::{
 /// Values decoded at a time.
 const VALUES_AT_ONCE: usize = 1 << 20;
 
+/// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The GGUF file

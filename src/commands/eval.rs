@@ -21,6 +21,7 @@ use crate::{
 /// Likeliest tokens a position keeps in a cached dense run.
 const DEFAULT_TOP_K: usize = 256;
 
+/// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder or file of the model
@@ -128,14 +129,11 @@ pub fn evaluate(
         (None, None) => None,
     };
     let mut progress = Progress::new("eval", total);
-    let evaluation = measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))?;
+    let evaluation =
+        measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))?;
     progress.finish();
     let (bits, weights) = decoder.linear_bits();
-    Ok(EvalRecord {
-        evaluation,
-        model_bytes: checkpoint.bytes(),
-        bits_per_weight: bits as f64 / weights as f64,
-    })
+    Ok(EvalRecord { evaluation, model_bytes: checkpoint.bytes(), bits_per_weight: bits as f64 / weights as f64 })
 }
 
 fn with_error(value: f64, stderr: Option<f64>, digits: usize) -> String {

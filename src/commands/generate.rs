@@ -16,6 +16,7 @@ use crate::{
     record::{self, Run},
 };
 
+/// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder or file of the model

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::printer::{self, Table};
 
+/// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Print the list as JSON
@@ -18,8 +19,10 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
-        let list: Vec<Value> =
-            METHODS.iter().map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper })).collect();
+        let list: Vec<Value> = METHODS
+            .iter()
+            .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper }))
+            .collect();
         printer::json(&list)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -16,6 +16,7 @@ use crate::{
     record::{self, Run},
 };
 
+/// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder that `compress` wrote
@@ -37,7 +38,8 @@ pub fn provenance(folder: &Path) -> Result<Provenance> {
     let text = std::fs::read(&file).with_context(|| {
         format!("{}: cannot read the provenance; verify takes a folder that `scruple compress` wrote", file.display())
     })?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: not the provenance of a compressed model", file.display()))
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not the provenance of a compressed model", file.display()))
 }
 
 /// Checks the compressed checkpoint in `folder`; the faults found, and the numbers of linears and copied tensors checked.

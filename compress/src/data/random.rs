@@ -31,9 +31,9 @@ impl Stream {
     /// The `number`-th stream of that `name`. Two names, or two numbers, give unrelated draws.
     pub fn new(seed: u64, name: &str, number: u64) -> Self {
         // FNV-1a of the name; `draw` does the mixing.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self { seed, stream: draw(hash, 0, number), index: 0 }
     }
 

@@ -42,7 +42,10 @@ impl Bpe {
         let mut tokens: Vec<String> = SPECIALS.iter().map(ToString::to_string).collect();
         tokens.extend(alphabet.iter().map(char::to_string));
         if size < tokens.len() {
-            return Err(Error::Text(format!("a vocabulary of {size} cannot hold 256 bytes and {} specials", SPECIALS.len())));
+            return Err(Error::Text(format!(
+                "a vocabulary of {size} cannot hold 256 bytes and {} specials",
+                SPECIALS.len()
+            )));
         }
 
         // Ordered by word: the counts below must not depend on a hash map's order.
@@ -65,9 +68,13 @@ impl Bpe {
                 }
             }
             // Ties go to the pair with the smaller ids.
-            let Some((&(left, right), _)) = pairs.iter().max_by_key(|&(&pair, &count)| (count, std::cmp::Reverse(pair)))
+            let Some((&(left, right), _)) =
+                pairs.iter().max_by_key(|&(&pair, &count)| (count, std::cmp::Reverse(pair)))
             else {
-                return Err(Error::Text(format!("the text has words for {} tokens only, not for {size}", tokens.len())));
+                return Err(Error::Text(format!(
+                    "the text has words for {} tokens only, not for {size}",
+                    tokens.len()
+                )));
             };
             let joined = tokens.len() as u32;
             tokens.push(format!("{}{}", tokens[left as usize], tokens[right as usize]));

@@ -175,8 +175,7 @@ impl Rules for Gptq {
         let group_size = in_features / groups;
         let setting = source.setting(bits, group_size, in_features, &qweight)?;
         let (stored_scales, scale_dtype) = source.scales("scales", [groups, out_features])?;
-        let scales =
-            (0..out_features).flat_map(|row| (0..groups).map(move |group| (row, group))).collect::<Vec<_>>();
+        let scales = (0..out_features).flat_map(|row| (0..groups).map(move |group| (row, group))).collect::<Vec<_>>();
         let scales = scales.into_iter().map(|(row, group)| stored_scales[group * out_features + row]).collect();
         let version = source.quantization.gptq_version.unwrap_or(GptqVersion::V1);
         let zeros = pack::unpack_zeros(&words(&qzeros), out_features, groups, bits, version)?;

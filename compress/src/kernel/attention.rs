@@ -67,11 +67,25 @@ pub fn attention(heads: Heads, q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]
             // column, k and v have `span` rows from `first_key`, scores is (rows, span), out is (rows, width).
             unsafe {
                 gemm(
-                    rows, span, head_dim,
-                    scores.as_mut_ptr(), 1, span as isize, false,
-                    q.as_ptr(), 1, width as isize,
-                    k.as_ptr(), head_dim as isize, 1,
-                    0.0, 1.0, false, false, false, Parallelism::None,
+                    rows,
+                    span,
+                    head_dim,
+                    scores.as_mut_ptr(),
+                    1,
+                    span as isize,
+                    false,
+                    q.as_ptr(),
+                    1,
+                    width as isize,
+                    k.as_ptr(),
+                    head_dim as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
                 );
             }
             for (row, scores) in scores.chunks_exact_mut(span).enumerate() {
@@ -85,11 +99,25 @@ pub fn attention(heads: Heads, q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]
             // SAFETY: as above; the output columns of this head start at head · head_dim.
             unsafe {
                 gemm(
-                    rows, head_dim, span,
-                    out.as_mut_ptr().add(head * head_dim), 1, width as isize, false,
-                    scores.as_ptr(), 1, span as isize,
-                    v.as_ptr(), 1, head_dim as isize,
-                    0.0, 1.0, false, false, false, Parallelism::None,
+                    rows,
+                    head_dim,
+                    span,
+                    out.as_mut_ptr().add(head * head_dim),
+                    1,
+                    width as isize,
+                    false,
+                    scores.as_ptr(),
+                    1,
+                    span as isize,
+                    v.as_ptr(),
+                    1,
+                    head_dim as isize,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
                 );
             }
         }
@@ -134,9 +162,15 @@ mod tests {
         let pattern = |n: usize, step: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * step + 13) % 89) as f32 / 44.5 - 1.0).collect()
         };
-        for (queries, past, window) in
-            [(1, 0, None), (1, 77, None), (1, 77, Some(10)), (70, 0, None), (130, 9, None), (130, 9, Some(20)), (5, 3, Some(1))]
-        {
+        for (queries, past, window) in [
+            (1, 0, None),
+            (1, 77, None),
+            (1, 77, Some(10)),
+            (70, 0, None),
+            (130, 9, None),
+            (130, 9, Some(20)),
+            (5, 3, Some(1)),
+        ] {
             let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 6, window };
             let positions = queries + past;
             let q = pattern(queries * 24, 31);

@@ -90,7 +90,9 @@ pub fn product(weight: DenseMatrix<'_>, x: &[f32], tokens: usize, y: &mut [f32])
     let shape = (weight.out_features, weight.in_features);
     match bytemuck::try_cast_slice::<u8, f32>(weight.bytes) {
         Ok(values) if weight.element == Element::F32 && cfg!(target_endian = "little") => {
-            panels(shape, x, tokens, y, |_, rows, multiply| multiply(&values[rows.start * shape.1..rows.end * shape.1]));
+            panels(shape, x, tokens, y, |_, rows, multiply| {
+                multiply(&values[rows.start * shape.1..rows.end * shape.1])
+            });
         }
         _ => by_panels(shape, x, tokens, y, |rows, panel| {
             widen(weight.element, weight.rows(rows.start, rows.len()), panel);

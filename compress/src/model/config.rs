@@ -126,7 +126,10 @@ impl Fields<'_> {
     fn count_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
         match self.object.get(key) {
             None | Some(Value::Null) => default.ok_or_else(|| {
-                Error::Model(format!("{}: `{key}` is missing; a decoder cannot be built without it", self.file.display()))
+                Error::Model(format!(
+                    "{}: `{key}` is missing; a decoder cannot be built without it",
+                    self.file.display()
+                ))
             }),
             Some(value) => match value.as_u64() {
                 Some(n) if n > 0 && n <= 1 << 32 => Ok(n as usize),
@@ -137,8 +140,9 @@ impl Fields<'_> {
 
     fn number_or(&self, key: &str, default: Option<f64>) -> Result<f64> {
         match self.object.get(key) {
-            None | Some(Value::Null) => default
-                .ok_or_else(|| Error::Model(format!("{}: `{key}` is missing; add it", self.file.display()))),
+            None | Some(Value::Null) => {
+                default.ok_or_else(|| Error::Model(format!("{}: `{key}` is missing; add it", self.file.display())))
+            }
             Some(value) => match value.as_f64() {
                 Some(x) if x.is_finite() && x > 0.0 => Ok(x),
                 _ => Err(self.complain(key, "a positive number", value)),
@@ -179,9 +183,10 @@ impl DecoderConfig {
     pub fn from_json(file: &Path, json: &Value) -> Result<Self> {
         let shown = file.display();
         let fields = Fields { file, object: json };
-        let model_type = json.get("model_type").and_then(Value::as_str).ok_or_else(|| {
-            Error::Model(format!("{shown}: `model_type` is missing, so the model family is unknown"))
-        })?;
+        let model_type = json
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| Error::Model(format!("{shown}: `model_type` is missing, so the model family is unknown")))?;
         let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
             let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
             Error::Model(format!(
@@ -214,9 +219,12 @@ impl DecoderConfig {
             Some(_) => Some(fields.count_or("sliding_window", None)?),
         };
         let windowed = fields.flag_or("use_sliding_window", family.window_by_default)?;
-        if windowed && window.is_some() && json.get("layer_types").is_some_and(|types| {
-            types.as_array().is_some_and(|types| types.iter().any(|t| t != &types[0]))
-        }) {
+        if windowed
+            && window.is_some()
+            && json
+                .get("layer_types")
+                .is_some_and(|types| types.as_array().is_some_and(|types| types.iter().any(|t| t != &types[0])))
+        {
             return Err(Error::Model(format!("{shown}: blocks of mixed `layer_types` are not supported")));
         }
         Ok(Self {
@@ -253,7 +261,8 @@ fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<(f64, RopeScaling)>
     let inner = Fields { file: fields.file, object: nested.unwrap_or(&empty) };
     let theta = inner.number_or("rope_theta", Some(fields.number_or("rope_theta", Some(10_000.0))?))?;
     let kind = ["rope_type", "type"].iter().find_map(|key| inner.object.get(key)?.as_str()).unwrap_or("default");
-    let partial = fields.number_or("partial_rotary_factor", Some(inner.number_or("partial_rotary_factor", Some(1.0))?))?;
+    let partial =
+        fields.number_or("partial_rotary_factor", Some(inner.number_or("partial_rotary_factor", Some(1.0))?))?;
     if partial != 1.0 {
         return Err(Error::Model(format!("{shown}: `partial_rotary_factor` {partial} is not supported, only 1")));
     }

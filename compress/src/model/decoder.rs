@@ -216,8 +216,7 @@ impl Block {
                 quantization,
             )?);
         }
-        let head_norm =
-            |name: &str| if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) };
+        let head_norm = |name: &str| if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) };
         Ok(Self {
             heads: Heads {
                 n_heads: config.n_heads,

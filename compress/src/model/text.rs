@@ -113,9 +113,7 @@ impl Text {
     fn special(&self, key: &str) -> String {
         match self.settings.get(key) {
             Some(Value::String(token)) => token.clone(),
-            Some(Value::Object(token)) => {
-                token.get("content").and_then(Value::as_str).unwrap_or_default().to_string()
-            }
+            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).unwrap_or_default().to_string(),
             _ => String::new(),
         }
     }

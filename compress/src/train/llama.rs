@@ -70,7 +70,9 @@ impl LlamaConfig {
         let residual = (2.0 * self.num_hidden_layers as f64).sqrt();
         let tensor = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
             let deviation = match name.as_str() {
-                name if shape.len() == 1 => return Ok((name.to_string(), Tensor::ones(shape, DType::F32, &Device::Cpu)?)),
+                name if shape.len() == 1 => {
+                    return Ok((name.to_string(), Tensor::ones(shape, DType::F32, &Device::Cpu)?));
+                }
                 "model.embed_tokens.weight" | "lm_head.weight" => 0.02,
                 name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
                     1.0 / (shape[1] as f64).sqrt() / residual
@@ -78,8 +80,7 @@ impl LlamaConfig {
                 _ => 1.0 / (shape[1] as f64).sqrt(),
             };
             let stream = &mut Stream::new(seed, "train/init", number as u64);
-            let values: Vec<f32> =
-                (0..shape.iter().product()).map(|_| (deviation * stream.normal()) as f32).collect();
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| (deviation * stream.normal()) as f32).collect();
             Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
         };
         self.tensors().into_iter().enumerate().map(tensor).collect()
@@ -276,7 +277,8 @@ mod tests {
     fn a_later_token_changes_no_earlier_logit() {
         let config = tiny(true);
         let weights = config.init(1).unwrap();
-        let logits = |ids: &[u32]| -> Vec<Vec<f32>> { reference_forward(&weights, &config, ids).unwrap().to_vec2().unwrap() };
+        let logits =
+            |ids: &[u32]| -> Vec<Vec<f32>> { reference_forward(&weights, &config, ids).unwrap().to_vec2().unwrap() };
         let (a, b) = (logits(&[1, 2, 3, 4]), logits(&[1, 2, 3, 9]));
         assert_eq!(a[..3], b[..3]);
         assert_ne!(a[3], b[3]);

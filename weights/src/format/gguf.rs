@@ -413,7 +413,13 @@ impl Reader<'_> {
             let end = start.and_then(|start| start.checked_add(bytes));
             match (start, end) {
                 (Some(start), Some(end)) if end <= file => {
-                    tensors.push(TensorView { name: name.into(), dtype, shape: shape.into(), shard: self.shard.clone(), range: start..end });
+                    tensors.push(TensorView {
+                        name: name.into(),
+                        dtype,
+                        shape: shape.into(),
+                        shard: self.shard.clone(),
+                        range: start..end,
+                    });
                 }
                 _ => self.problem(
                     Some(&name),
