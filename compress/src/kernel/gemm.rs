@@ -177,6 +177,71 @@ pub fn symmetrize(h: &mut [f32], k: usize) {
     }
 }
 
+/// Rows of `w` and columns of `h` of one product of [`quadratic_form`].
+const FORM_BLOCK: usize = 256;
+
+/// `tr(W H Wᵀ) = Σ_r w_r H w_rᵀ` for `w` (rows, n) and a symmetric `h` (n, n), products in f32, sums in f64. Costs about
+/// rows·n² FLOP: only the blocks on and below the diagonal of `h` are multiplied, and those below count twice.
+///
+/// # Panics
+/// If `w` is not whole rows of n or `h` not (n, n).
+pub fn quadratic_form(w: &[f32], h: &[f32], n: usize) -> f64 {
+    assert_eq!(h.len(), n * n, "h is not ({n}, {n})");
+    if w.is_empty() {
+        return 0.0;
+    }
+    assert!(w.len().is_multiple_of(n), "w is not whole rows of {n}");
+    let parts: Vec<f64> = w
+        .par_chunks(FORM_BLOCK * n)
+        .map_init(Vec::new, |product: &mut Vec<f32>, w| {
+            let rows = w.len() / n;
+            product.resize(FORM_BLOCK * FORM_BLOCK, 0.0);
+            let mut sum = 0.0;
+            for first in (0..n).step_by(FORM_BLOCK) {
+                let columns = FORM_BLOCK.min(n - first);
+                for (from, to, weight) in [(first, first + columns, 1.0), (first + columns, n, 2.0)] {
+                    if from == to {
+                        continue;
+                    }
+                    // SAFETY: dst is (rows, columns) inside `product`, lhs columns from..to of w (rows, n), rhs rows
+                    // from..to and columns first.. of h (n, n).
+                    unsafe {
+                        gemm::gemm(
+                            rows,
+                            columns,
+                            to - from,
+                            product.as_mut_ptr(),
+                            1,
+                            FORM_BLOCK as isize,
+                            false,
+                            w.as_ptr().add(from),
+                            1,
+                            n as isize,
+                            h.as_ptr().add(from * n + first),
+                            1,
+                            n as isize,
+                            0.0f32,
+                            1.0f32,
+                            false,
+                            false,
+                            false,
+                            gemm::Parallelism::None,
+                        );
+                    }
+                    for row in 0..rows {
+                        let w = &w[row * n + first..][..columns];
+                        let product = &product[row * FORM_BLOCK..][..columns];
+                        let dot: f64 = w.iter().zip(product).map(|(w, p)| f64::from(*w) * f64::from(*p)).sum();
+                        sum += weight * dot;
+                    }
+                }
+            }
+            sum
+        })
+        .collect();
+    parts.iter().sum()
+}
+
 fn check(x: usize, w: usize, y: usize, t: usize, n: usize, k: usize) {
     assert_eq!(x, t * k, "x is not ({t}, {k})");
     assert_eq!(w, n * k, "w is not ({n}, {k})");
@@ -260,6 +325,25 @@ mod tests {
                     assert!((f64::from(h[i * k + j]) - expected).abs() <= tolerance, "({i}, {j}) of {k}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_quadratic_form_matches_the_definition() {
+        for &(rows, n) in &[(1, 1), (3, 40), (300, 70), (5, 600)] {
+            let (w, x) = (uniform(rows * n, 1), uniform(n * n, 2));
+            let mut h = vec![0.0; n * n];
+            syrk_accumulate(&x, &mut h, n, n, 1.0);
+            symmetrize(&mut h, n);
+            let mut expected = 0.0;
+            for r in 0..rows {
+                for i in 0..n {
+                    for j in 0..n {
+                        expected += f64::from(w[r * n + i]) * f64::from(h[i * n + j]) * f64::from(w[r * n + j]);
+                    }
+                }
+            }
+            assert!((quadratic_form(&w, &h, n) / expected - 1.0).abs() < 1e-5, "{rows} × {n}");
         }
     }
 

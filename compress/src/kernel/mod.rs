@@ -8,6 +8,10 @@ pub mod gemm;
 
 pub mod gemv;
 
+pub(crate) mod tile;
+
+pub(crate) mod cholesky;
+
 /// Compiles one body for each instruction set and picks at run time.
 ///
 /// `dispatch! { pub fn name(a: T, …) -> R = body }` makes `name` call the `#[inline(always)]` function `body`, which the

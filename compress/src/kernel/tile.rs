@@ -1,0 +1,224 @@
+//! The inner kernel of the solvers: products of matrices held in tiles of 48 rows.
+//!
+//! A tile holds 48 rows column by column: element (row, column) of a matrix lies at
+//! `(row / 48 · columns + column) · 48 + row mod 48`. One 512-bit core keeps 48 × 8 results in 24 registers and needs 11
+//! loads for 24 multiply-adds; since the same layout serves as left and as right operand, nothing is ever packed.
+//!
+//! Every result is one chain of fused multiply-adds over the inner dimension, cut at fixed places: all instruction sets
+//! give the same bits.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Rows of a tile.
+pub const TILE: usize = 48;
+
+/// Columns of results computed at once.
+pub const SLIVER: usize = 8;
+
+/// Inner dimension between two visits to the results: a tile (72 KiB) and the right operand's panel stay in the
+/// second-level cache.
+pub const DEPTH: usize = 384;
+
+/// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]` for 48 rows and 8 columns j, `l` in `0..depth`.
+type Micro = unsafe fn(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32);
+
+/// The kernel for this processor.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel(Micro);
+
+impl Kernel {
+    /// Picks the kernel once.
+    pub(crate) fn new() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match super::isa() {
+            super::Isa::Avx512 => return Self(micro_avx512),
+            super::Isa::Avx2 => return Self(micro_avx2),
+            super::Isa::Baseline => {}
+        }
+        Self(micro_portable)
+    }
+
+    /// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]`: one sliver.
+    ///
+    /// # Safety
+    /// `a` points to depth · 48 readable values; `b` to (depth − 1) · 48 + 8; `c` to 8 · 48 writable ones that overlap
+    /// neither.
+    #[inline(always)]
+    pub(crate) unsafe fn sliver(self, depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+        // SAFETY: the caller's contract; the instruction set was detected in `new`.
+        unsafe { (self.0)(depth, a, b, c, sign) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+    use std::arch::x86_64::{
+        _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_storeu_ps,
+    };
+    // SAFETY: all accesses stay within depth · 48 values of `a`, the rows of 8 of `b` and 384 of `c`, by the contract of
+    // `Kernel::sliver`; prefetching may name any address.
+    unsafe {
+        for line in 0..TILE * SLIVER / 16 {
+            _mm_prefetch::<_MM_HINT_T0>(c.add(line * 16).cast());
+        }
+        let mut sums = [[_mm512_setzero_ps(); 3]; SLIVER];
+        let (mut a, mut b) = (a, b);
+        for _ in 0..depth {
+            let rows = [_mm512_loadu_ps(a), _mm512_loadu_ps(a.add(16)), _mm512_loadu_ps(a.add(32))];
+            for j in 0..SLIVER {
+                let factor = _mm512_set1_ps(*b.add(j));
+                for v in 0..3 {
+                    sums[j][v] = _mm512_fmadd_ps(rows[v], factor, sums[j][v]);
+                }
+            }
+            a = a.add(TILE);
+            b = b.add(TILE);
+        }
+        let sign = _mm512_set1_ps(sign);
+        for j in 0..SLIVER {
+            for v in 0..3 {
+                let at = c.add(j * TILE + v * 16);
+                let signed = std::arch::x86_64::_mm512_mul_ps(sums[j][v], sign);
+                _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), signed));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn micro_avx2(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+    // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
+    unsafe { micro_body(depth, a, b, c, sign) }
+}
+
+unsafe fn micro_portable(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+    // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
+    unsafe { micro_body(depth, a, b, c, sign) }
+}
+
+/// The sliver in blocks of 16 rows × 4 columns, which fit sixteen 256-bit registers.
+///
+/// # Safety
+/// As [`Kernel::sliver`].
+#[inline(always)]
+unsafe fn micro_body(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+    const ROWS: usize = 16;
+    const COLUMNS: usize = 4;
+    for row in (0..TILE).step_by(ROWS) {
+        for column in (0..SLIVER).step_by(COLUMNS) {
+            let mut sums = [[0.0f32; ROWS]; COLUMNS];
+            for l in 0..depth {
+                // SAFETY: row + 16 ≤ 48 and column + 4 ≤ 8 at step l < depth: inside the contract's ranges.
+                let (a, b) = unsafe {
+                    (&*a.add(l * TILE + row).cast::<[f32; ROWS]>(), &*b.add(l * TILE + column).cast::<[f32; COLUMNS]>())
+                };
+                for j in 0..COLUMNS {
+                    for i in 0..ROWS {
+                        sums[j][i] = a[i].mul_add(b[j], sums[j][i]);
+                    }
+                }
+            }
+            for j in 0..COLUMNS {
+                // SAFETY: column + j < 8 and row + 16 ≤ 48: inside the 8 · 48 values of c.
+                let c = unsafe { &mut *c.add((column + j) * TILE + row).cast::<[f32; ROWS]>() };
+                for i in 0..ROWS {
+                    c[i] += sums[j][i] * sign;
+                }
+            }
+        }
+    }
+}
+
+/// Zeroed f32 values that begin on a cache line, so that no register is loaded from two.
+pub(crate) struct Aligned {
+    values: NonNull<f32>,
+    len: usize,
+}
+
+impl Aligned {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        if len == 0 {
+            return Self { values: NonNull::dangling(), len };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout is not empty.
+        let values = unsafe { alloc_zeroed(layout) };
+        let values = NonNull::new(values.cast()).unwrap_or_else(|| handle_alloc_error(layout));
+        Self { values, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<f32>(len).and_then(|layout| layout.align_to(64)).expect("a buffer that fits the address space")
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `zeros` with this very layout.
+            unsafe { dealloc(self.values.as_ptr().cast(), Self::layout(self.len)) }
+        }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `values` points to `len` initialised values (or dangles with len 0) that live as long as self.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`, borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.len) }
+    }
+}
+
+// SAFETY: an owned buffer of plain numbers.
+unsafe impl Send for Aligned {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Aligned {}
+
+impl std::fmt::Debug for Aligned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Aligned({} values)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_values::uniform;
+    use super::*;
+
+    #[test]
+    fn the_instruction_sets_give_the_same_bits_and_match_the_definition() {
+        for depth in [0, 1, 7, 100] {
+            let (a, b) = (uniform(depth * TILE, 1), uniform(depth * TILE + SLIVER, 2));
+            let start = uniform(TILE * SLIVER, 3);
+            for sign in [1.0, -1.0] {
+                let (mut fast, mut plain) = (start.clone(), start.clone());
+                // SAFETY: the buffers have the lengths the kernel asks for.
+                unsafe {
+                    Kernel::new().sliver(depth, a.as_ptr(), b.as_ptr(), fast.as_mut_ptr(), sign);
+                    micro_portable(depth, a.as_ptr(), b.as_ptr(), plain.as_mut_ptr(), sign);
+                }
+                assert_eq!(fast, plain);
+                for j in 0..SLIVER {
+                    for row in 0..TILE {
+                        let sum = (0..depth).fold(0.0f32, |sum, l| a[l * TILE + row].mul_add(b[l * TILE + j], sum));
+                        assert_eq!(fast[j * TILE + row], start[j * TILE + row] + sum * sign);
+                    }
+                }
+            }
+        }
+    }
+}
