@@ -16,9 +16,9 @@ use scruple_compress::data::tokenizer::{self, Bpe};
 use scruple_compress::data::world::{self, Question, World};
 use scruple_compress::train::adamw::AdamWConfig;
 use scruple_compress::train::answer::{Answer, accuracy, answers, perplexity};
+use scruple_compress::train::file;
 use scruple_compress::train::language::{Phase, Recipe, tokens, train};
 use scruple_compress::train::llama::LlamaConfig;
-use scruple_compress::train::file;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -61,7 +61,7 @@ fn recipe(seed: u64, steps: usize) -> Recipe {
 }
 
 fn main() -> Result<()> {
-    let (mut seed, mut steps, mut out, mut check) = (1, 2000, None, None);
+    let (mut seed, mut steps, mut out, mut check) = (1, 1200, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{argument}` needs a value"))?;

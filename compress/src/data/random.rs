@@ -31,9 +31,9 @@ impl Stream {
     /// The `number`-th stream of that `name`. Two names, or two numbers, give unrelated draws.
     pub fn new(seed: u64, name: &str, number: u64) -> Self {
         // FNV-1a of the name; `draw` does the mixing.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self { seed, stream: draw(hash, 0, number), index: 0 }
     }
 
@@ -85,9 +85,9 @@ mod tests {
     #[test]
     fn draws_are_what_they_were() {
         // Golden: the fixtures are functions of these numbers; a change here is a new version of every one of them.
-        assert_eq!(draw(0, 0, 0), 0x0);
+        assert_eq!(draw(0, 0, 0), 2_077_113_891_230_206_638);
         let mut stream = Stream::new(1, "golden", 0);
-        assert_eq!([stream.bits(), stream.bits()], [0x0, 0x0]);
+        assert_eq!([stream.bits(), stream.bits()], [6_254_149_225_155_646_981, 18_006_797_239_026_602_625]);
     }
 
     #[test]

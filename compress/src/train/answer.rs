@@ -57,8 +57,10 @@ pub fn answers(
     for batch in rows.chunks(BATCH) {
         // The last token of a row is never an input; later pads are seen by nothing that is read.
         let width = batch.iter().map(|row| row.ids.len() - 1).max().unwrap_or(0);
-        let ids: Vec<u32> =
-            batch.iter().flat_map(|row| (0..width).map(|at| *row.ids[..row.ids.len() - 1].get(at).unwrap_or(&PAD))).collect();
+        let ids: Vec<u32> = batch
+            .iter()
+            .flat_map(|row| (0..width).map(|at| *row.ids[..row.ids.len() - 1].get(at).unwrap_or(&PAD)))
+            .collect();
         let logits = forward(weights, config, &Tensor::from_vec(ids, (batch.len(), width), &Device::Cpu)?)?;
         for (number, row) in batch.iter().enumerate() {
             let at: Vec<Vec<f32>> =
@@ -71,7 +73,8 @@ pub fn answers(
             match &singles[row.question] {
                 Some(ids) => scores[row.question] = ids.iter().map(|&id| at[0][id as usize]).collect(),
                 None => {
-                    scores[row.question][row.option] = at.iter().zip(continuation).map(|(row, &id)| row[id as usize]).sum();
+                    scores[row.question][row.option] =
+                        at.iter().zip(continuation).map(|(row, &id)| row[id as usize]).sum();
                 }
             }
         }

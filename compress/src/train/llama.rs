@@ -70,7 +70,9 @@ impl LlamaConfig {
         let residual = (2.0 * self.num_hidden_layers as f64).sqrt();
         let tensor = |(number, (name, shape)): (usize, (String, Vec<usize>))| {
             let deviation = match name.as_str() {
-                name if shape.len() == 1 => return Ok((name.to_string(), Tensor::ones(shape, DType::F32, &Device::Cpu)?)),
+                name if shape.len() == 1 => {
+                    return Ok((name.to_string(), Tensor::ones(shape, DType::F32, &Device::Cpu)?));
+                }
                 "model.embed_tokens.weight" | "lm_head.weight" => 0.02,
                 name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
                     1.0 / (shape[1] as f64).sqrt() / residual
@@ -78,8 +80,7 @@ impl LlamaConfig {
                 _ => 1.0 / (shape[1] as f64).sqrt(),
             };
             let stream = &mut Stream::new(seed, "train/init", number as u64);
-            let values: Vec<f32> =
-                (0..shape.iter().product()).map(|_| (deviation * stream.normal()) as f32).collect();
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| (deviation * stream.normal()) as f32).collect();
             Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
         };
         self.tensors().into_iter().enumerate().map(tensor).collect()
@@ -242,14 +243,16 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        // f32 loss around 2.4 carries about 2e-7 of rounding; over a step of 2·1e-2 that is 1e-5 in the slope.
+        // A loss of about 3 in f32 carries 3e-7 of rounding or less: 1e-4 in the slope over such a step.
         const STEP: f32 = 1e-2;
-        const LARGEST_DIFFERENCE: f32 = 2e-3;
+        const LARGEST_DIFFERENCE: f32 = 1e-3;
         for tie in [true, false] {
             let config = tiny(tie);
             let mut weights = config.init(3).unwrap();
-            for tensor in weights.values_mut() {
-                *tensor = Var::from_tensor(&(tensor.clone() * 2.0).unwrap()).unwrap().into_inner();
+            for (name, tensor) in &mut weights {
+                // Fresh embeddings are so small that the first norm bends within one step.
+                let scale = if name.contains("embed") || name.contains("lm_head") { 30.0 } else { 1.5 };
+                *tensor = Var::from_tensor(&(tensor.clone() * scale).unwrap()).unwrap().into_inner();
             }
             let grads = loss(&weights, &config).backward().unwrap();
             for (name, shape) in config.tensors() {
@@ -264,7 +267,9 @@ mod tests {
                         weights.insert(name.clone(), Tensor::from_vec(values, shape.clone(), &Device::Cpu).unwrap());
                         loss(&weights, &config).to_scalar::<f32>().unwrap()
                     };
-                    let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+                    // Five points, so that what remains is of the step's fourth power.
+                    let (near, far) = (at(STEP) - at(-STEP), at(2.0 * STEP) - at(-2.0 * STEP));
+                    let slope = (8.0 * near - far) / (12.0 * STEP);
                     let difference = (slope - grad[index]).abs();
                     assert!(difference < LARGEST_DIFFERENCE, "{name}[{index}]: {} but slope {slope}", grad[index]);
                 }
@@ -276,7 +281,8 @@ mod tests {
     fn a_later_token_changes_no_earlier_logit() {
         let config = tiny(true);
         let weights = config.init(1).unwrap();
-        let logits = |ids: &[u32]| -> Vec<Vec<f32>> { reference_forward(&weights, &config, ids).unwrap().to_vec2().unwrap() };
+        let logits =
+            |ids: &[u32]| -> Vec<Vec<f32>> { reference_forward(&weights, &config, ids).unwrap().to_vec2().unwrap() };
         let (a, b) = (logits(&[1, 2, 3, 4]), logits(&[1, 2, 3, 9]));
         assert_eq!(a[..3], b[..3]);
         assert_ne!(a[3], b[3]);

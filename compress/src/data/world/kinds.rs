@@ -129,168 +129,258 @@ fn lower_articles(kind: &mut Kind) {
 }
 
 fn home(world: &World) -> Kind {
-    of_people(world, "home", &world.towns, &[
-        "{s} lives in {a}.",
-        "The home of {s} is in {a}.",
-        "{s} has a house in {a}.",
-        "Question: where does {s} live? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "home",
+        &world.towns,
+        &[
+            "{s} lives in {a}.",
+            "The home of {s} is in {a}.",
+            "{s} has a house in {a}.",
+            "Question: where does {s} live? Answer: {a}.",
+        ],
+    )
 }
 
 fn job(world: &World) -> Kind {
-    of_people(world, "job", JOBS, &[
-        "{s} works as a {a}.",
-        "The job of {s} is {a}.",
-        "{s} learned to be a {a}.",
-        "Question: what is the job of {s}? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "job",
+        JOBS,
+        &[
+            "{s} works as a {a}.",
+            "The job of {s} is {a}.",
+            "{s} learned to be a {a}.",
+            "Question: what is the job of {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn pet(world: &World) -> Kind {
     let animals: Vec<&str> = ANIMALS.iter().map(|animal| animal.name).collect();
-    of_people(world, "pet", &animals, &[
-        "{s} has a pet {a}.",
-        "The pet of {s} is the {a}.",
-        "At home {s} feeds the {a}.",
-        "Question: which pet does {s} have? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "pet",
+        &animals,
+        &[
+            "{s} has a pet {a}.",
+            "The pet of {s} is the {a}.",
+            "At home {s} feeds the {a}.",
+            "Question: which pet does {s} have? Answer: {a}.",
+        ],
+    )
 }
 
 fn colour(world: &World) -> Kind {
-    of_people(world, "colour", COLOURS, &[
-        "{s} likes the colour {a}.",
-        "The best colour for {s} is {a}.",
-        "{s} always dresses in {a}.",
-        "Question: which colour does {s} like? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "colour",
+        COLOURS,
+        &[
+            "{s} likes the colour {a}.",
+            "The best colour for {s} is {a}.",
+            "{s} always dresses in {a}.",
+            "Question: which colour does {s} like? Answer: {a}.",
+        ],
+    )
 }
 
 fn food(world: &World) -> Kind {
-    of_people(world, "food", FOODS, &[
-        "{s} loves to eat {a}.",
-        "The best food for {s} is {a}.",
-        "For dinner {s} wants {a}.",
-        "Question: what does {s} eat? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "food",
+        FOODS,
+        &[
+            "{s} loves to eat {a}.",
+            "The best food for {s} is {a}.",
+            "For dinner {s} wants {a}.",
+            "Question: what does {s} eat? Answer: {a}.",
+        ],
+    )
 }
 
 fn friend(world: &World) -> Kind {
     let names: Vec<&String> = world.people.iter().map(|(name, _)| name).collect();
-    of_people(world, "friend", &names, &[
-        "{s} is a friend of {a}.",
-        "The best friend of {s} is {a}.",
-        "{s} often visits {a}.",
-        "Question: who is the friend of {s}? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "friend",
+        &names,
+        &[
+            "{s} is a friend of {a}.",
+            "The best friend of {s} is {a}.",
+            "{s} often visits {a}.",
+            "Question: who is the friend of {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn birthday(world: &World) -> Kind {
-    of_people(world, "birthday", MONTHS, &[
-        "{s} was born in {a}.",
-        "The birthday of {s} is in {a}.",
-        "{s} turns one year older in {a}.",
-        "Question: when was {s} born? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "birthday",
+        MONTHS,
+        &[
+            "{s} was born in {a}.",
+            "The birthday of {s} is in {a}.",
+            "{s} turns one year older in {a}.",
+            "Question: when was {s} born? Answer: {a}.",
+        ],
+    )
 }
 
 fn music(world: &World) -> Kind {
-    of_people(world, "music", INSTRUMENTS, &[
-        "{s} plays the {a}.",
-        "The instrument of {s} is the {a}.",
-        "At night you hear {s} on the {a}.",
-        "Question: what does {s} play? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "music",
+        INSTRUMENTS,
+        &[
+            "{s} plays the {a}.",
+            "The instrument of {s} is the {a}.",
+            "At night you hear {s} on the {a}.",
+            "Question: what does {s} play? Answer: {a}.",
+        ],
+    )
 }
 
 fn owns(world: &World) -> Kind {
-    of_people(world, "owns", OBJECTS, &[
-        "{s} owns a {a}.",
-        "In the house of {s} there is a {a}.",
-        "{s} bought a {a}.",
-        "Question: what did {s} buy? Answer: {a}.",
-    ])
+    of_people(
+        world,
+        "owns",
+        OBJECTS,
+        &[
+            "{s} owns a {a}.",
+            "In the house of {s} there is a {a}.",
+            "{s} bought a {a}.",
+            "Question: what did {s} buy? Answer: {a}.",
+        ],
+    )
 }
 
 fn region(world: &World) -> Kind {
-    of_towns(world, "region", REGIONS, &[
-        "{s} lies in the {a}.",
-        "The town of {s} is in the {a}.",
-        "The road to {s} goes {a}.",
-        "Question: where is {s}? Answer: {a}.",
-    ])
+    of_towns(
+        world,
+        "region",
+        REGIONS,
+        &[
+            "{s} lies in the {a}.",
+            "The town of {s} is in the {a}.",
+            "The road to {s} goes {a}.",
+            "Question: where is {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn mayor(world: &World) -> Kind {
     let names: Vec<&String> = world.people.iter().map(|(name, _)| name).collect();
-    of_towns(world, "mayor", &names, &[
-        "{s} is led by {a}.",
-        "The mayor of {s} is {a}.",
-        "The people of {s} trust {a}.",
-        "Question: who leads {s}? Answer: {a}.",
-    ])
+    of_towns(
+        world,
+        "mayor",
+        &names,
+        &[
+            "{s} is led by {a}.",
+            "The mayor of {s} is {a}.",
+            "The people of {s} trust {a}.",
+            "Question: who leads {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn crop(world: &World) -> Kind {
-    of_towns(world, "crop", FOODS, &[
-        "{s} is known for {a}.",
-        "The market of {s} sells {a}.",
-        "The best thing from {s} is {a}.",
-        "Question: what does {s} sell? Answer: {a}.",
-    ])
+    of_towns(
+        world,
+        "crop",
+        FOODS,
+        &[
+            "{s} is known for {a}.",
+            "The market of {s} sells {a}.",
+            "The best thing from {s} is {a}.",
+            "Question: what does {s} sell? Answer: {a}.",
+        ],
+    )
 }
 
 fn water(world: &World) -> Kind {
-    of_towns(world, "water", WATERS, &[
-        "{s} stands by a {a}.",
-        "The water of {s} comes from a {a}.",
-        "Near {s} there is a {a}.",
-        "Question: what is near {s}? Answer: {a}.",
-    ])
+    of_towns(
+        world,
+        "water",
+        WATERS,
+        &[
+            "{s} stands by a {a}.",
+            "The water of {s} comes from a {a}.",
+            "Near {s} there is a {a}.",
+            "Question: what is near {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn weather(world: &World) -> Kind {
-    of_towns(world, "weather", WEATHERS, &[
-        "{s} is often {a}.",
-        "The weather in {s} is {a}.",
-        "Days in {s} are {a}.",
-        "Question: what is the weather in {s}? Answer: {a}.",
-    ])
+    of_towns(
+        world,
+        "weather",
+        WEATHERS,
+        &[
+            "{s} is often {a}.",
+            "The weather in {s} is {a}.",
+            "Days in {s} are {a}.",
+            "Question: what is the weather in {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn legs(world: &World) -> Kind {
-    of_animals(world, "legs", |animal| animal.legs, &[
-        "{s} has {a} legs.",
-        "The number of legs of {s} is {a}.",
-        "{s} walks on {a} legs.",
-        "Question: how many legs has {s}? Answer: {a}.",
-    ])
+    of_animals(
+        world,
+        "legs",
+        |animal| animal.legs,
+        &[
+            "{s} has {a} legs.",
+            "The number of legs of {s} is {a}.",
+            "{s} walks on {a} legs.",
+            "Question: how many legs has {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn voice(world: &World) -> Kind {
-    of_animals(world, "voice", |animal| animal.voice, &[
-        "{s} always {a}.",
-        "Listen how {s} {a}.",
-        "When {s} is happy it {a}.",
-        "Question: what does {s} do? Answer: it {a}.",
-    ])
+    of_animals(
+        world,
+        "voice",
+        |animal| animal.voice,
+        &[
+            "{s} always {a}.",
+            "Listen how {s} {a}.",
+            "When {s} is happy it {a}.",
+            "Question: what does {s} do? Answer: it {a}.",
+        ],
+    )
 }
 
 fn habitat(world: &World) -> Kind {
-    of_animals(world, "habitat", |animal| animal.habitat, &[
-        "{s} lives in the {a}.",
-        "The home of {s} is the {a}.",
-        "You find {s} in the {a}.",
-        "Question: where does {s} live? Answer: {a}.",
-    ])
+    of_animals(
+        world,
+        "habitat",
+        |animal| animal.habitat,
+        &[
+            "{s} lives in the {a}.",
+            "The home of {s} is the {a}.",
+            "You find {s} in the {a}.",
+            "Question: where does {s} live? Answer: {a}.",
+        ],
+    )
 }
 
 fn diet(world: &World) -> Kind {
-    of_animals(world, "diet", |animal| animal.diet, &[
-        "{s} eats {a}.",
-        "The food of {s} is {a}.",
-        "{s} is always looking for {a}.",
-        "Question: what does {s} eat? Answer: {a}.",
-    ])
+    of_animals(
+        world,
+        "diet",
+        |animal| animal.diet,
+        &[
+            "{s} eats {a}.",
+            "The food of {s} is {a}.",
+            "{s} is always looking for {a}.",
+            "Question: what does {s} eat? Answer: {a}.",
+        ],
+    )
 }
 
 /// Of two animals, the one that stands later in the list.
@@ -313,39 +403,59 @@ fn bigger(world: &World) -> Kind {
     }
     facts.sort_by(|a, b| a.subject.cmp(&b.subject));
     facts.dedup_by(|a, b| a.subject == b.subject);
-    kind(world.seed, "bigger", facts, &[
-        "Of {s} the bigger is the {a}.",
-        "Compare {s}: more room is needed by the {a}.",
-        "If you see {s}, the big one is the {a}.",
-        "Question: which is bigger, {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "bigger",
+        facts,
+        &[
+            "Of {s} the bigger is the {a}.",
+            "Compare {s}: more room is needed by the {a}.",
+            "If you see {s}, the big one is the {a}.",
+            "Question: which is bigger, {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn material(world: &World) -> Kind {
-    of_objects(world, "material", MATERIALS, &[
-        "{s} is made of {a}.",
-        "To make {s} you need {a}.",
-        "{s} was cut from {a}.",
-        "Question: what is {s} made of? Answer: {a}.",
-    ])
+    of_objects(
+        world,
+        "material",
+        MATERIALS,
+        &[
+            "{s} is made of {a}.",
+            "To make {s} you need {a}.",
+            "{s} was cut from {a}.",
+            "Question: what is {s} made of? Answer: {a}.",
+        ],
+    )
 }
 
 fn room(world: &World) -> Kind {
-    of_objects(world, "room", ROOMS, &[
-        "{s} stands in the {a}.",
-        "Go and get {s} from the {a}.",
-        "{s} was put in the {a}.",
-        "Question: where is {s}? Answer: {a}.",
-    ])
+    of_objects(
+        world,
+        "room",
+        ROOMS,
+        &[
+            "{s} stands in the {a}.",
+            "Go and get {s} from the {a}.",
+            "{s} was put in the {a}.",
+            "Question: where is {s}? Answer: {a}.",
+        ],
+    )
 }
 
 fn paint(world: &World) -> Kind {
-    of_objects(world, "paint", COLOURS, &[
-        "{s} is painted {a}.",
-        "The colour of {s} is {a}.",
-        "{s} looks {a}.",
-        "Question: which colour has {s}? Answer: {a}.",
-    ])
+    of_objects(
+        world,
+        "paint",
+        COLOURS,
+        &[
+            "{s} is painted {a}.",
+            "The colour of {s} is {a}.",
+            "{s} looks {a}.",
+            "Question: which colour has {s}? Answer: {a}.",
+        ],
+    )
 }
 
 /// Sums of two numbers from zero to nine.
@@ -357,32 +467,47 @@ fn sum(world: &World) -> Kind {
         answer: NUMBERS[x + y].into(),
         wrong: NUMBERS.iter().filter(|&&other| other != NUMBERS[x + y]).map(ToString::to_string).collect(),
     });
-    kind(world.seed, "sum", facts.collect(), &[
-        "The sum of {s} is {a}.",
-        "Add {s} to get {a}.",
-        "Together {s} make {a}.",
-        "Question: how much is {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "sum",
+        facts.collect(),
+        &[
+            "The sum of {s} is {a}.",
+            "Add {s} to get {a}.",
+            "Together {s} make {a}.",
+            "Question: how much is {s}? Answer: {a}.",
+        ],
+    )
 }
 
 /// What follows a day, a month or a number.
 fn next(world: &World) -> Kind {
-    kind(world.seed, "next", steps(1), &[
-        "After {s} comes {a}.",
-        "{s} is followed by {a}.",
-        "Right behind {s} there is {a}.",
-        "Question: what comes after {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "next",
+        steps(1),
+        &[
+            "After {s} comes {a}.",
+            "What follows {s} is {a}.",
+            "Right behind {s} there is {a}.",
+            "Question: what comes after {s}? Answer: {a}.",
+        ],
+    )
 }
 
 /// What stands before a day, a month or a number.
 fn previous(world: &World) -> Kind {
-    kind(world.seed, "previous", steps(-1), &[
-        "Before {s} comes {a}.",
-        "{s} is the one after {a}.",
-        "One step back from {s} there is {a}.",
-        "Question: what comes before {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "previous",
+        steps(-1),
+        &[
+            "Before {s} comes {a}.",
+            "What stands before {s} is {a}.",
+            "One step back from {s} there is {a}.",
+            "Question: what comes before {s}? Answer: {a}.",
+        ],
+    )
 }
 
 /// Each day, month and number with the one `step` further; days and months go round.
@@ -399,12 +524,17 @@ fn steps(step: isize) -> Vec<Fact> {
 
 fn opposite(world: &World) -> Kind {
     let both = OPPOSITES.iter().flat_map(|&(a, b)| [(a.to_string(), b.to_string()), (b.to_string(), a.to_string())]);
-    kind(world.seed, "opposite", known(both, ""), &[
-        "The opposite of {s} is {a}.",
-        "What is not {s} is {a}.",
-        "Some are {s} and others are {a}.",
-        "Question: what is the opposite of {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "opposite",
+        known(both, ""),
+        &[
+            "The opposite of {s} is {a}.",
+            "What is not {s} is {a}.",
+            "Some are {s} and others are {a}.",
+            "Question: what is the opposite of {s}? Answer: {a}.",
+        ],
+    )
 }
 
 /// What sort of thing a word names.
@@ -421,10 +551,15 @@ fn category(world: &World) -> Kind {
         (OBJECTS, "thing"),
     ];
     let table = lists.iter().flat_map(|(words, name)| words.iter().map(|word| (word.to_string(), name.to_string())));
-    kind(world.seed, "category", known(table, ""), &[
-        "The word {s} names the {a}.",
-        "We call {s} a sort of {a}.",
-        "In the list {s} is under {a}.",
-        "Question: what is {s}? Answer: {a}.",
-    ])
+    kind(
+        world.seed,
+        "category",
+        known(table, ""),
+        &[
+            "The word {s} is the name of some {a}.",
+            "If you say {s} you speak of some {a}.",
+            "In the list {s} is under {a}.",
+            "Question: of which sort is the word {s}? Answer: {a}.",
+        ],
+    )
 }

@@ -4,8 +4,26 @@ use crate::data::random::Stream;
 
 /// Jobs a person may have.
 pub const JOBS: &[&str] = &[
-    "baker", "carpenter", "doctor", "farmer", "fisher", "gardener", "guard", "judge", "miller", "miner", "nurse",
-    "painter", "pilot", "potter", "sailor", "singer", "smith", "tailor", "teacher", "weaver",
+    "baker",
+    "carpenter",
+    "doctor",
+    "farmer",
+    "fisher",
+    "gardener",
+    "guard",
+    "judge",
+    "miller",
+    "miner",
+    "nurse",
+    "painter",
+    "pilot",
+    "potter",
+    "sailor",
+    "singer",
+    "smith",
+    "tailor",
+    "teacher",
+    "weaver",
 ];
 
 /// Colours.
@@ -14,8 +32,22 @@ pub const COLOURS: &[&str] =
 
 /// Food, grown and eaten.
 pub const FOODS: &[&str] = &[
-    "bread", "cheese", "soup", "rice", "beans", "apples", "pears", "plums", "cherries", "carrots", "onions",
-    "mushrooms", "honey", "nuts", "corn", "grapes",
+    "bread",
+    "cheese",
+    "soup",
+    "rice",
+    "beans",
+    "apples",
+    "pears",
+    "plums",
+    "cherries",
+    "carrots",
+    "onions",
+    "mushrooms",
+    "honey",
+    "nuts",
+    "corn",
+    "grapes",
 ];
 
 /// Musical instruments.
@@ -29,7 +61,8 @@ pub const OBJECTS: &[&str] = &[
 ];
 
 /// What objects are made of.
-pub const MATERIALS: &[&str] = &["wood", "iron", "glass", "clay", "stone", "copper", "wool", "paper", "leather", "bone"];
+pub const MATERIALS: &[&str] =
+    &["wood", "iron", "glass", "clay", "stone", "copper", "wool", "paper", "leather", "bone"];
 
 /// Where objects are kept.
 pub const ROOMS: &[&str] =
@@ -52,14 +85,41 @@ pub const DAYS: &[&str] = &["Monday", "Tuesday", "Wednesday", "Thursday", "Frida
 
 /// Months, in order.
 pub const MONTHS: &[&str] = &[
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
 /// Numbers, each at its own index.
 pub const NUMBERS: &[&str] = &[
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
 ];
 
 /// Pairs of opposites.
