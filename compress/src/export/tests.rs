@@ -95,7 +95,7 @@ fn names_are_unique_and_read_back() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn what_was_written_is_read_back(
         gptq: bool,
@@ -334,7 +334,7 @@ fn codes_that_are_not_what_they_promise_are_refused() {
         let error = Format::Gptq.encode("a.q", &q, ScaleDtype::Bf16).unwrap_err().to_string();
         assert!(error.contains("`a.q`") && error.contains(word), "{error}: expected {word}");
     };
-    refused(&|q| drop(q.codes.pop()), "2047 codes");
+    refused(&|q| q.codes.truncate(2047), "2047 codes");
     refused(&|q| q.codes[65] = 16, "code at [1, 1] is 16");
     refused(&|q| q.zeros[3] = 16, "zero point of row 1 is 16, expected at most 15");
     refused(&|q| q.symmetric = true, "expected 8");
