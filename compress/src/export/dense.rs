@@ -34,7 +34,7 @@ impl Rules for Dense {
         let mut row_values = vec![0.0; q.in_features];
         for row in 0..q.out_features {
             q.dequantize_row(row, &mut row_values);
-            bytes.extend(float_bytes(row_values.iter().copied(), dtype));
+            bytes.extend(float_bytes(&row_values, dtype));
         }
         Ok(vec![(format!("{linear}.weight"), bytes)])
     }

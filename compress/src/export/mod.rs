@@ -467,17 +467,23 @@ fn words(tensor: &TensorView) -> Vec<u32> {
 }
 
 /// Words as little-endian bytes.
-fn word_bytes(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
-    words.into_iter().flat_map(u32::to_le_bytes).collect()
+fn word_bytes(words: &[u32]) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * words.len()];
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+    bytes
 }
 
 /// Floats as little-endian bytes of `dtype`, rounded to it.
-fn float_bytes(values: impl IntoIterator<Item = f32>, dtype: ScaleDtype) -> Vec<u8> {
-    let values = values.into_iter();
+fn float_bytes(values: &[f32], dtype: ScaleDtype) -> Vec<u8> {
+    fn convert<const N: usize>(values: &[f32], to_bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        let mut bytes = vec![0; N * values.len()];
+        bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = to_bytes(*value));
+        bytes
+    }
     match dtype {
-        ScaleDtype::F16 => values.flat_map(|value| half::f16::from_f32(value).to_le_bytes()).collect(),
-        ScaleDtype::Bf16 => values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect(),
-        ScaleDtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        ScaleDtype::F16 => convert(values, |value| half::f16::from_f32(value).to_le_bytes()),
+        ScaleDtype::Bf16 => convert(values, |value| half::bf16::from_f32(value).to_le_bytes()),
+        ScaleDtype::F32 => convert(values, f32::to_le_bytes),
     }
 }
 
@@ -506,7 +512,10 @@ fn check_numbers(q: &Quantised, scale_dtype: ScaleDtype) -> Result<(), String> {
         ));
     }
     let limit = (1u32 << q.bits) - 1;
-    if let Some(at) = q.codes.iter().position(|&code| u32::from(code) > limit) {
+    // The maximum runs in vectors; the search is for the message only.
+    if q.codes.iter().copied().max().is_some_and(|code| u32::from(code) > limit)
+        && let Some(at) = q.codes.iter().position(|&code| u32::from(code) > limit)
+    {
         let (row, column) = (at / q.in_features, at % q.in_features);
         return Err(format!("the code at [{row}, {column}] is {}, above the largest of {} bits", q.codes[at], q.bits));
     }
