@@ -41,12 +41,16 @@ impl Rules for CompressedTensors {
     fn check(&self, layout: &Layout) -> Result<(), String> {
         let bits = layout.bits;
         if !matches!(bits, 4 | 8) {
-            return Err(format!("pack-quantized is written with 4 or 8 bits, not {bits}; use those, or the format gptq"));
+            return Err(format!(
+                "pack-quantized is written with 4 or 8 bits, not {bits}; use those, or the format gptq"
+            ));
         }
         if layout.has_g_idx {
-            return Err("groups that are not contiguous have been removed from pack-quantized; use static groups, or the \
+            return Err(
+                "groups that are not contiguous have been removed from pack-quantized; use static groups, or the \
                         format gptq"
-                .into());
+                    .into(),
+            );
         }
         let per_word = 32 / bits as usize;
         if !layout.in_features.is_multiple_of(per_word) {
@@ -211,7 +215,8 @@ impl Rules for CompressedTensors {
             }
             (false, _) => {
                 let zeros = source.tensor("weight_zero_point", Dtype::I32)?;
-                let words_of_column = pack::words_for(out_features, bits).map_err(|why| error(&zeros, why.to_string()))?;
+                let words_of_column =
+                    pack::words_for(out_features, bits).map_err(|why| error(&zeros, why.to_string()))?;
                 expect_shape(&zeros, &[words_of_column, groups])?;
                 pack::unpack_columns(&words(&zeros), out_features, groups, bits)?
             }
@@ -271,7 +276,9 @@ fn setting(weights: &Value) -> Result<Setting, String> {
         None if size.is_some() => group_size(size.unwrap_or(-1))?,
         other => {
             let other = other.unwrap_or("tensor");
-            return Err(format!("has strategy \"{other}\", which is not read here, only \"group\" and \"channel\" are"));
+            return Err(format!(
+                "has strategy \"{other}\", which is not read here, only \"group\" and \"channel\" are"
+            ));
         }
     };
     Ok(Setting {

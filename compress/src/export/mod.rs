@@ -391,7 +391,8 @@ impl Source<'_> {
         let fits = |setting: &&Setting| setting.bits == bits && size(setting) == group_size;
         self.quantization.settings.iter().find(fits).copied().ok_or_else(|| {
             let known = self.quantization.settings.iter();
-            let known: Vec<_> = known.map(|known| format!("{} bits in groups of {}", known.bits, size(known))).collect();
+            let known: Vec<_> =
+                known.map(|known| format!("{} bits in groups of {}", known.bits, size(known))).collect();
             let what = format!(
                 "has shape {:?}: with the tensors beside it that is {bits} bits in groups of {group_size}, but the \
                  configuration says {}",

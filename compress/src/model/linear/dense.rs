@@ -57,12 +57,7 @@ impl DenseLinear {
     ///
     /// # Errors
     /// If a length contradicts the shape.
-    pub fn from_bytes(
-        element: Element,
-        bytes: Vec<u8>,
-        shape: (usize, usize),
-        bias: Option<Vec<f32>>,
-    ) -> Result<Self> {
+    pub fn from_bytes(element: Element, bytes: Vec<u8>, shape: (usize, usize), bias: Option<Vec<f32>>) -> Result<Self> {
         check_bias(bias.as_deref(), shape.0)?;
         let expected = shape.0 * shape.1 * element.bytes();
         if bytes.len() != expected {
