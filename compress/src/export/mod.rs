@@ -475,15 +475,20 @@ fn word_bytes(words: &[u32]) -> Vec<u8> {
 
 /// Floats as little-endian bytes of `dtype`, rounded to it.
 fn float_bytes(values: &[f32], dtype: ScaleDtype) -> Vec<u8> {
-    fn convert<const N: usize>(values: &[f32], to_bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-        let mut bytes = vec![0; N * values.len()];
+    let mut bytes = vec![0; values.len() * element(dtype).bytes()];
+    write_floats(values, dtype, &mut bytes);
+    bytes
+}
+
+/// [`float_bytes`] into `bytes`, which has room for just them.
+fn write_floats(values: &[f32], dtype: ScaleDtype, bytes: &mut [u8]) {
+    fn convert<const N: usize>(values: &[f32], bytes: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
         bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = to_bytes(*value));
-        bytes
     }
     match dtype {
-        ScaleDtype::F16 => convert(values, |value| half::f16::from_f32(value).to_le_bytes()),
-        ScaleDtype::Bf16 => convert(values, |value| half::bf16::from_f32(value).to_le_bytes()),
-        ScaleDtype::F32 => convert(values, f32::to_le_bytes),
+        ScaleDtype::F16 => convert(values, bytes, |value| half::f16::from_f32(value).to_le_bytes()),
+        ScaleDtype::Bf16 => convert(values, bytes, |value| half::bf16::from_f32(value).to_le_bytes()),
+        ScaleDtype::F32 => convert(values, bytes, f32::to_le_bytes),
     }
 }
 

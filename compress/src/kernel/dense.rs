@@ -346,3 +346,34 @@ fn widen_f16_body(bytes: &[u8], out: &mut [f32]) {
 fn widen_bf16_body(bytes: &[u8], out: &mut [f32]) {
     out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(value, bytes)| *value = wide_bf16(*bytes));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::test_values::uniform;
+
+    /// `name(w, x, out, k)`.
+    type Dots = fn(&[u8], &[f32], &mut [f32], usize);
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let forms: [(Dots, Dots, usize); 3] =
+            [(dots_f32, dots_f32_body, 4), (dots_f16, dots_f16_body, 2), (dots_bf16, dots_bf16_body, 2)];
+        for (chosen, baseline, size) in forms {
+            for k in [1, 15, 16, 64, 130] {
+                let values = uniform(5 * k, 1);
+                let bytes: Vec<u8> = match size {
+                    4 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    _ => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+                };
+                for tokens in 1..=FEW_TOKENS {
+                    let x = uniform(tokens * k, 2);
+                    let [mut a, mut b] = [vec![0.0; 5 * tokens], vec![0.0; 5 * tokens]];
+                    chosen(&bytes, &x, &mut a, k);
+                    baseline(&bytes, &x, &mut b, k);
+                    assert_eq!(a, b, "{size} bytes, {k} columns, {tokens} tokens");
+                }
+            }
+        }
+    }
+}
