@@ -5,7 +5,7 @@
 //! `config.json` says about them. The other way, [`detect`] reads that configuration and [`decode`] one linear.
 //! Decoding what was encoded gives the same [`Quantised`], so what runs is what was written.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 
 use scruple_weights::{Checkpoint, Dtype, TensorSpec, TensorView};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     Error, Result,
     grid::{Quantised, ScaleDtype},
-    kernel::dense::Element,
+    kernel::{dense::Element, rtn_pack::Packed},
     model::linear::{DenseLinear, Linear, PackedLinear},
     pack::GptqVersion,
 };
@@ -352,6 +352,25 @@ pub fn load_linear(
     let bits = views.iter().map(|view| 8 * view.bytes().len() as u64).sum();
     views.iter().for_each(TensorView::release); // the codes are in memory now
     Ok(Box::new(PackedLinear::new(&q, bias)?.with_storage_bits(bits)))
+}
+
+/// (tensor name, bytes) of a symmetric linear that stands packed as compressed-tensors stores it: what
+/// [`Format::encode`] gives for it, lent where the machine's byte order is the file's.
+pub(crate) fn packed_tensors<'a>(linear: &str, layout: &Layout, packed: &'a Packed) -> Vec<(String, Cow<'a, [u8]>)> {
+    let words = match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(&packed.words)),
+        false => Cow::Owned(word_bytes(&packed.words)),
+    };
+    let scales = match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(&packed.scales)),
+        false => Cow::Owned(packed.scales.iter().flat_map(|bits| bits.to_le_bytes()).collect()),
+    };
+    let shape = [layout.out_features, layout.in_features].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+    vec![
+        (format!("{linear}.weight_packed"), words),
+        (format!("{linear}.weight_scale"), scales),
+        (format!("{linear}.weight_shape"), Cow::Owned(shape)),
+    ]
 }
 
 /// One linear of a checkpoint that is being decoded.
