@@ -16,8 +16,8 @@ use common::{Random, cpu_seconds, flag, median, option, timed};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use scruple_compress::grid::{ScaleDtype, Search, round_to_nearest};
 use scruple_compress::kernel::gemm::{matmul_nt, quadratic_form, symmetrize, syrk_accumulate};
-use scruple_compress::methods::gptq::Gptq;
 use scruple_compress::methods::LayerMethod;
+use scruple_compress::methods::gptq::Gptq;
 use serde_json::json;
 
 /// A Gaussian weight, and `2/t XᵀX` of correlated inputs with log-normal sizes.

@@ -55,9 +55,9 @@ impl Random {
 
     /// About normal with unit variance: the sum of eight 16-bit uniforms.
     pub fn normal(&mut self) -> f32 {
-        let sum = [self.bits(), self.bits()].iter().fold(0i64, |sum, bits| {
-            sum + (0..4).map(|part| i64::from((bits >> (16 * part)) as u16)).sum::<i64>()
-        });
+        let sum = [self.bits(), self.bits()]
+            .iter()
+            .fold(0i64, |sum, bits| sum + (0..4).map(|part| i64::from((bits >> (16 * part)) as u16)).sum::<i64>());
         (sum as f32 / 65536.0 - 4.0) * 1.224_744_9 // 8 uniforms have a variance of 8/12
     }
 }
