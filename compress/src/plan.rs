@@ -13,7 +13,7 @@ use crate::{
     methods::LayerMethod,
     model::{
         DecoderConfig,
-        decoder::{Stage, linear_shape},
+        decoder::{Decoder, Stage, linear_shape},
     },
     recipe::Recipe,
 };
@@ -93,6 +93,7 @@ impl Plan {
                 "{folder}: the model is quantised already; compress its dense original"
             )));
         }
+        Decoder::check(checkpoint, &config)?;
         let format = recipe.export.format;
         let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();
         let float_dtype = match weight_dtype {
@@ -117,9 +118,7 @@ impl Plan {
             for stage in Stage::ALL {
                 for (index, short) in stage.linears().iter().enumerate() {
                     let name = format!("model.layers.{block}.{short}");
-                    let view = checkpoint.tensor(&format!("{name}.weight"))?;
                     let (out_features, in_features, _) = linear_shape(&config, short);
-                    crate::model::linear::expect_shape(&view, &[out_features, in_features])?;
                     let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
                         left_dense.push(name);
                         continue;
@@ -175,7 +174,7 @@ impl Plan {
                 }),
             }
         }
-        Ok(Self {
+        let plan = Self {
             recipe,
             config,
             format,
@@ -187,7 +186,9 @@ impl Plan {
             allow_nonfinite: false,
             methods,
             replaced,
-        })
+        };
+        plan.quantisation_files()?; // settings that cannot stand in one file
+        Ok(plan)
     }
 
     /// Whether tensor `name` is written anew rather than copied.
