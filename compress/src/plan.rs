@@ -13,7 +13,7 @@ use crate::{
     methods::LayerMethod,
     model::{
         DecoderConfig,
-        decoder::{Stage, linear_shape},
+        decoder::{Decoder, Stage, linear_shape},
     },
     recipe::Recipe,
     sequential::TOKENS_PER_UPDATE,
@@ -111,6 +111,7 @@ impl Plan {
                 "{folder}: the model is quantised already; compress its dense original"
             )));
         }
+        Decoder::check(checkpoint, &config)?;
         let format = recipe.export.format;
         let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();
         let float_dtype = match weight_dtype {
@@ -135,9 +136,7 @@ impl Plan {
             for stage in Stage::ALL {
                 for (index, short) in stage.linears().iter().enumerate() {
                     let name = format!("model.layers.{block}.{short}");
-                    let view = checkpoint.tensor(&format!("{name}.weight"))?;
                     let (out_features, in_features, _) = linear_shape(&config, short);
-                    crate::model::linear::expect_shape(&view, &[out_features, in_features])?;
                     let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
                         left_dense.push(name);
                         continue;
@@ -193,7 +192,7 @@ impl Plan {
                 }),
             }
         }
-        Ok(Self {
+        let plan = Self {
             recipe,
             config,
             format,
@@ -205,7 +204,9 @@ impl Plan {
             allow_nonfinite: false,
             methods,
             replaced,
-        })
+        };
+        plan.quantisation_files()?; // settings that cannot stand in one file
+        Ok(plan)
     }
 
     /// Whether tensor `name` is written anew rather than copied.

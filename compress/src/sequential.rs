@@ -8,7 +8,7 @@
 //! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
 //! the same bytes.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
@@ -149,7 +149,7 @@ pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
         None => Ok(()),
         Some((index, value)) => Err(Error::Numeric(format!(
             "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
-             and a compressed copy would answer nonsense",
+             so fetch it again or take another",
             view.file().display(),
             view.name()
         ))),
@@ -538,8 +538,8 @@ impl<'a> Walk<'a> {
             outcome.phases.calibrate += started.elapsed().as_secs_f64();
 
             // One call a method: linears of one group share its statistics.
-            let mut methods: Vec<usize> = linears.iter().map(|linear| linear.method).collect();
-            methods.dedup();
+            let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
+            let mut finished = Vec::new();
             for method in methods {
                 let group: Vec<&PlannedLinear> =
                     linears.iter().copied().filter(|linear| linear.method == method).collect();
@@ -554,10 +554,14 @@ impl<'a> Walk<'a> {
                 )?;
                 for (linear, (record, weight)) in group.iter().zip(done) {
                     block.replace(stage, linear.index, weight);
-                    outcome.linears.push(record.clone());
-                    records.push(record);
-                    progress(outcome.linears.len(), total, &linear.name);
+                    finished.push((linear.index, record));
+                    progress(outcome.linears.len() + finished.len(), total, &linear.name);
                 }
+            }
+            finished.sort_by_key(|(index, _)| *index); // the plan's order, whatever the methods'
+            for (_, record) in finished {
+                outcome.linears.push(record.clone());
+                records.push(record);
             }
         }
         let started = Instant::now();

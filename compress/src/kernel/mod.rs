@@ -16,8 +16,6 @@ pub(crate) mod tile;
 
 pub(crate) mod cholesky;
 
-pub mod rtn_pack;
-
 pub mod dense;
 
 pub mod packed;
