@@ -5,8 +5,8 @@
 //!
 //!     cargo bench --bench memory [-- --blocks 2,22]
 
-#[path = "common/mod.rs"]
-#[allow(dead_code)]
+#![allow(clippy::print_stdout, missing_docs, reason = "a program that prints its results")]
+
 mod common;
 
 use std::{path::Path, process::Command};

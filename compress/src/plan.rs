@@ -72,6 +72,15 @@ pub struct Forecast {
     pub activation_bytes: u64,
 }
 
+/// What a result says about its quantisation.
+#[derive(Debug, Clone)]
+pub struct Quantisation {
+    /// `quantization_config` of `config.json`; none for dense formats.
+    pub config: Option<serde_json::Value>,
+    /// Names and contents of further files.
+    pub files: Vec<(String, serde_json::Value)>,
+}
+
 /// A recipe resolved for one model.
 #[derive(Debug)]
 pub struct Plan {
@@ -224,8 +233,8 @@ impl Plan {
         self.methods.iter().any(|method| method.needs().hessian)
     }
 
-    /// `quantization_config` and the files beside it.
-    pub fn quantisation_files(&self) -> Result<(Option<serde_json::Value>, Vec<(String, serde_json::Value)>)> {
+    /// What `config.json` and the files beside it say about the quantisation.
+    pub fn quantisation(&self) -> Result<Quantisation> {
         let linears: Vec<(String, Layout)> =
             self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
@@ -238,7 +247,7 @@ impl Plan {
             true_sequential: self.needs_calibration(),
             dampening: parameters("dampening").and_then(|value| value.as_float()),
         };
-        Ok((self.format.config(&model)?, self.format.side_files(&model)?))
+        Ok(Quantisation { config: self.format.config(&model)?, files: self.format.side_files(&model)? })
     }
 
     /// Bits `linear` takes on disk.

@@ -390,11 +390,11 @@ fn side_files(
     writer: &mut CheckpointWriter,
 ) -> Result<()> {
     let mut config = checkpoint.config()?.clone();
-    let (quantization, files) = plan.quantisation_files()?;
-    if let Some(quantization) = quantization {
-        config["quantization_config"] = quantization;
+    let quantisation = plan.quantisation()?;
+    if let Some(content) = quantisation.config {
+        config["quantization_config"] = content;
     }
-    for (name, content) in files {
+    for (name, content) in quantisation.files {
         writer.add_file(&name, &record::pretty(&content)?)?;
     }
     writer.add_file("config.json", &record::pretty(&config)?)?;
@@ -668,8 +668,8 @@ fn report(
             format!("{:.1}", compressed.decode),
         ]);
     }
-    if let Some(e) = &cost.evaluation {
-        if let Some(c) = &e.against {
+    if let Some(e) = &cost.evaluation
+        && let Some(c) = &e.against {
             table.row(["perplexity".into(), format!("{:.4}", c.dense_perplexity), format!("{:.4}", e.perplexity)]);
             table.row([
                 "KL to dense, nats a token".into(),
@@ -680,7 +680,6 @@ fn report(
             ]);
             table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
         }
-    }
     if let Some(a) = cost.answers {
         let share = |n: usize| format!("{n} of {}", a.questions);
         table.row(["questions answered right".into(), share(a.dense_right), share(a.compressed_right)]);
