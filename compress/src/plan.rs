@@ -214,7 +214,7 @@ impl Plan {
             methods,
             replaced,
         };
-        plan.quantisation_files()?; // settings that cannot stand in one file
+        plan.quantisation()?; // settings that cannot stand in one file
         Ok(plan)
     }
 
