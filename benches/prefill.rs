@@ -38,7 +38,7 @@ fn main() {
     let windows = Windows::new(&ids, window, None).expect("at least one window");
     let checkpoint = Checkpoint::open(&model).expect("a checkpoint");
     let decoder = Decoder::open(&checkpoint).expect("a decoder");
-    let mut run = || common::timed(|| evaluate(&decoder, None, &windows, None, &mut |_| ()).expect("an evaluation"));
+    let run = || common::timed(|| evaluate(&decoder, None, &windows, None, &mut |_| ()).expect("an evaluation"));
     run(); // brings the weights in
 
     let mut ours = Vec::new();

@@ -10,6 +10,8 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use std::time::Instant;
+
 use candle_core::Tensor;
 use half::{bf16, f16};
 use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
@@ -19,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error, Result,
     calibration::{ActivationStore, CalibrationSet},
+    clock::cpu_seconds,
     export::{self, Format, Layout, Quantization},
     grid::{Quantised, ScaleDtype, Search},
     kernel::{
@@ -60,15 +63,15 @@ pub struct LinearRecord {
 pub struct Outcome {
     /// All linears, in the order of the plan.
     pub linears: Vec<LinearRecord>,
-    /// Seconds spent on each linear in this run, by name (resumed blocks have none).
+    /// Wall seconds spent on each linear in this run, by name (resumed blocks have none).
     pub seconds: Vec<(String, f64)>,
-    /// Seconds of gathering statistics and of running the blocks, compressing, writing, and hashing.
+    /// Where the time went.
     pub phases: Phases,
     /// Blocks that an earlier run had finished.
     pub resumed_blocks: usize,
 }
 
-/// Where the time of a run went, wall seconds.
+/// Where the time of a run went, CPU seconds of all threads.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub struct Phases {
     /// Running blocks and gathering statistics.
@@ -172,10 +175,10 @@ pub fn compress(
     let total = plan.linears.len();
 
     if !finished.iter().any(|(unit, _)| unit == REST) {
-        let started = Instant::now();
+        let started = cpu_seconds();
         copy_rest(checkpoint, plan, writer)?;
         writer.commit_unit(REST, serde_json::Value::Null)?;
-        outcome.phases.copy = started.elapsed().as_secs_f64();
+        outcome.phases.copy = cpu_seconds() - started;
     }
 
     let mut walk = match calibration {
@@ -250,7 +253,7 @@ fn compress_group(
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
 ) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
-    let started = Instant::now();
+    let started = cpu_seconds();
     let mut values: Vec<Vec<f32>> =
         group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
     let mut weights: Vec<Weight<'_>> = group
@@ -265,24 +268,23 @@ fn compress_group(
         .collect();
     let compressed = method.compress(&mut weights, stats)?;
     drop(values);
-    let seconds = started.elapsed().as_secs_f64();
-    outcome.phases.solve += seconds;
+    outcome.phases.solve += cpu_seconds() - started;
 
     let mut done = Vec::new();
     for (linear, compressed) in group.iter().zip(compressed) {
-        let started = Instant::now();
+        let started = cpu_seconds();
         for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
             writer.write(&name, &bytes)?;
         }
-        outcome.phases.write += started.elapsed().as_secs_f64();
-        let started = Instant::now();
+        outcome.phases.write += cpu_seconds() - started;
+        let started = cpu_seconds();
         let record = LinearRecord {
             report: compressed.report,
             weights: (linear.layout.out_features * linear.layout.in_features) as u64,
             storage_bits: plan.storage_bits(linear),
             dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype),
         };
-        outcome.phases.hash += started.elapsed().as_secs_f64();
+        outcome.phases.hash += cpu_seconds() - started;
         outcome.seconds.push((linear.name.clone(), record.report.seconds));
         let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
         done.push((record, plan.format.linear(&compressed.weight, bias, plan.float_dtype)?));
@@ -363,23 +365,23 @@ fn round_and_pack(
         _ => None,
     };
     let Some(stored) = stored else { return Ok(None) };
-    let started = Instant::now();
+    let (started, wall) = (cpu_seconds(), Instant::now());
     if let Err(error) = rtn_pack::rtn_pack(stored, layout.out_features, layout.in_features, &grid, packed) {
         refuse_nonfinite(&view)?;
         return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
     }
-    let seconds = started.elapsed().as_secs_f64();
-    outcome.phases.solve += seconds;
+    outcome.phases.solve += cpu_seconds() - started;
+    let seconds = wall.elapsed().as_secs_f64();
     outcome.seconds.push((linear.name.clone(), seconds));
 
-    let started = Instant::now();
+    let started = cpu_seconds();
     for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
         writer.write(&name, &bytes)?;
     }
     view.release();
-    outcome.phases.write += started.elapsed().as_secs_f64();
+    outcome.phases.write += cpu_seconds() - started;
 
-    let started = Instant::now();
+    let started = cpu_seconds();
     let q = unpack(packed, &layout, grid.scale_dtype)?;
     let record = LinearRecord {
         report: LinearReport {
@@ -397,7 +399,7 @@ fn round_and_pack(
         storage_bits: plan.storage_bits(linear),
         dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype),
     };
-    outcome.phases.hash += started.elapsed().as_secs_f64();
+    outcome.phases.hash += cpu_seconds() - started;
     Ok(Some(record))
 }
 
@@ -512,7 +514,7 @@ impl<'a> Walk<'a> {
             let linears: Vec<&PlannedLinear> =
                 self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
             let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
-            let started = Instant::now();
+            let started = cpu_seconds();
             let stats = match stage {
                 Stage::Attention => {
                     self.observe(stage, hessian, |first| block.attention_input(&input.read(self.rows(first))?))?
@@ -535,7 +537,7 @@ impl<'a> Walk<'a> {
                     Ok(hidden)
                 })?,
             };
-            outcome.phases.calibrate += started.elapsed().as_secs_f64();
+            outcome.phases.calibrate += cpu_seconds() - started;
 
             // One call a method: linears of one group share its statistics.
             let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
@@ -564,13 +566,13 @@ impl<'a> Walk<'a> {
                 records.push(record);
             }
         }
-        let started = Instant::now();
+        let started = cpu_seconds();
         for sample in 0..self.set.n_samples() {
             let rows = self.rows(sample * self.set.seq_len);
             let x = block.mlp_output(&output.read(rows.clone())?, &self.hidden.read(rows.clone())?)?;
             output.write(rows.start, &x)?;
         }
-        outcome.phases.calibrate += started.elapsed().as_secs_f64();
+        outcome.phases.calibrate += cpu_seconds() - started;
         self.release(index);
         self.next = index + 1;
         Ok(records)
