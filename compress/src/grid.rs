@@ -19,31 +19,37 @@ pub enum ScaleDtype {
 }
 
 impl ScaleDtype {
-    /// `value` rounded to this type (nearest, ties to even), in plain arithmetic that vector loops can hold.
-    #[inline(always)]
+    /// `value` rounded to this type (nearest, ties to even).
     pub fn round(self, value: f32) -> f32 {
-        /// Drops the lowest `bits` bits, to the nearest, ties to even.
+        let mut value = [value];
+        self.round_all(&mut value);
+        value[0]
+    }
+
+    /// Rounds every value to this type, in plain arithmetic that compiles to vector code.
+    #[inline(always)]
+    fn round_all(self, values: &mut [f32]) {
+        /// Drops the lowest `BITS` bits, to the nearest, ties to even; infinity and NaN stay what they are.
         #[inline(always)]
-        fn shorten(value: f32, bits: u32) -> f32 {
+        fn shorten<const BITS: u32>(value: f32) -> f32 {
             let word = value.to_bits();
-            let half = (1 << (bits - 1)) - 1 + ((word >> bits) & 1);
-            f32::from_bits((word + half) & !((1 << bits) - 1))
+            let half = (1 << (BITS - 1)) - 1 + ((word >> BITS) & 1);
+            let short = f32::from_bits(word.wrapping_add(half) & !((1 << BITS) - 1));
+            if value.abs() < f32::INFINITY { short } else { value }
         }
-        let magnitude = value.abs();
-        if magnitude >= f32::INFINITY || value.is_nan() {
-            return value;
+        match self {
+            Self::F16 => {
+                for value in values {
+                    let short = shorten::<13>(*value);
+                    let short = if short.abs() > 65504.0 { f32::INFINITY.copysign(*value) } else { short };
+                    // Below 2⁻¹⁴ an f16 is a multiple of 2⁻²⁴, which is the last place of numbers about one half.
+                    let subnormal = ((value.abs() + 0.5) - 0.5).copysign(*value);
+                    *value = if value.abs() < 6.103_515_6e-5 { subnormal } else { short };
+                }
+            }
+            Self::Bf16 => values.iter_mut().for_each(|value| *value = shorten::<16>(*value)),
+            Self::F32 => {}
         }
-        let rounded = match self {
-            // Below 2⁻¹⁴ an f16 is a multiple of 2⁻²⁴, which is the last place of numbers about one half.
-            Self::F16 if magnitude < 6.103_515_6e-5 => (magnitude + 0.5) - 0.5,
-            Self::F16 => match shorten(magnitude, 13) {
-                short if short > 65504.0 => f32::INFINITY,
-                short => short,
-            },
-            Self::Bf16 => shorten(magnitude, 16),
-            Self::F32 => magnitude,
-        };
-        rounded.copysign(value)
     }
 
     /// The smallest positive value of this type: what a scale that would round to zero becomes.
@@ -224,7 +230,7 @@ pub fn fit_group(values: &[f32], spec: &GridSpec) -> Result<(f32, u8)> {
         return Err(Error::Numeric(format!("the value {} at place {at} of a group is not finite", values[at])));
     }
     let range = Range::new(lo, hi, spec.symmetric);
-    let (scale, zero) = range.grid(1.0, spec);
+    let (scale, zero) = range.grid(spec);
     if scale.is_infinite() {
         return Err(Error::Numeric(format!(
             "values from {lo:e} to {hi:e} need a scale beyond the range of {}",
@@ -232,7 +238,7 @@ pub fn fit_group(values: &[f32], spec: &GridSpec) -> Result<(f32, u8)> {
         )));
     }
     let (scale, zero) = match spec.search {
-        Search::Mse if lo != 0.0 || hi != 0.0 => least_loss(values, range, spec),
+        Search::Mse if lo != 0.0 || hi != 0.0 => least_loss(values, [lo, hi], range, spec),
         _ => (scale, zero),
     };
     Ok((scale, zero as u8))
@@ -256,38 +262,64 @@ impl Range {
         Self { lo, hi }
     }
 
-    /// The scale, infinite if its type cannot hold it, and the zero point for `p` times this range.
-    #[inline(always)]
-    fn grid(self, p: f32, spec: &GridSpec) -> (f32, f32) {
+    /// The scale, infinite if its type cannot hold it, and the zero point.
+    fn grid(self, spec: &GridSpec) -> (f32, f32) {
         let max = f32::from(spec.max_code());
-        let (lo, hi) = (self.lo * p, self.hi * p);
-        let rounded = spec.scale_dtype.round((hi - lo) / max);
+        let rounded = spec.scale_dtype.round((self.hi - self.lo) / max);
         let scale = if rounded == 0.0 { spec.scale_dtype.smallest() } else { rounded };
         if spec.symmetric {
             return (scale, f32::from(spec.middle()));
         }
-        (scale, (-lo / scale).round_ties_even().clamp(0.0, max))
+        (scale, (-self.lo / scale).round_ties_even().clamp(0.0, max))
     }
 }
 
 crate::kernel::dispatch! {
-    /// The grid of the first shrunken range with the least loss.
-    fn least_loss(values: &[f32], range: Range, spec: &GridSpec) -> (f32, f32) = least_loss_body
+    /// The grid of the first shrunken range with the least loss; `extremes` are the smallest and the largest value.
+    fn least_loss(values: &[f32], extremes: [f32; 2], range: Range, spec: &GridSpec) -> (f32, f32) = least_loss_body
 }
 
 #[inline(always)]
-fn least_loss_body(values: &[f32], range: Range, spec: &GridSpec) -> (f32, f32) {
+fn least_loss_body(values: &[f32], extremes: [f32; 2], range: Range, spec: &GridSpec) -> (f32, f32) {
+    /// Keeps rounding from making the bound exceed the sum it bounds.
+    const SLACK: f32 = 0.999;
     let max = f32::from(spec.max_code());
-    let mut best = range.grid(1.0, spec);
-    let scale = best.0;
-    let mut least = clipped_loss(values, scale, best.1, max, f32::INFINITY);
+    // All ranges at once, in loops that compile to vector code.
+    let mut scales: [f32; SEARCH_STEPS] = std::array::from_fn(|i| 1.0 - i as f32 / 100.0);
+    let mut zeros = [f32::from(spec.middle()); SEARCH_STEPS];
+    let lows = scales.map(|p| range.lo * p);
+    for i in 0..SEARCH_STEPS {
+        scales[i] = (range.hi * scales[i] - lows[i]) / max;
+    }
+    spec.scale_dtype.round_all(&mut scales);
+    for scale in &mut scales {
+        *scale = if *scale == 0.0 { spec.scale_dtype.smallest() } else { *scale };
+    }
+    if !spec.symmetric {
+        for i in 0..SEARCH_STEPS {
+            zeros[i] = (-lows[i] / scales[i]).round_ties_even().max(0.0).min(max);
+        }
+    }
+    // Losses are summed in units of each scale, so that no magnitude of weights under- or overflows, and compared in units
+    // of the first. What a range costs the extremes alone rules out most ranges.
+    let (scale, zero) = (scales[0], zeros[0]);
+    let (mut units, mut bounds) = ([0.0; SEARCH_STEPS], [0.0; SEARCH_STEPS]);
+    for i in 0..SEARCH_STEPS {
+        units[i] = power_2_4::<3>(scales[i] / scale);
+        let lo = extremes[0] / scales[i];
+        let lo = power_2_4::<2>(lo - lo.round_ties_even().max(-zeros[i]).min(max - zeros[i]));
+        let hi = extremes[1] / scales[i];
+        let hi = power_2_4::<2>(hi - hi.round_ties_even().max(-zeros[i]).min(max - zeros[i]));
+        bounds[i] = if lo > hi { lo } else { hi } * units[i] * SLACK;
+    }
+    let mut best = (scale, zero);
+    let mut least = clipped_loss(values, scale, zero, max, f32::INFINITY);
     for i in 1..SEARCH_STEPS {
-        let (candidate, zero) = range.grid(1.0 - i as f32 / 100.0, spec);
-        // Losses are summed in units of the scale, so that no magnitude of weights under- or overflows.
-        let unit = power_2_4::<3>(candidate / scale);
-        let loss = clipped_loss(values, candidate, zero, max, least / unit) * unit;
-        if loss < least {
-            (least, best) = (loss, (candidate, zero));
+        if bounds[i] < least {
+            let loss = clipped_loss(values, scales[i], zeros[i], max, least / units[i]) * units[i];
+            if loss < least {
+                (least, best) = (loss, (scales[i], zeros[i]));
+            }
         }
     }
     best
@@ -352,12 +384,12 @@ fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> 
     const STRIDE: usize = 4 * LANES;
     let inverse = 1.0 / scale;
     // The reciprocal of a subnormal scale may be infinite: then divide.
-    let by_division = !inverse.is_finite();
+    let by_division = inverse.is_infinite();
     let (least, most) = (-zero, max - zero);
     let mut sums = [0.0f32; LANES];
     let term = |value: f32| {
         let x = if by_division { value / scale } else { value * inverse };
-        power_2_4::<2>(x - x.round_ties_even().clamp(least, most))
+        power_2_4::<2>(x - x.round_ties_even().max(least).min(most))
     };
     let mut total = 0.0;
     for stride in values.chunks(STRIDE) {
@@ -370,15 +402,9 @@ fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> 
         for (lane, &value) in chunks.remainder().iter().enumerate() {
             sums[lane] += term(value);
         }
-        let mut halves = sums;
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                halves[lane] += halves[lane + half];
-            }
-            half /= 2;
-        }
-        total = halves[0];
+        let eight: [f32; 8] = std::array::from_fn(|lane| sums[lane] + sums[lane + 8]);
+        let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+        total = (four[0] + four[2]) + (four[1] + four[3]);
         if total > limit {
             break;
         }
