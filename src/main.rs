@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // SAFETY: ignoring a signal runs no code of ours. A write beyond the account's file size limit then is an error like
+    // that of a full disk; by default it kills the program without a word.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let arguments = scruple::Arguments::parse();
     match scruple::run(arguments) {
         Ok(code) => code,

@@ -71,7 +71,8 @@ fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[L
         .map_err(fail)?;
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
         let colour = *colour;
-        let series = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(3);
+        let drawn = line.points.iter().copied().filter(|(_, y)| *y > 0.0); // the axis is logarithmic
+        let series = LineSeries::new(drawn, colour.stroke_width(2)).point_size(3);
         chart
             .draw_series(series)
             .map_err(fail)?

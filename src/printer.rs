@@ -11,6 +11,11 @@ use serde::Serialize;
 
 /// Prints `error` and the chain of its causes.
 pub fn error(error: &anyhow::Error) {
+    eprintln!("error: {}", sentence(error));
+}
+
+/// `error` and the chain of its causes in one line.
+pub fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -22,7 +27,7 @@ pub fn error(error: &anyhow::Error) {
             line.push_str(&cause);
         }
     }
-    eprintln!("error: {line}");
+    line
 }
 
 /// A line of talk.

@@ -33,13 +33,15 @@ impl CalibrationSet {
     /// If the text is shorter than one sequence.
     pub fn from_ids(mut ids: Vec<u32>, source: &Path, n_samples: usize, seq_len: usize) -> Result<Self> {
         if n_samples == 0 || seq_len < 2 {
-            return Err(Error::Recipe("calibration needs at least 1 sample of at least 2 tokens".into()));
+            return Err(Error::Recipe(format!(
+                "calibration needs at least 1 sequence of at least 2 tokens, found {n_samples} of {seq_len}"
+            )));
         }
         let held = (ids.len() / seq_len).min(n_samples);
         if held == 0 {
             return Err(Error::Text(format!(
                 "{}: the calibration text has {} tokens, shorter than one sequence of {seq_len}; give a longer text or a \
-                 smaller --seq-len",
+                 smaller sequence length",
                 source.display(),
                 ids.len()
             )));
@@ -98,8 +100,13 @@ impl ActivationStore {
             rounded.convert_from_f32_slice(x);
             let offset = (first * self.width * size_of::<bf16>()) as u64;
             self.file.write_all_at(bytemuck::cast_slice(&rounded), offset).map_err(|source| {
-                let action = format!("write {} bytes of activations", rounded.len() * size_of::<bf16>());
-                scruple_weights::Error::io(&self.path, action, source)
+                let bytes = rounded.len() * size_of::<bf16>();
+                scruple_weights::Error::write(
+                    &self.path,
+                    format!("write {bytes} bytes of activations"),
+                    bytes as u64,
+                    source,
+                )
             })
         })??;
         Ok(())

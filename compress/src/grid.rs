@@ -19,21 +19,39 @@ pub enum ScaleDtype {
 }
 
 impl ScaleDtype {
-    /// `value` rounded to this type (nearest, ties to even).
+    /// `value` rounded to this type (nearest, ties to even), in plain arithmetic that vector loops can hold.
+    #[inline(always)]
     pub fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F16 => half::f16::from_f32(value).to_f32(),
-            Self::Bf16 => half::bf16::from_f32(value).to_f32(),
-            Self::F32 => value,
+        /// Drops the lowest `bits` bits, to the nearest, ties to even.
+        #[inline(always)]
+        fn shorten(value: f32, bits: u32) -> f32 {
+            let word = value.to_bits();
+            let half = (1 << (bits - 1)) - 1 + ((word >> bits) & 1);
+            f32::from_bits((word + half) & !((1 << bits) - 1))
         }
+        let magnitude = value.abs();
+        if magnitude >= f32::INFINITY || value.is_nan() {
+            return value;
+        }
+        let rounded = match self {
+            // Below 2⁻¹⁴ an f16 is a multiple of 2⁻²⁴, which is the last place of numbers about one half.
+            Self::F16 if magnitude < 6.103_515_6e-5 => (magnitude + 0.5) - 0.5,
+            Self::F16 => match shorten(magnitude, 13) {
+                short if short > 65504.0 => f32::INFINITY,
+                short => short,
+            },
+            Self::Bf16 => shorten(magnitude, 16),
+            Self::F32 => magnitude,
+        };
+        rounded.copysign(value)
     }
 
     /// The smallest positive value of this type: what a scale that would round to zero becomes.
-    pub fn smallest(self) -> f32 {
+    pub const fn smallest(self) -> f32 {
         match self {
-            Self::F16 => half::f16::from_bits(1).to_f32(),
-            Self::Bf16 => half::bf16::from_bits(1).to_f32(),
-            Self::F32 => f32::from_bits(1),
+            Self::F16 => 5.960_464_5e-8,               // 2⁻²⁴
+            Self::Bf16 => f32::from_bits(0x0001_0000), // 2⁻¹³³
+            Self::F32 => f32::from_bits(1),            // 2⁻¹⁴⁹
         }
     }
 
@@ -205,25 +223,19 @@ pub fn fit_group(values: &[f32], spec: &GridSpec) -> Result<(f32, u8)> {
         let at = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
         return Err(Error::Numeric(format!("the value {} at place {at} of a group is not finite", values[at])));
     }
-    let max = f32::from(spec.max_code());
     let range = Range::new(lo, hi, spec.symmetric);
-    let (scale, zero) = range.grid(1.0, spec)?;
-    if lo == hi || spec.search == Search::None {
-        return Ok((scale, zero));
+    let (scale, zero) = range.grid(1.0, spec);
+    if scale.is_infinite() {
+        return Err(Error::Numeric(format!(
+            "values from {lo:e} to {hi:e} need a scale beyond the range of {}",
+            spec.scale_dtype.name()
+        )));
     }
-    let mut best = (scale, zero);
-    let mut least = clipped_loss(values, scale, f32::from(zero), max, f32::INFINITY);
-    for i in 1..SEARCH_STEPS {
-        let p = 1.0 - i as f32 / 100.0;
-        let (candidate, zero) = range.grid(p, spec)?;
-        // Losses are summed in units of the scale, so that no magnitude of weights under- or overflows.
-        let unit = power_2_4::<3>(candidate / scale);
-        let loss = clipped_loss(values, candidate, f32::from(zero), max, least / unit) * unit;
-        if loss < least {
-            (least, best) = (loss, (candidate, zero));
-        }
-    }
-    Ok(best)
+    let (scale, zero) = match spec.search {
+        Search::Mse if lo != 0.0 || hi != 0.0 => least_loss(values, range, spec),
+        _ => (scale, zero),
+    };
+    Ok((scale, zero as u8))
 }
 
 /// What a grid spans.
@@ -244,26 +256,41 @@ impl Range {
         Self { lo, hi }
     }
 
-    /// The scale and zero point for `p` times this range.
-    fn grid(self, p: f32, spec: &GridSpec) -> Result<(f32, u8)> {
+    /// The scale, infinite if its type cannot hold it, and the zero point for `p` times this range.
+    #[inline(always)]
+    fn grid(self, p: f32, spec: &GridSpec) -> (f32, f32) {
         let max = f32::from(spec.max_code());
         let (lo, hi) = (self.lo * p, self.hi * p);
-        let exact = (hi - lo) / max;
-        let scale = match spec.scale_dtype.round(exact) {
-            0.0 => spec.scale_dtype.smallest(),
-            scale if scale.is_finite() => scale,
-            _ => {
-                return Err(Error::Numeric(format!(
-                    "values from {:e} to {:e} need a scale beyond the range of {}",
-                    self.lo,
-                    self.hi,
-                    spec.scale_dtype.name()
-                )));
-            }
-        };
-        let zero = if spec.symmetric { spec.middle() } else { (-lo / scale).round_ties_even().clamp(0.0, max) as u8 };
-        Ok((scale, zero))
+        let rounded = spec.scale_dtype.round((hi - lo) / max);
+        let scale = if rounded == 0.0 { spec.scale_dtype.smallest() } else { rounded };
+        if spec.symmetric {
+            return (scale, f32::from(spec.middle()));
+        }
+        (scale, (-lo / scale).round_ties_even().clamp(0.0, max))
     }
+}
+
+crate::kernel::dispatch! {
+    /// The grid of the first shrunken range with the least loss.
+    fn least_loss(values: &[f32], range: Range, spec: &GridSpec) -> (f32, f32) = least_loss_body
+}
+
+#[inline(always)]
+fn least_loss_body(values: &[f32], range: Range, spec: &GridSpec) -> (f32, f32) {
+    let max = f32::from(spec.max_code());
+    let mut best = range.grid(1.0, spec);
+    let scale = best.0;
+    let mut least = clipped_loss(values, scale, best.1, max, f32::INFINITY);
+    for i in 1..SEARCH_STEPS {
+        let (candidate, zero) = range.grid(1.0 - i as f32 / 100.0, spec);
+        // Losses are summed in units of the scale, so that no magnitude of weights under- or overflows.
+        let unit = power_2_4::<3>(candidate / scale);
+        let loss = clipped_loss(values, candidate, zero, max, least / unit) * unit;
+        if loss < least {
+            (least, best) = (loss, (candidate, zero));
+        }
+    }
+    best
 }
 
 /// The code of `value`: `clamp(round(value / scale) + zero, 0, max)`, halves to even, still as a float.
@@ -318,13 +345,9 @@ fn extremes_body(values: &[f32]) -> (f32, f32, bool) {
 /// Partial sums of a loss.
 const LANES: usize = 16;
 
-crate::kernel::dispatch! {
-    /// `Σ |x/scale − (q − zero)|^2.4`, or a partial sum that already exceeds `limit`.
-    fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 = clipped_loss_body
-}
-
+/// `Σ |x/scale − (q − zero)|^2.4`, or a partial sum that already exceeds `limit`.
 #[inline(always)]
-fn clipped_loss_body(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 {
+fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 {
     /// Values between two looks at the limit.
     const STRIDE: usize = 4 * LANES;
     let inverse = 1.0 / scale;
@@ -555,6 +578,25 @@ mod tests {
             assert!(error(power_2_4::<3>(x)) < 2e-6, "{x}: {}", error(power_2_4::<3>(x)));
         }
         assert_eq!(power_2_4::<2>(0.0), 0.0);
+    }
+
+    #[test]
+    fn scales_are_rounded_as_the_types_round() {
+        for i in 0..2_000_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(2_654_435_769));
+            for (dtype, expected) in [
+                (ScaleDtype::F16, half::f16::from_f32(x).to_f32()),
+                (ScaleDtype::Bf16, half::bf16::from_f32(x).to_f32()),
+                (ScaleDtype::F32, x),
+            ] {
+                let rounded = dtype.round(x);
+                assert!(rounded.to_bits() == expected.to_bits() || (rounded.is_nan() && x.is_nan()), "{x:e} {dtype:?}");
+            }
+        }
+        for dtype in [ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32] {
+            assert_eq!(dtype.round(dtype.smallest()), dtype.smallest());
+            assert_eq!(dtype.round(dtype.smallest() * 0.49), 0.0);
+        }
     }
 
     #[test]

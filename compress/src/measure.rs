@@ -170,6 +170,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
     let vocab = model.config().vocab_size;
+    model.expect_ids(windows.ids)?;
     if let Some(Against::Model(dense)) = &against {
         if dense.config().vocab_size != vocab {
             return Err(Error::Model(format!(
@@ -360,6 +361,7 @@ pub fn likeliest_option(model: &Decoder, text: &Text, prompt: &str, options: &[S
         if start >= ids.len() {
             return Err(Error::Text(format!("the option `{option}` adds no token to its prompt")));
         }
+        model.expect_ids(&ids)?;
         let hidden = model.hidden_once(&ids[..ids.len() - 1])?;
         let rows = ids.len() - start;
         let logits = model.logits(&hidden.narrow(0, start - 1, rows)?)?;
@@ -385,6 +387,7 @@ pub fn cache_dense(
 ) -> Result<()> {
     let vocab = dense.config().vocab_size;
     let k = k.min(vocab);
+    dense.expect_ids(windows.ids)?;
     let targets = windows.targets();
     let spec = |name: &str, dtype, shape: &[usize]| TensorSpec { name: name.into(), dtype, shape: shape.to_vec() };
     let specs = vec![

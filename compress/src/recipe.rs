@@ -77,6 +77,20 @@ impl Default for ExportRecipe {
     }
 }
 
+/// The line of `text` that `error` is about, and its stage if it stands in one.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return String::new() };
+    let line = before.matches('\n').count() + 1;
+    let heads = || text.lines().take(line).map(str::trim_start).filter(|line| line.starts_with('['));
+    let stage = heads().filter(|head| head.starts_with("[[stage]]")).count();
+    match heads().last() {
+        Some(head) if head.starts_with("[[stage]]") || head.starts_with("[stage.") => {
+            format!(", line {line} (stage {stage})")
+        }
+        _ => format!(", line {line}"),
+    }
+}
+
 impl Recipe {
     /// Reads a recipe file.
     ///
@@ -85,8 +99,10 @@ impl Recipe {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::Recipe(format!("{}: cannot read the recipe: {error}", path.display())))?;
-        let recipe: Self =
-            toml::from_str(&text).map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        let recipe: Self = toml::from_str(&text).map_err(|error| {
+            let reason = error.message().lines().collect::<Vec<_>>().join(", ");
+            Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(&text, &error)))
+        })?;
         recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         Ok(recipe)
     }

@@ -8,32 +8,35 @@
 //! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
 //! the same bytes.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use candle_core::Tensor;
-use scruple_weights::{Checkpoint, CheckpointWriter, TensorView};
+use half::{bf16, f16};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Result,
     calibration::{ActivationStore, CalibrationSet},
-    export::{self, Format, Quantization},
-    grid::{Quantised, ScaleDtype},
+    export::{self, Format, Layout, Quantization},
+    grid::{Quantised, ScaleDtype, Search},
     kernel::{
         gemm::{symmetrize, syrk_accumulate},
+        rtn_pack::{self, Packed},
         tensor::with_f32,
     },
-    methods::{GroupStats, LayerMethod, LinearReport, Weight},
+    methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
     model::{
         decoder::{Block, BlockCache, Ends, Stage, embed},
         linear::Linear,
     },
+    pack,
     plan::{Plan, PlannedLinear},
 };
 
 /// Tokens whose inputs are gathered before they enter a Hessian: enough that its update is bound by arithmetic.
-const TOKENS_PER_UPDATE: usize = 2048;
+pub(crate) const TOKENS_PER_UPDATE: usize = 2048;
 
 /// Bytes of a tensor copied at a time.
 const COPY_BYTES: usize = 8 << 20;
@@ -146,7 +149,7 @@ pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
         None => Ok(()),
         Some((index, value)) => Err(Error::Numeric(format!(
             "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
-             and a compressed copy would answer nonsense",
+             so fetch it again or take another",
             view.file().display(),
             view.name()
         ))),
@@ -298,7 +301,14 @@ fn without_statistics(
     progress: Progress<'_>,
 ) -> Result<Vec<LinearRecord>> {
     let mut records = Vec::new();
+    let mut packed = Packed::default();
     for linear in plan.linears.iter().filter(|linear| linear.block == index) {
+        if let Some(record) = round_and_pack(checkpoint, plan, linear, &mut packed, writer, outcome)? {
+            outcome.linears.push(record.clone());
+            records.push(record);
+            progress(outcome.linears.len(), total, &linear.name);
+            continue;
+        }
         let stats = GroupStats { in_features: linear.layout.in_features, hessian: None, tokens: 0 };
         let method = plan.method(linear);
         let done = compress_group(checkpoint, plan, &[linear], method, &stats, writer, outcome)?;
@@ -307,6 +317,88 @@ fn without_statistics(
         progress(outcome.linears.len(), total, &linear.name);
     }
     Ok(records)
+}
+
+/// The codes and scales of `packed`.
+fn unpack(packed: &Packed, layout: &Layout, scale_dtype: ScaleDtype) -> Result<Quantised> {
+    let scale = |&bits: &u16| match scale_dtype {
+        ScaleDtype::F16 => f16::from_bits(bits).to_f32(),
+        _ => bf16::from_bits(bits).to_f32(),
+    };
+    Ok(Quantised {
+        out_features: layout.out_features,
+        in_features: layout.in_features,
+        bits: layout.bits,
+        group_size: layout.group_size,
+        symmetric: layout.symmetric,
+        scale_dtype,
+        codes: pack::unpack_rows(&packed.words, layout.out_features, layout.in_features, layout.bits)?,
+        scales: packed.scales.iter().map(scale).collect(),
+        zeros: packed.zeros.clone(),
+        g_idx: None,
+    })
+}
+
+/// Rounds a weight to nearest straight from the mapped file into packed words, where method, format and types allow it:
+/// the same bytes as by way of [`compress_group`], at the speed of memory. `None` where they do not.
+fn round_and_pack(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    linear: &PlannedLinear,
+    packed: &mut Packed,
+    writer: &CheckpointWriter,
+    outcome: &mut Outcome,
+) -> Result<Option<LinearRecord>> {
+    let method = plan.method(linear);
+    let grid = method.grid();
+    let layout = linear.layout;
+    let plain = method.name() == Rtn::NAME && grid.search == Search::None && grid.symmetric;
+    if !plain || plan.format != Format::CompressedTensors || grid.scale_dtype == ScaleDtype::F32 {
+        return Ok(None);
+    }
+    let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
+    let stored = match view.dtype() {
+        Dtype::Bf16 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::Bf16),
+        Dtype::F32 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::F32),
+        _ => None,
+    };
+    let Some(stored) = stored else { return Ok(None) };
+    let started = Instant::now();
+    if let Err(error) = rtn_pack::rtn_pack(stored, layout.out_features, layout.in_features, &grid, packed) {
+        refuse_nonfinite(&view)?;
+        return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    outcome.phases.solve += seconds;
+    outcome.seconds.push((linear.name.clone(), seconds));
+
+    let started = Instant::now();
+    for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
+        writer.write(&name, &bytes)?;
+    }
+    view.release();
+    outcome.phases.write += started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    let q = unpack(packed, &layout, grid.scale_dtype)?;
+    let record = LinearRecord {
+        report: LinearReport {
+            linear: linear.name.clone(),
+            method: method.name().into(),
+            bits: layout.bits,
+            group_size: layout.group_size,
+            output_error: None,
+            dampening: None,
+            escalations: Vec::new(),
+            dead_inputs: 0,
+            seconds,
+        },
+        weights: (layout.out_features * layout.in_features) as u64,
+        storage_bits: plan.storage_bits(linear),
+        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype),
+    };
+    outcome.phases.hash += started.elapsed().as_secs_f64();
+    Ok(Some(record))
 }
 
 /// The calibration tokens on their way through the model.
@@ -446,8 +538,8 @@ impl<'a> Walk<'a> {
             outcome.phases.calibrate += started.elapsed().as_secs_f64();
 
             // One call a method: linears of one group share its statistics.
-            let mut methods: Vec<usize> = linears.iter().map(|linear| linear.method).collect();
-            methods.dedup();
+            let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
+            let mut finished = Vec::new();
             for method in methods {
                 let group: Vec<&PlannedLinear> =
                     linears.iter().copied().filter(|linear| linear.method == method).collect();
@@ -462,10 +554,14 @@ impl<'a> Walk<'a> {
                 )?;
                 for (linear, (record, weight)) in group.iter().zip(done) {
                     block.replace(stage, linear.index, weight);
-                    outcome.linears.push(record.clone());
-                    records.push(record);
-                    progress(outcome.linears.len(), total, &linear.name);
+                    finished.push((linear.index, record));
+                    progress(outcome.linears.len() + finished.len(), total, &linear.name);
                 }
+            }
+            finished.sort_by_key(|(index, _)| *index); // the plan's order, whatever the methods'
+            for (_, record) in finished {
+                outcome.linears.push(record.clone());
+                records.push(record);
             }
         }
         let started = Instant::now();

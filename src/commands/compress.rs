@@ -9,12 +9,17 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{
+    Error,
     calibration::CalibrationSet,
     data::world::Question,
     export::Format,
     measure::Evaluation,
-    model::{Decoder, decoder::KvCache, text::Text},
-    plan::{Forecast, Plan},
+    model::{
+        Decoder, DecoderConfig,
+        decoder::{KvCache, expect_ids},
+        text::Text,
+    },
+    plan::{Around, Forecast, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     sequential::{self, LinearRecord, Outcome},
 };
@@ -32,7 +37,7 @@ use crate::{
 
 /// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
 /// speed is scaled from its first blocks.
-const SPEED_BYTES: u64 = 128 << 20;
+const SPEED_BYTES: u64 = 96 << 20;
 
 /// Tokens of the speed report: one prompt, then one at a time.
 const PREFILL_TOKENS: usize = 256;
@@ -142,6 +147,16 @@ impl Arguments {
     }
 }
 
+fn file_bytes(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+/// What the model in `path` is called: the name of its folder or file, also where the path is `.` or ends in `..`.
+fn name_of(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".into())
+}
+
 /// `NAME`, or `NAME-2`, … : the first that is free in the current folder.
 fn free_folder(name: &str) -> PathBuf {
     let candidates = std::iter::once(name.to_string()).chain((2..).map(|n| format!("{name}-{n}")));
@@ -151,8 +166,11 @@ fn free_folder(name: &str) -> PathBuf {
 fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
     let (ids, _) = eval::tokens_of(&text, file)?;
+    expect_ids(checkpoint.path(), &ids, plan.config.vocab_size)?;
     let wanted = &plan.recipe.calibration;
     let set = CalibrationSet::from_ids(ids, file, wanted.n_samples, wanted.seq_len)?;
+    drop(text);
+    give_back_memory();
     if set.n_samples() < set.asked {
         printer::warn(format!(
             "{}: the text holds {} sequences of {} tokens, {} were asked for",
@@ -163,6 +181,15 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
         ));
     }
     Ok(set)
+}
+
+/// Hands the memory that tokenising took back to the system, before the blocks are walked through.
+fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim only gives back pages that the allocator holds free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Runs the verb.
@@ -178,26 +205,40 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (None, Some(fixture)) => fixture.path().to_path_buf(),
         (None, None) => unreachable!("a model is given or embedded"),
     };
-    let name = arguments
-        .model
-        .as_deref()
-        .and_then(Path::file_name)
-        .map_or(fixture::NAME.into(), |name| name.to_string_lossy().into_owned());
+    let name = match &arguments.model {
+        None => fixture::NAME.to_string(),
+        Some(model) => name_of(model),
+    };
     let calibration_file = arguments.calibration.clone().or_else(|| embedded.as_ref().map(Fixture::calibration));
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
     let checkpoint = Checkpoint::open(&model)?;
     let mut plan = Plan::new(recipe, &checkpoint)?;
     plan.allow_nonfinite = arguments.allow_nonfinite;
+    if let Some(text) = &text {
+        anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
+        eval::expect_text(&checkpoint, text, plan.config.vocab_size)?;
+    }
     let set = match &calibration_file {
         Some(file) if plan.needs_calibration() => Some(calibration_set(&checkpoint, &plan, file)?),
         None if plan.needs_calibration() => {
-            anyhow::bail!("method `{}` needs a text to calibrate on; give --calibration FILE", arguments.method)
+            let needs = plan.linears.iter().map(|linear| plan.method(linear)).find(|method| method.needs().hessian);
+            let method = needs.map_or("of the recipe", |method| method.name());
+            anyhow::bail!("method `{method}` needs a text to calibrate on; give --calibration FILE")
         }
         _ => None,
     };
     let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
-    let forecast = plan.forecast(&checkpoint, n_samples, seq_len);
+    let forecast = plan.forecast(
+        &checkpoint,
+        Around {
+            n_samples,
+            seq_len,
+            text_bytes: calibration_file.as_ref().filter(|_| set.is_some()).map_or(0, |file| file_bytes(file)),
+            speed_bytes: if arguments.no_speed { 0 } else { SPEED_BYTES },
+            evaluates: text.is_some(),
+        },
+    );
     if arguments.dry_run {
         return dry_run(arguments, &plan, &forecast);
     }
@@ -213,6 +254,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(out) => out.clone(),
         None => free_folder(&format!("{name}-{}", plan.recipe.stages[0].method)),
     };
+    if !arguments.allow_nonfinite {
+        // Before the work: in the last block it would show after hours.
+        for view in checkpoint.tensors() {
+            sequential::refuse_nonfinite(view)?;
+            view.release();
+        }
+    }
     let hashing = Instant::now();
     let source_fingerprint = checkpoint.fingerprint();
     checkpoint.release_all();
@@ -240,8 +288,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut progress = Progress::new("compress", plan.linears.len() as u64);
     let outcome = sequential::compress(&checkpoint, &plan, set.as_ref(), &mut writer, &mut |done, _, name| {
         progress.at(done as u64, name);
-    })?;
+    });
     progress.finish();
+    let outcome = match outcome {
+        // The same input would fail in the same way, so there is nothing to go on from.
+        Err(error @ (Error::Numeric(_) | Error::Model(_) | Error::Text(_))) => {
+            writer.discard();
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
     drop(set);
     checkpoint.release_all();
     if outcome.resumed_blocks > 0 {
@@ -459,7 +515,10 @@ impl Cost {
     ) -> Result<Self> {
         let speeds = match arguments.no_speed {
             true => None,
-            false => Some((speed(dense)?, speed(out)?)),
+            false => {
+                let blocks = speed_blocks(&Checkpoint::open(dense)?)?;
+                Some((speed(dense, blocks)?, speed(out, blocks)?))
+            }
         };
         let evaluation = text
             .map(|text| eval::evaluate(out, Some(dense), text, 512, Some(arguments.max_tokens), None))
@@ -470,15 +529,21 @@ impl Cost {
     }
 }
 
-/// Tokens a second of the model in `folder`, scaled from its first blocks where it is large.
-fn speed(folder: &Path) -> Result<Speed> {
+/// How many blocks of a dense model the speed report runs.
+fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
+    let config = DecoderConfig::from_checkpoint(dense)?;
+    let per_block = dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
+    let per_block = per_block.sum::<usize>().max(1) as u64;
+    Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
+}
+
+/// Tokens a second of the model in `folder`, scaled from its first `blocks` blocks.
+fn speed(folder: &Path, blocks: usize) -> Result<Speed> {
     let checkpoint = Checkpoint::open(folder)?;
-    let config = scruple_compress::model::DecoderConfig::from_checkpoint(&checkpoint)?;
-    let per_block = 2 * checkpoint.parameters() / (config.n_blocks as u64).max(1);
-    let blocks = ((SPEED_BYTES / per_block.max(1)) as usize).clamp(1, config.n_blocks);
+    let config = DecoderConfig::from_checkpoint(&checkpoint)?;
     let model = Decoder::open_first(&checkpoint, blocks)?;
-    let ids: Vec<u32> =
-        (0..PREFILL_TOKENS.min(config.max_positions / 2)).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
+    let tokens = PREFILL_TOKENS.min(config.max_positions / 2).max(DECODE_TOKENS);
+    let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let scale = config.n_blocks as f64 / blocks as f64;
     let mut cache = KvCache::default();
     model.hidden(&ids[..1], &mut cache)?; // brings the weights in
@@ -626,10 +691,9 @@ fn report(
     let escalated: Vec<&LinearRecord> =
         outcome.linears.iter().filter(|record| !record.report.escalations.is_empty()).collect();
     for record in escalated {
-        printer::warn(format!(
-            "{}: its Hessian needed more dampening than asked for: {:?}",
-            record.report.linear, record.report.escalations
-        ));
+        let steps = record.report.escalations.iter();
+        let steps: Vec<_> = steps.map(|step| format!("with dampening {}, {}", step.dampening, step.reason)).collect();
+        printer::warn(format!("linear `{}`: {}", record.report.linear, steps.join("; ")));
     }
     printer::data(format!("verified: {checked} linears read back from the file bit for bit"));
     let picture = out.join("errors.png");

@@ -8,7 +8,8 @@ use std::{
 use anyhow::{Context, Result};
 use scruple_compress::{
     measure::{self, Against, DenseCache, Evaluation, Windows},
-    model::{Decoder, text::Text},
+    model::{Decoder, decoder::expect_ids, text::Text},
+    sequential::refuse_nonfinite,
 };
 use scruple_weights::Checkpoint;
 use serde::Serialize;
@@ -83,6 +84,20 @@ pub fn predicted_bytes(text: &Text, ids: &[u32], targets: usize, whole: &str) ->
     text.decode(&ids[..=targets]).ok()?.len().checked_sub(first)
 }
 
+/// Refuses a text that [`evaluate`] would refuse, before the long work that comes first.
+pub fn expect_text(checkpoint: &Checkpoint, file: &Path, vocab: usize) -> Result<()> {
+    let (ids, _) = tokens_of(&Text::open(checkpoint)?, file)?;
+    Windows::new(&ids, 1, None).with_context(|| file.display().to_string())?;
+    Ok(expect_ids(checkpoint.path(), &ids, vocab)?)
+}
+
+/// `error`; or, where a model's numbers went wrong, the first of its tensors that holds one which is not finite.
+pub fn blame(error: scruple_compress::Error, checkpoint: &Checkpoint) -> anyhow::Error {
+    let numeric = matches!(error, scruple_compress::Error::Numeric(_));
+    let fault = checkpoint.tensors().filter(|_| numeric).find_map(|view| refuse_nonfinite(view).err());
+    fault.unwrap_or(error).into()
+}
+
 /// Runs the evaluation the options describe.
 pub fn evaluate(
     model: &Path,
@@ -129,8 +144,8 @@ pub fn evaluate(
         (None, None) => None,
     };
     let mut progress = Progress::new("eval", total);
-    let evaluation =
-        measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))?;
+    let evaluation = measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))
+        .map_err(|error| blame(error, &checkpoint))?;
     progress.finish();
     let (bits, weights) = decoder.linear_bits();
     Ok(EvalRecord { evaluation, model_bytes: checkpoint.bytes(), bits_per_weight: bits as f64 / weights as f64 })
@@ -146,6 +161,9 @@ fn with_error(value: f64, stderr: Option<f64>, digits: usize) -> String {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("eval");
+    anyhow::ensure!(arguments.window > 0, "--window should be at least 1, found 0");
+    anyhow::ensure!(arguments.max_tokens != Some(0), "--max-tokens should be at least 1, found 0");
+    anyhow::ensure!(arguments.top_k > 0, "--top-k should be at least 1, found 0");
     let cache = arguments.dense_cache.as_deref().map(|folder| (folder, arguments.top_k));
     let record = evaluate(
         &arguments.model,

@@ -11,6 +11,7 @@ use scruple_compress::model::{
 use scruple_weights::Checkpoint;
 use serde_json::{Value, json};
 
+use super::eval::blame;
 use crate::{
     printer,
     record::{self, Run},
@@ -110,7 +111,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         }
         true
-    })?;
+    })
+    .map_err(|error| blame(error, &checkpoint))?;
     let record = json!({ "prompt_tokens": prompt, "tokens": ids, "text": text.decode(&ids)? });
     clock.extra.insert("model".into(), arguments.model.display().to_string().into());
     if let Some(out) = &arguments.output {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use scruple_compress::{export, plan::Plan, recipe::Recipe, sequential};
+use scruple_compress::{export, plan::Plan, sequential};
 use scruple_weights::Checkpoint;
 use serde_json::json;
 
@@ -58,7 +58,7 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
                 folder.display(),
                 record.dequantised_sha256
             )),
-            Err(error) => faults.push(error.to_string()),
+            Err(error) => faults.push(printer::sentence(&error.into())),
         }
         progress.at(done as u64 + 1, linear);
     }
@@ -75,13 +75,19 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
                 provenance.source_fingerprint
             ));
         }
-        let recipe: Recipe = provenance.recipe.clone();
-        let plan = Plan::new(recipe, &source)?;
+        let plan = match Plan::new(provenance.recipe.clone(), &source) {
+            Ok(plan) => plan,
+            // A model of another architecture: the fingerprint has said so, this says how.
+            Err(error) => {
+                faults.push(printer::sentence(&error.into()));
+                return Ok((faults, provenance.linears.len(), copied));
+            }
+        };
         for spec in &plan.tensors {
             let written = match checkpoint.tensor(&spec.name) {
                 Ok(written) => written,
                 Err(error) => {
-                    faults.push(error.to_string());
+                    faults.push(printer::sentence(&error.into()));
                     continue;
                 }
             };

@@ -89,6 +89,11 @@ impl Error {
         Self::Io { file: file.into(), action: action.into(), source }
     }
 
+    /// The error of a write of `len` bytes: [`DiskFull`](Self::DiskFull) where that is the reason, else as [`io`](Self::io).
+    pub fn write(file: impl AsRef<Path>, action: impl Into<String>, len: u64, source: io::Error) -> Self {
+        crate::writer::disk::write_error(file.as_ref(), action.into(), len, source)
+    }
+
     /// A fault of a whole file.
     pub fn file(file: impl Into<PathBuf>, what: impl Into<String>) -> Self {
         Self::File { file: file.into(), what: what.into() }

@@ -4,6 +4,8 @@
 //! [`Stage`]s at which its linear groups read their inputs; calibration walks through the stages, inference runs them in
 //! a row.
 
+use std::path::Path;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use scruple_weights::{Checkpoint, TensorView};
@@ -378,18 +380,23 @@ fn ends(
 /// Residual stream (tokens, hidden) a sequence of token ids begins with.
 pub fn embed(embedding: &TensorView, ids: &[u32]) -> Result<Tensor> {
     let (vocab, hidden) = embedding.rows();
+    expect_ids(embedding.file(), ids, vocab)?;
     let mut out = vec![0.0; ids.len() * hidden];
     for (&id, row) in ids.iter().zip(out.chunks_exact_mut(hidden)) {
-        let id = id as usize;
-        if id >= vocab {
-            return Err(Error::Text(format!(
-                "{}: token id {id} is outside the vocabulary of {vocab}; tokenizer and weights do not belong together",
-                embedding.file().display()
-            )));
-        }
-        embedding.read_rows(id..id + 1, row)?;
+        embedding.read_rows(id as usize..id as usize + 1, row)?;
     }
     from_vec(out, (ids.len(), hidden))
+}
+
+/// Refuses token ids that a model of `vocab` tokens does not have; `file` is its weights.
+pub fn expect_ids(file: &Path, ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::Text(format!(
+            "{}: token id {id} is outside the vocabulary of {vocab}; tokenizer and weights do not belong together",
+            file.display()
+        ))),
+    }
 }
 
 impl Decoder {
@@ -408,6 +415,20 @@ impl Decoder {
             .collect::<Result<_>>()?;
         let (embedding, norm, output) = ends(checkpoint, &config, quantization.as_ref())?;
         Ok(Self { config, embedding, blocks, norm, output })
+    }
+
+    /// Refuses a dense `checkpoint` that lacks a tensor `config` asks for, or has it in another shape. Blocks are opened
+    /// one at a time, so the memory this takes does not grow with the model.
+    pub fn check(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<()> {
+        for index in 0..config.n_blocks {
+            Block::load(checkpoint, config, None, index)?;
+        }
+        ends(checkpoint, config, None).map(drop)
+    }
+
+    /// Refuses token ids that this model does not have.
+    pub fn expect_ids(&self, ids: &[u32]) -> Result<()> {
+        expect_ids(self.embedding.file(), ids, self.config.vocab_size)
     }
 
     /// What was read from `config.json`.

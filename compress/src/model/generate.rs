@@ -65,7 +65,7 @@ impl Sampling {
 /// an end token, which is not returned.
 ///
 /// # Errors
-/// If the prompt is empty or longer than the model's context.
+/// If the prompt is empty or longer than the model's context, or the model's logits are not finite.
 pub fn generate(
     model: &Decoder,
     prompt: &[u32],
@@ -88,6 +88,12 @@ pub fn generate(
     let mut logits = model.next_logits(prompt, &mut cache)?;
     let mut ids = Vec::new();
     for index in 0..max_tokens.min(limit - prompt.len()) {
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(Error::Numeric(format!(
+                "the model's logits for new token {} are not finite; its weights or its configuration are broken",
+                index + 1
+            )));
+        }
         let id = sampling.choose(&logits, index as u64);
         if eos.contains(&id) {
             break;

@@ -63,8 +63,9 @@ impl Text {
                 file.display()
             )));
         }
-        let mut tokenizer =
-            Tokenizer::from_file(&file).map_err(|error| Error::Text(format!("{}: {error}", file.display())))?;
+        let mut tokenizer = Tokenizer::from_file(&file).map_err(|error| {
+            Error::Text(format!("{}: not a readable tokenizer: {error}; fetch the file again", file.display()))
+        })?;
         // A checkpoint may carry the settings of its training; texts are measured whole.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| Error::Text(format!("{}: {error}", file.display())))?;

@@ -61,7 +61,7 @@ pub(super) fn preallocate(file: &File, path: &Path, len: u64) -> Result<()> {
 }
 
 /// The error of a write of `len` bytes; a full disk is told from everything else.
-pub(super) fn write_error(path: &Path, action: String, len: u64, error: io::Error) -> Error {
+pub(crate) fn write_error(path: &Path, action: String, len: u64, error: io::Error) -> Error {
     let full = match error.kind() {
         io::ErrorKind::StorageFull => "the disk is full",
         io::ErrorKind::QuotaExceeded => "the disk quota is used up",

@@ -7,7 +7,7 @@
 //! with a journal of finished units, and the next run goes on from there.
 
 mod coverage;
-mod disk;
+pub(crate) mod disk;
 mod journal;
 mod plan;
 mod work;
