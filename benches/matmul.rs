@@ -60,7 +60,7 @@ fn run() {
         }
         // Enough work that a clock tick does not show.
         let times = (4_000_000_000 / (2 * t * n * k)).max(1);
-        let mut rate = |flop: usize, run: &mut dyn FnMut()| {
+        let rate = |flop: usize, run: &mut dyn FnMut()| {
             run();
             let seconds = (0..repeat).map(|_| timed(|| (0..times).for_each(|_| run())).1).collect();
             (flop * times) as f64 / median(seconds) / 1e9
