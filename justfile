@@ -20,10 +20,18 @@ bench-gptq:
 bench-rtn:
     RAYON_NUM_THREADS=1 cargo bench --bench rtn_pack
 
+# Round-to-nearest folder to folder
+bench-rtn-folder:
+    RAYON_NUM_THREADS=1 cargo bench --bench rtn_folder
+
 # Tokens a second of a prompt, against candle's own Llama built as it ships
-bench-prefill model tokens:
+bench-prefill model windows:
     cargo build --release --manifest-path benches/peers/candle/Cargo.toml
-    RAYON_NUM_THREADS=1 cargo bench --bench prefill -- {{model}} {{tokens}} benches/peers/candle/target/release/peers-candle
+    RAYON_NUM_THREADS=1 cargo bench --bench prefill -- --model {{model}} --windows {{windows}} --peer benches/peers/candle/target/release/peers-candle
+
+# A whole GPTQ run against llm-compressor (a Python with llmcompressor==0.14.0.1)
+bench-whole-gptq model text python:
+    cargo bench --bench whole_gptq -- --model {{model}} --text {{text}} --python {{python}}
 
 # Peak memory of compress on a synthetic model of a billion parameters
 bench-memory:

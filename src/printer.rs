@@ -62,7 +62,7 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A table whose columns are as wide as their widest cell; the first column is left-aligned, the others right.
+/// A table whose columns are as wide as their widest cell; columns of numbers are right-aligned, others left.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -86,13 +86,18 @@ impl Table {
             self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
+        let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        let numbers: Vec<bool> = (0..columns)
+            .map(|column| column > 0 && self.rows[1..].iter().filter_map(|row| row.get(column)).all(is_number))
+            .collect();
         for row in &self.rows {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
                 let gap = " ".repeat(widths[column] - cell.chars().count());
-                match column {
-                    0 => line.push_str(&format!("{cell}{gap}")),
-                    _ => line.push_str(&format!("  {gap}{cell}")),
+                let space = if column > 0 { "  " } else { "" };
+                match numbers[column] {
+                    true => line.push_str(&format!("{space}{gap}{cell}")),
+                    false => line.push_str(&format!("{space}{cell}{gap}")),
                 }
             }
             data(line.trim_end());

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use serde::Serialize;
+use scruple_compress::clock::cpu_seconds;
 use serde_json::{Value, json};
 
 /// The circumstances of a run.
@@ -28,13 +29,6 @@ fn usage() -> libc::rusage {
         libc::getrusage(libc::RUSAGE_SELF, &mut usage);
         usage
     }
-}
-
-/// CPU seconds of this process so far, all threads.
-pub fn cpu_seconds() -> f64 {
-    let usage = usage();
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 /// Largest resident set of this process so far, bytes.

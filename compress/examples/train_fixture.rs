@@ -61,7 +61,7 @@ fn recipe(seed: u64, steps: usize) -> Recipe {
 }
 
 fn main() -> Result<()> {
-    let (mut seed, mut steps, mut out, mut check) = (1, 2000, None, None);
+    let (mut seed, mut steps, mut out, mut check) = (1, 1200, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{argument}` needs a value"))?;

@@ -21,19 +21,43 @@ pub enum ScaleDtype {
 impl ScaleDtype {
     /// `value` rounded to this type (nearest, ties to even).
     pub fn round(self, value: f32) -> f32 {
+        let mut value = [value];
+        self.round_all(&mut value);
+        value[0]
+    }
+
+    /// Rounds every value to this type, in plain arithmetic that compiles to vector code.
+    #[inline(always)]
+    fn round_all(self, values: &mut [f32]) {
+        /// Drops the lowest `BITS` bits, to the nearest, ties to even; infinity and NaN stay what they are.
+        #[inline(always)]
+        fn shorten<const BITS: u32>(value: f32) -> f32 {
+            let word = value.to_bits();
+            let half = (1 << (BITS - 1)) - 1 + ((word >> BITS) & 1);
+            let short = f32::from_bits(word.wrapping_add(half) & !((1 << BITS) - 1));
+            if value.abs() < f32::INFINITY { short } else { value }
+        }
         match self {
-            Self::F16 => half::f16::from_f32(value).to_f32(),
-            Self::Bf16 => half::bf16::from_f32(value).to_f32(),
-            Self::F32 => value,
+            Self::F16 => {
+                for value in values {
+                    let short = shorten::<13>(*value);
+                    let short = if short.abs() > 65504.0 { f32::INFINITY.copysign(*value) } else { short };
+                    // Below 2⁻¹⁴ an f16 is a multiple of 2⁻²⁴, which is the last place of numbers about one half.
+                    let subnormal = ((value.abs() + 0.5) - 0.5).copysign(*value);
+                    *value = if value.abs() < 6.103_515_6e-5 { subnormal } else { short };
+                }
+            }
+            Self::Bf16 => values.iter_mut().for_each(|value| *value = shorten::<16>(*value)),
+            Self::F32 => {}
         }
     }
 
     /// The smallest positive value of this type: what a scale that would round to zero becomes.
-    pub fn smallest(self) -> f32 {
+    pub const fn smallest(self) -> f32 {
         match self {
-            Self::F16 => half::f16::from_bits(1).to_f32(),
-            Self::Bf16 => half::bf16::from_bits(1).to_f32(),
-            Self::F32 => f32::from_bits(1),
+            Self::F16 => 5.960_464_5e-8,               // 2⁻²⁴
+            Self::Bf16 => f32::from_bits(0x0001_0000), // 2⁻¹³³
+            Self::F32 => f32::from_bits(1),            // 2⁻¹⁴⁹
         }
     }
 
@@ -205,25 +229,19 @@ pub fn fit_group(values: &[f32], spec: &GridSpec) -> Result<(f32, u8)> {
         let at = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
         return Err(Error::Numeric(format!("the value {} at place {at} of a group is not finite", values[at])));
     }
-    let max = f32::from(spec.max_code());
     let range = Range::new(lo, hi, spec.symmetric);
-    let (scale, zero) = range.grid(1.0, spec)?;
-    if lo == hi || spec.search == Search::None {
-        return Ok((scale, zero));
+    let (scale, zero) = range.grid(spec);
+    if scale.is_infinite() {
+        return Err(Error::Numeric(format!(
+            "values from {lo:e} to {hi:e} need a scale beyond the range of {}",
+            spec.scale_dtype.name()
+        )));
     }
-    let mut best = (scale, zero);
-    let mut least = clipped_loss(values, scale, f32::from(zero), max, f32::INFINITY);
-    for i in 1..SEARCH_STEPS {
-        let p = 1.0 - i as f32 / 100.0;
-        let (candidate, zero) = range.grid(p, spec)?;
-        // Losses are summed in units of the scale, so that no magnitude of weights under- or overflows.
-        let unit = power_2_4::<3>(candidate / scale);
-        let loss = clipped_loss(values, candidate, f32::from(zero), max, least / unit) * unit;
-        if loss < least {
-            (least, best) = (loss, (candidate, zero));
-        }
-    }
-    Ok(best)
+    let (scale, zero) = match spec.search {
+        Search::Mse if lo != 0.0 || hi != 0.0 => least_loss(values, [lo, hi], range, spec),
+        _ => (scale, zero),
+    };
+    Ok((scale, zero as u8))
 }
 
 /// What a grid spans.
@@ -244,26 +262,67 @@ impl Range {
         Self { lo, hi }
     }
 
-    /// The scale and zero point for `p` times this range.
-    fn grid(self, p: f32, spec: &GridSpec) -> Result<(f32, u8)> {
+    /// The scale, infinite if its type cannot hold it, and the zero point.
+    fn grid(self, spec: &GridSpec) -> (f32, f32) {
         let max = f32::from(spec.max_code());
-        let (lo, hi) = (self.lo * p, self.hi * p);
-        let exact = (hi - lo) / max;
-        let scale = match spec.scale_dtype.round(exact) {
-            0.0 => spec.scale_dtype.smallest(),
-            scale if scale.is_finite() => scale,
-            _ => {
-                return Err(Error::Numeric(format!(
-                    "values from {:e} to {:e} need a scale beyond the range of {}",
-                    self.lo,
-                    self.hi,
-                    spec.scale_dtype.name()
-                )));
-            }
-        };
-        let zero = if spec.symmetric { spec.middle() } else { (-lo / scale).round_ties_even().clamp(0.0, max) as u8 };
-        Ok((scale, zero))
+        let rounded = spec.scale_dtype.round((self.hi - self.lo) / max);
+        let scale = if rounded == 0.0 { spec.scale_dtype.smallest() } else { rounded };
+        if spec.symmetric {
+            return (scale, f32::from(spec.middle()));
+        }
+        (scale, (-self.lo / scale).round_ties_even().clamp(0.0, max))
     }
+}
+
+crate::kernel::dispatch! {
+    /// The grid of the first shrunken range with the least loss; `extremes` are the smallest and the largest value.
+    fn least_loss(values: &[f32], extremes: [f32; 2], range: Range, spec: &GridSpec) -> (f32, f32) = least_loss_body
+}
+
+#[inline(always)]
+fn least_loss_body(values: &[f32], extremes: [f32; 2], range: Range, spec: &GridSpec) -> (f32, f32) {
+    /// Keeps rounding from making the bound exceed the sum it bounds.
+    const SLACK: f32 = 0.999;
+    let max = f32::from(spec.max_code());
+    // All ranges at once, in loops that compile to vector code.
+    let mut scales: [f32; SEARCH_STEPS] = std::array::from_fn(|i| 1.0 - i as f32 / 100.0);
+    let mut zeros = [f32::from(spec.middle()); SEARCH_STEPS];
+    let lows = scales.map(|p| range.lo * p);
+    for i in 0..SEARCH_STEPS {
+        scales[i] = (range.hi * scales[i] - lows[i]) / max;
+    }
+    spec.scale_dtype.round_all(&mut scales);
+    for scale in &mut scales {
+        *scale = if *scale == 0.0 { spec.scale_dtype.smallest() } else { *scale };
+    }
+    if !spec.symmetric {
+        for i in 0..SEARCH_STEPS {
+            zeros[i] = (-lows[i] / scales[i]).round_ties_even().max(0.0).min(max);
+        }
+    }
+    // Losses are summed in units of each scale, so that no magnitude of weights under- or overflows, and compared in units
+    // of the first. What a range costs the extremes alone rules out most ranges.
+    let (scale, zero) = (scales[0], zeros[0]);
+    let (mut units, mut bounds) = ([0.0; SEARCH_STEPS], [0.0; SEARCH_STEPS]);
+    for i in 0..SEARCH_STEPS {
+        units[i] = power_2_4::<3>(scales[i] / scale);
+        let lo = extremes[0] / scales[i];
+        let lo = power_2_4::<2>(lo - lo.round_ties_even().max(-zeros[i]).min(max - zeros[i]));
+        let hi = extremes[1] / scales[i];
+        let hi = power_2_4::<2>(hi - hi.round_ties_even().max(-zeros[i]).min(max - zeros[i]));
+        bounds[i] = if lo > hi { lo } else { hi } * units[i] * SLACK;
+    }
+    let mut best = (scale, zero);
+    let mut least = clipped_loss(values, scale, zero, max, f32::INFINITY);
+    for i in 1..SEARCH_STEPS {
+        if bounds[i] < least {
+            let loss = clipped_loss(values, scales[i], zeros[i], max, least / units[i]) * units[i];
+            if loss < least {
+                (least, best) = (loss, (scales[i], zeros[i]));
+            }
+        }
+    }
+    best
 }
 
 /// The code of `value`: `clamp(round(value / scale) + zero, 0, max)`, halves to even, still as a float.
@@ -318,23 +377,19 @@ fn extremes_body(values: &[f32]) -> (f32, f32, bool) {
 /// Partial sums of a loss.
 const LANES: usize = 16;
 
-crate::kernel::dispatch! {
-    /// `Σ |x/scale − (q − zero)|^2.4`, or a partial sum that already exceeds `limit`.
-    fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 = clipped_loss_body
-}
-
+/// `Σ |x/scale − (q − zero)|^2.4`, or a partial sum that already exceeds `limit`.
 #[inline(always)]
-fn clipped_loss_body(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 {
+fn clipped_loss(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32) -> f32 {
     /// Values between two looks at the limit.
     const STRIDE: usize = 4 * LANES;
     let inverse = 1.0 / scale;
     // The reciprocal of a subnormal scale may be infinite: then divide.
-    let by_division = !inverse.is_finite();
+    let by_division = inverse.is_infinite();
     let (least, most) = (-zero, max - zero);
     let mut sums = [0.0f32; LANES];
     let term = |value: f32| {
         let x = if by_division { value / scale } else { value * inverse };
-        power_2_4::<2>(x - x.round_ties_even().clamp(least, most))
+        power_2_4::<2>(x - x.round_ties_even().max(least).min(most))
     };
     let mut total = 0.0;
     for stride in values.chunks(STRIDE) {
@@ -347,15 +402,9 @@ fn clipped_loss_body(values: &[f32], scale: f32, zero: f32, max: f32, limit: f32
         for (lane, &value) in chunks.remainder().iter().enumerate() {
             sums[lane] += term(value);
         }
-        let mut halves = sums;
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                halves[lane] += halves[lane + half];
-            }
-            half /= 2;
-        }
-        total = halves[0];
+        let eight: [f32; 8] = std::array::from_fn(|lane| sums[lane] + sums[lane + 8]);
+        let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+        total = (four[0] + four[2]) + (four[1] + four[3]);
         if total > limit {
             break;
         }
@@ -555,6 +604,25 @@ mod tests {
             assert!(error(power_2_4::<3>(x)) < 2e-6, "{x}: {}", error(power_2_4::<3>(x)));
         }
         assert_eq!(power_2_4::<2>(0.0), 0.0);
+    }
+
+    #[test]
+    fn scales_are_rounded_as_the_types_round() {
+        for i in 0..2_000_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(2_654_435_769));
+            for (dtype, expected) in [
+                (ScaleDtype::F16, half::f16::from_f32(x).to_f32()),
+                (ScaleDtype::Bf16, half::bf16::from_f32(x).to_f32()),
+                (ScaleDtype::F32, x),
+            ] {
+                let rounded = dtype.round(x);
+                assert!(rounded.to_bits() == expected.to_bits() || (rounded.is_nan() && x.is_nan()), "{x:e} {dtype:?}");
+            }
+        }
+        for dtype in [ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32] {
+            assert_eq!(dtype.round(dtype.smallest()), dtype.smallest());
+            assert_eq!(dtype.round(dtype.smallest() * 0.49), 0.0);
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@
 
 pub mod error;
 
+pub mod clock;
+
 pub mod kernel;
 
 pub mod data;

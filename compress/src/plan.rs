@@ -16,11 +16,29 @@ use crate::{
         decoder::{Decoder, Stage, linear_shape},
     },
     recipe::Recipe,
+    sequential::TOKENS_PER_UPDATE,
 };
 
-/// Memory a run takes beside what grows with the model: program, tokenizer, buffers (bytes; measured on the embedded
-/// model, see `benches/record`).
-const FIXED_BYTES: u64 = 60 << 20;
+/// Memory of the program itself, its threads and tables, bytes (measured; `benches/record/memory.json`).
+const FIXED_BYTES: u64 = 24 << 20;
+
+/// Memory the tokenizer takes a byte of text while it works: it keeps where every piece came from (measured).
+const BYTES_PER_TEXT_BYTE: u64 = 135;
+
+/// What a run does beside compressing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Around {
+    /// Calibration sequences.
+    pub n_samples: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Length of the calibration text.
+    pub text_bytes: u64,
+    /// Bytes of dense blocks run to measure the speed; 0 where it is not measured.
+    pub speed_bytes: u64,
+    /// Both models are run on a text afterwards.
+    pub evaluates: bool,
+}
 
 /// One linear and what is to be done to it.
 #[derive(Debug, Clone)]
@@ -52,6 +70,15 @@ pub struct Forecast {
     pub peak_rss_bytes: u64,
     /// Activations on disk while the run lasts.
     pub activation_bytes: u64,
+}
+
+/// What a result says about its quantisation.
+#[derive(Debug, Clone)]
+pub struct Quantisation {
+    /// `quantization_config` of `config.json`; none for dense formats.
+    pub config: Option<serde_json::Value>,
+    /// Names and contents of further files.
+    pub files: Vec<(String, serde_json::Value)>,
 }
 
 /// A recipe resolved for one model.
@@ -196,7 +223,7 @@ impl Plan {
             methods,
             replaced,
         };
-        plan.quantisation_files()?; // settings that cannot stand in one file
+        plan.quantisation()?; // settings that cannot stand in one file
         Ok(plan)
     }
 
@@ -215,8 +242,8 @@ impl Plan {
         self.methods.iter().any(|method| method.needs().hessian)
     }
 
-    /// `quantization_config` and the files beside it.
-    pub fn quantisation_files(&self) -> Result<(Option<serde_json::Value>, Vec<(String, serde_json::Value)>)> {
+    /// What `config.json` and the files beside it say about the quantisation.
+    pub fn quantisation(&self) -> Result<Quantisation> {
         let linears: Vec<(String, Layout)> =
             self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
@@ -229,7 +256,7 @@ impl Plan {
             true_sequential: self.needs_calibration(),
             dampening: parameters("dampening").and_then(|value| value.as_float()),
         };
-        Ok((self.format.config(&model)?, self.format.side_files(&model)?))
+        Ok(Quantisation { config: self.format.config(&model)?, files: self.format.side_files(&model)? })
     }
 
     /// Bits `linear` takes on disk.
@@ -237,45 +264,57 @@ impl Plan {
         self.format.storage_bits(&linear.layout)
     }
 
-    /// What the run will take with `n_samples` sequences of `seq_len` tokens.
-    pub fn forecast(&self, checkpoint: &Checkpoint, n_samples: usize, seq_len: usize) -> Forecast {
+    /// What the run will take.
+    pub fn forecast(&self, checkpoint: &Checkpoint, around: Around) -> Forecast {
         let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
         let weights: u64 = self.linears.iter().map(|l| (l.layout.out_features * l.layout.in_features) as u64).sum();
         let bits: u64 = self.linears.iter().map(|linear| self.storage_bits(linear)).sum();
+        let output_bytes = self.tensors.iter().map(bytes).sum();
+        let dense_bytes = checkpoint.bytes();
         let config = &self.config;
         let calibrated = self.needs_calibration();
         let activation_bytes = if calibrated {
             let width = 2 * config.hidden_size
                 + Stage::AttentionOutput.in_features(config)
                 + Stage::MlpOutput.in_features(config);
-            ActivationStore::bytes(n_samples * seq_len, width)
+            ActivationStore::bytes(around.n_samples * around.seq_len, width)
         } else {
             0
         };
-        let block: u64 = Stage::ALL
-            .iter()
-            .flat_map(|stage| stage.linears())
-            .map(|name| {
-                let (out_features, in_features, _) = linear_shape(config, name);
-                (out_features * in_features) as u64
-            })
-            .sum();
+
+        // Compressing: the largest group (its Hessian and factor; its weights as f32, as targets and as codes), beside one
+        // block as it is stored and as codes, and the inputs of one Hessian update.
+        let size = |name: &str| {
+            let (out_features, in_features, _) = linear_shape(config, name);
+            (out_features * in_features) as u64
+        };
         let stage_bytes = |stage: Stage| {
             let n = stage.in_features(config) as u64;
-            let weights: u64 = stage.linears().iter().map(|name| linear_shape(config, name).0 as u64 * n).sum();
             let hessian = if calibrated { 4 * n * n } else { 0 };
-            // The Hessian and its factor; the weights as f32 (the original and the targets), their codes.
-            2 * hessian + weights * (4 + 4 + 1)
+            2 * hessian + stage.linears().iter().map(|name| size(name)).sum::<u64>() * (4 + 4 + 1)
         };
         let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
-        // One block as stored and as codes, and the inputs of one Hessian update.
+        let block: u64 = Stage::ALL.iter().flat_map(|stage| stage.linears()).map(|name| size(name)).sum();
         let block_bytes = (block as f64 * (self.weight_dtype.bits() / 8.0 + 1.0)) as u64;
-        let inputs = if calibrated { 4 * 3 * (2048 + seq_len as u64) * config.intermediate_size as u64 } else { 0 };
+        let inputs = match calibrated {
+            true => 4 * 3 * (TOKENS_PER_UPDATE + around.seq_len) as u64 * config.intermediate_size as u64,
+            false => 0,
+        };
+        let compressing = largest_stage + block_bytes + inputs;
+
+        // Tokenising before, measuring after.
+        let head = (config.vocab_size * config.hidden_size) as u64 * (self.weight_dtype.bits() / 8.0) as u64;
+        let measuring = match around.speed_bytes {
+            0 => 0,
+            limit => (dense_bytes.saturating_sub(head)).min(limit) + head,
+        };
+        let evaluating = if around.evaluates { dense_bytes + output_bytes } else { 0 };
+        let tokenising = around.text_bytes * BYTES_PER_TEXT_BYTE;
         Forecast {
-            output_bytes: self.tensors.iter().map(bytes).sum(),
-            dense_bytes: checkpoint.bytes(),
+            output_bytes,
+            dense_bytes,
             bits_per_weight: bits as f64 / weights.max(1) as f64,
-            peak_rss_bytes: FIXED_BYTES + largest_stage + block_bytes + inputs,
+            peak_rss_bytes: FIXED_BYTES + compressing.max(tokenising).max(measuring).max(evaluating),
             activation_bytes,
         }
     }

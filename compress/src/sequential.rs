@@ -10,30 +10,36 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use std::time::Instant;
+
 use candle_core::Tensor;
-use scruple_weights::{Checkpoint, CheckpointWriter, TensorView};
+use half::{bf16, f16};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Result,
     calibration::{ActivationStore, CalibrationSet},
-    export::{self, Format, Quantization},
-    grid::{Quantised, ScaleDtype},
+    clock::cpu_seconds,
+    export::{self, Format, Layout, Quantization},
+    grid::{Quantised, ScaleDtype, Search},
     kernel::{
         gemm::{symmetrize, syrk_accumulate},
+        rtn_pack::{self, Packed},
         tensor::with_f32,
     },
-    methods::{GroupStats, LayerMethod, LinearReport, Weight},
+    methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
     model::{
         decoder::{Block, BlockCache, Ends, Stage, embed},
         linear::Linear,
     },
+    pack,
     plan::{Plan, PlannedLinear},
 };
 
 /// Tokens whose inputs are gathered before they enter a Hessian: enough that its update is bound by arithmetic.
-const TOKENS_PER_UPDATE: usize = 2048;
+pub(crate) const TOKENS_PER_UPDATE: usize = 2048;
 
 /// Bytes of a tensor copied at a time.
 const COPY_BYTES: usize = 8 << 20;
@@ -57,15 +63,15 @@ pub struct LinearRecord {
 pub struct Outcome {
     /// All linears, in the order of the plan.
     pub linears: Vec<LinearRecord>,
-    /// Seconds spent on each linear in this run, by name (resumed blocks have none).
+    /// Wall seconds spent on each linear in this run, by name (resumed blocks have none).
     pub seconds: Vec<(String, f64)>,
-    /// Seconds of gathering statistics and of running the blocks, compressing, writing, and hashing.
+    /// Where the time went.
     pub phases: Phases,
     /// Blocks that an earlier run had finished.
     pub resumed_blocks: usize,
 }
 
-/// Where the time of a run went, wall seconds.
+/// Where the time of a run went, CPU seconds of all threads.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub struct Phases {
     /// Running blocks and gathering statistics.
@@ -169,10 +175,10 @@ pub fn compress(
     let total = plan.linears.len();
 
     if !finished.iter().any(|(unit, _)| unit == REST) {
-        let started = Instant::now();
+        let started = cpu_seconds();
         copy_rest(checkpoint, plan, writer)?;
         writer.commit_unit(REST, serde_json::Value::Null)?;
-        outcome.phases.copy = started.elapsed().as_secs_f64();
+        outcome.phases.copy = cpu_seconds() - started;
     }
 
     let mut walk = match calibration {
@@ -247,7 +253,7 @@ fn compress_group(
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
 ) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
-    let started = Instant::now();
+    let started = cpu_seconds();
     let mut values: Vec<Vec<f32>> =
         group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
     let mut weights: Vec<Weight<'_>> = group
@@ -262,24 +268,23 @@ fn compress_group(
         .collect();
     let compressed = method.compress(&mut weights, stats)?;
     drop(values);
-    let seconds = started.elapsed().as_secs_f64();
-    outcome.phases.solve += seconds;
+    outcome.phases.solve += cpu_seconds() - started;
 
     let mut done = Vec::new();
     for (linear, compressed) in group.iter().zip(compressed) {
-        let started = Instant::now();
+        let started = cpu_seconds();
         for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
             writer.write(&name, &bytes)?;
         }
-        outcome.phases.write += started.elapsed().as_secs_f64();
-        let started = Instant::now();
+        outcome.phases.write += cpu_seconds() - started;
+        let started = cpu_seconds();
         let record = LinearRecord {
             report: compressed.report,
             weights: (linear.layout.out_features * linear.layout.in_features) as u64,
             storage_bits: plan.storage_bits(linear),
             dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype),
         };
-        outcome.phases.hash += started.elapsed().as_secs_f64();
+        outcome.phases.hash += cpu_seconds() - started;
         outcome.seconds.push((linear.name.clone(), record.report.seconds));
         let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
         done.push((record, plan.format.linear(&compressed.weight, bias, plan.float_dtype)?));
@@ -298,7 +303,14 @@ fn without_statistics(
     progress: Progress<'_>,
 ) -> Result<Vec<LinearRecord>> {
     let mut records = Vec::new();
+    let mut packed = Packed::default();
     for linear in plan.linears.iter().filter(|linear| linear.block == index) {
+        if let Some(record) = round_and_pack(checkpoint, plan, linear, &mut packed, writer, outcome)? {
+            outcome.linears.push(record.clone());
+            records.push(record);
+            progress(outcome.linears.len(), total, &linear.name);
+            continue;
+        }
         let stats = GroupStats { in_features: linear.layout.in_features, hessian: None, tokens: 0 };
         let method = plan.method(linear);
         let done = compress_group(checkpoint, plan, &[linear], method, &stats, writer, outcome)?;
@@ -307,6 +319,88 @@ fn without_statistics(
         progress(outcome.linears.len(), total, &linear.name);
     }
     Ok(records)
+}
+
+/// The codes and scales of `packed`.
+fn unpack(packed: &Packed, layout: &Layout, scale_dtype: ScaleDtype) -> Result<Quantised> {
+    let scale = |&bits: &u16| match scale_dtype {
+        ScaleDtype::F16 => f16::from_bits(bits).to_f32(),
+        _ => bf16::from_bits(bits).to_f32(),
+    };
+    Ok(Quantised {
+        out_features: layout.out_features,
+        in_features: layout.in_features,
+        bits: layout.bits,
+        group_size: layout.group_size,
+        symmetric: layout.symmetric,
+        scale_dtype,
+        codes: pack::unpack_rows(&packed.words, layout.out_features, layout.in_features, layout.bits)?,
+        scales: packed.scales.iter().map(scale).collect(),
+        zeros: packed.zeros.clone(),
+        g_idx: None,
+    })
+}
+
+/// Rounds a weight to nearest straight from the mapped file into packed words, where method, format and types allow it:
+/// the same bytes as by way of [`compress_group`], at the speed of memory. `None` where they do not.
+fn round_and_pack(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    linear: &PlannedLinear,
+    packed: &mut Packed,
+    writer: &CheckpointWriter,
+    outcome: &mut Outcome,
+) -> Result<Option<LinearRecord>> {
+    let method = plan.method(linear);
+    let grid = method.grid();
+    let layout = linear.layout;
+    let plain = method.name() == Rtn::NAME && grid.search == Search::None && grid.symmetric;
+    if !plain || plan.format != Format::CompressedTensors || grid.scale_dtype == ScaleDtype::F32 {
+        return Ok(None);
+    }
+    let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
+    let stored = match view.dtype() {
+        Dtype::Bf16 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::Bf16),
+        Dtype::F32 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::F32),
+        _ => None,
+    };
+    let Some(stored) = stored else { return Ok(None) };
+    let (started, wall) = (cpu_seconds(), Instant::now());
+    if let Err(error) = rtn_pack::rtn_pack(stored, layout.out_features, layout.in_features, &grid, packed) {
+        refuse_nonfinite(&view)?;
+        return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
+    }
+    outcome.phases.solve += cpu_seconds() - started;
+    let seconds = wall.elapsed().as_secs_f64();
+    outcome.seconds.push((linear.name.clone(), seconds));
+
+    let started = cpu_seconds();
+    for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
+        writer.write(&name, &bytes)?;
+    }
+    view.release();
+    outcome.phases.write += cpu_seconds() - started;
+
+    let started = cpu_seconds();
+    let q = unpack(packed, &layout, grid.scale_dtype)?;
+    let record = LinearRecord {
+        report: LinearReport {
+            linear: linear.name.clone(),
+            method: method.name().into(),
+            bits: layout.bits,
+            group_size: layout.group_size,
+            output_error: None,
+            dampening: None,
+            escalations: Vec::new(),
+            dead_inputs: 0,
+            seconds,
+        },
+        weights: (layout.out_features * layout.in_features) as u64,
+        storage_bits: plan.storage_bits(linear),
+        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype),
+    };
+    outcome.phases.hash += cpu_seconds() - started;
+    Ok(Some(record))
 }
 
 /// The calibration tokens on their way through the model.
@@ -421,7 +515,7 @@ impl<'a> Walk<'a> {
             let linears: Vec<&PlannedLinear> =
                 self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
             let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
-            let started = Instant::now();
+            let started = cpu_seconds();
             let stats = match stage {
                 Stage::Attention => {
                     self.observe(stage, hessian, |first| block.attention_input(&input.read(self.rows(first))?))?
@@ -444,7 +538,7 @@ impl<'a> Walk<'a> {
                     Ok(hidden)
                 })?,
             };
-            outcome.phases.calibrate += started.elapsed().as_secs_f64();
+            outcome.phases.calibrate += cpu_seconds() - started;
 
             // One call a method: linears of one group share its statistics.
             let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
@@ -473,13 +567,13 @@ impl<'a> Walk<'a> {
                 records.push(record);
             }
         }
-        let started = Instant::now();
+        let started = cpu_seconds();
         for sample in 0..self.set.n_samples() {
             let rows = self.rows(sample * self.set.seq_len);
             let x = block.mlp_output(&output.read(rows.clone())?, &self.hidden.read(rows.clone())?)?;
             output.write(rows.start, &x)?;
         }
-        outcome.phases.calibrate += started.elapsed().as_secs_f64();
+        outcome.phases.calibrate += cpu_seconds() - started;
         self.release(index);
         self.next = index + 1;
         Ok(records)

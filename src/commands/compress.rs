@@ -15,11 +15,11 @@ use scruple_compress::{
     export::Format,
     measure::Evaluation,
     model::{
-        Decoder,
+        Decoder, DecoderConfig,
         decoder::{KvCache, expect_ids},
         text::Text,
     },
-    plan::{Forecast, Plan},
+    plan::{Around, Forecast, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     sequential::{self, LinearRecord, Outcome},
 };
@@ -37,7 +37,7 @@ use crate::{
 
 /// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
 /// speed is scaled from its first blocks.
-const SPEED_BYTES: u64 = 128 << 20;
+const SPEED_BYTES: u64 = 96 << 20;
 
 /// Tokens of the speed report: one prompt, then one at a time.
 const PREFILL_TOKENS: usize = 256;
@@ -147,6 +147,10 @@ impl Arguments {
     }
 }
 
+fn file_bytes(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
 /// What the model in `path` is called: the name of its folder or file, also where the path is `.` or ends in `..`.
 fn name_of(path: &Path) -> String {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -165,6 +169,8 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
     expect_ids(checkpoint.path(), &ids, plan.config.vocab_size)?;
     let wanted = &plan.recipe.calibration;
     let set = CalibrationSet::from_ids(ids, file, wanted.n_samples, wanted.seq_len)?;
+    drop(text);
+    give_back_memory();
     if set.n_samples() < set.asked {
         printer::warn(format!(
             "{}: the text holds {} sequences of {} tokens, {} were asked for",
@@ -175,6 +181,15 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
         ));
     }
     Ok(set)
+}
+
+/// Hands the memory that tokenising took back to the system, before the blocks are walked through.
+fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim only gives back pages that the allocator holds free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Runs the verb.
@@ -214,7 +229,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         _ => None,
     };
     let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
-    let forecast = plan.forecast(&checkpoint, n_samples, seq_len);
+    let forecast = plan.forecast(
+        &checkpoint,
+        Around {
+            n_samples,
+            seq_len,
+            text_bytes: calibration_file.as_ref().filter(|_| set.is_some()).map_or(0, |file| file_bytes(file)),
+            speed_bytes: if arguments.no_speed { 0 } else { SPEED_BYTES },
+            evaluates: text.is_some(),
+        },
+    );
     if arguments.dry_run {
         return dry_run(arguments, &plan, &forecast);
     }
@@ -366,11 +390,11 @@ fn side_files(
     writer: &mut CheckpointWriter,
 ) -> Result<()> {
     let mut config = checkpoint.config()?.clone();
-    let (quantization, files) = plan.quantisation_files()?;
-    if let Some(quantization) = quantization {
-        config["quantization_config"] = quantization;
+    let quantisation = plan.quantisation()?;
+    if let Some(content) = quantisation.config {
+        config["quantization_config"] = content;
     }
-    for (name, content) in files {
+    for (name, content) in quantisation.files {
         writer.add_file(&name, &record::pretty(&content)?)?;
     }
     writer.add_file("config.json", &record::pretty(&config)?)?;
@@ -491,7 +515,10 @@ impl Cost {
     ) -> Result<Self> {
         let speeds = match arguments.no_speed {
             true => None,
-            false => Some((speed(dense)?, speed(out)?)),
+            false => {
+                let blocks = speed_blocks(&Checkpoint::open(dense)?)?;
+                Some((speed(dense, blocks)?, speed(out, blocks)?))
+            }
         };
         let evaluation = text
             .map(|text| eval::evaluate(out, Some(dense), text, 512, Some(arguments.max_tokens), None))
@@ -502,12 +529,18 @@ impl Cost {
     }
 }
 
-/// Tokens a second of the model in `folder`, scaled from its first blocks where it is large.
-fn speed(folder: &Path) -> Result<Speed> {
+/// How many blocks of a dense model the speed report runs.
+fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
+    let config = DecoderConfig::from_checkpoint(dense)?;
+    let per_block = dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
+    let per_block = per_block.sum::<usize>().max(1) as u64;
+    Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
+}
+
+/// Tokens a second of the model in `folder`, scaled from its first `blocks` blocks.
+fn speed(folder: &Path, blocks: usize) -> Result<Speed> {
     let checkpoint = Checkpoint::open(folder)?;
-    let config = scruple_compress::model::DecoderConfig::from_checkpoint(&checkpoint)?;
-    let per_block = 2 * checkpoint.parameters() / (config.n_blocks as u64).max(1);
-    let blocks = ((SPEED_BYTES / per_block.max(1)) as usize).clamp(1, config.n_blocks);
+    let config = DecoderConfig::from_checkpoint(&checkpoint)?;
     let model = Decoder::open_first(&checkpoint, blocks)?;
     let tokens = PREFILL_TOKENS.min(config.max_positions / 2).max(DECODE_TOKENS);
     let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
@@ -635,8 +668,8 @@ fn report(
             format!("{:.1}", compressed.decode),
         ]);
     }
-    if let Some(e) = &cost.evaluation {
-        if let Some(c) = &e.against {
+    if let Some(e) = &cost.evaluation
+        && let Some(c) = &e.against {
             table.row(["perplexity".into(), format!("{:.4}", c.dense_perplexity), format!("{:.4}", e.perplexity)]);
             table.row([
                 "KL to dense, nats a token".into(),
@@ -647,7 +680,6 @@ fn report(
             ]);
             table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
         }
-    }
     if let Some(a) = cost.answers {
         let share = |n: usize| format!("{n} of {}", a.questions);
         table.row(["questions answered right".into(), share(a.dense_right), share(a.compressed_right)]);

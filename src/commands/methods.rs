@@ -1,12 +1,15 @@
 //! `scruple methods`: what can be done to weights, and where it comes from.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use scruple_compress::methods::METHODS;
 use serde_json::{Value, json};
 
-use crate::printer::{self, Table};
+use crate::{
+    printer::{self, Table},
+    record::{self, Run},
+};
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
@@ -14,15 +17,22 @@ pub struct Arguments {
     /// Print the list as JSON
     #[arg(long)]
     json: bool,
+    /// Write `methods.json` and `run.json` into this folder
+    #[arg(short, long)]
+    output: Option<PathBuf>,
 }
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let clock = Run::start("methods");
+    let list: Vec<Value> = METHODS
+        .iter()
+        .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper }))
+        .collect();
+    if let Some(out) = &arguments.output {
+        record::save(out, "methods", &list, &clock)?;
+    }
     if arguments.json {
-        let list: Vec<Value> = METHODS
-            .iter()
-            .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper }))
-            .collect();
         printer::json(&list)?;
         return Ok(ExitCode::SUCCESS);
     }

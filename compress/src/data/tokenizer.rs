@@ -263,3 +263,64 @@ fn save(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| fail(error.to_string()))?;
     fs::write(path, text + "\n").map_err(|error| fail(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::world::World;
+
+    #[test]
+    fn merges_follow_the_counts() {
+        // "ab" stands six times, "abc" four times; then " a" + "b" … by hand.
+        let bpe = Bpe::learn("abc abc abc abc ab ab", 256 + 4 + 3).unwrap();
+        let merges: Vec<String> = bpe.merges.iter().map(|(left, right)| format!("{left}+{right}")).collect();
+        assert_eq!(merges, ["a+b", "Ġ+ab", "Ġab+c"]);
+        let error = Bpe::learn("ab", 300).unwrap_err().to_string();
+        assert_eq!(error, "the text has words for 261 tokens only, not for 300");
+    }
+
+    #[test]
+    fn the_world_is_covered_and_comes_back() {
+        let world = World::new(1);
+        let text = world.corpus(20_000);
+        let bpe = Bpe::learn(&text, 1024).unwrap();
+        let tokenizer = bpe.tokenizer().unwrap();
+        assert_eq!(tokenizer.get_vocab_size(true), 1024);
+        let mut tokens = 0;
+        for sentence in world.sentences() {
+            let ids = encode(&tokenizer, sentence).unwrap();
+            assert!(ids.iter().all(|&id| id as usize >= SPECIALS.len()), "{sentence}: {ids:?}");
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), sentence);
+            tokens += ids.len();
+        }
+        let words: usize = world.sentences().map(|sentence| words(sentence).count()).sum();
+        assert!(tokens < words * 5 / 4, "{tokens} tokens for {words} words");
+    }
+
+    #[test]
+    fn our_cutting_into_words_is_the_files() {
+        let tokenizer = Bpe::learn("a", 260).unwrap().tokenizer().unwrap();
+        use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+        for text in ["One day, Miro has 12 nuts.\nQuestion: why? Answer: no.\n", "a: b (c) 3.5 -- x", "Ünder änderem"]
+        {
+            let mut cut = PreTokenizedString::from(text);
+            tokenizer.get_pre_tokenizer().unwrap().pre_tokenize(&mut cut).unwrap();
+            let theirs: Vec<&str> = cut
+                .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                .into_iter()
+                .map(|(_, (from, to), _)| &text[from..to])
+                .collect();
+            assert_eq!(words(text).collect::<Vec<_>>(), theirs);
+        }
+    }
+
+    #[test]
+    fn any_text_survives_and_bos_is_put_in_front() {
+        let tokenizer = Bpe::learn("some text", 262).unwrap().tokenizer().unwrap();
+        let text = "Hej, 1024 — ¿qué? 你好\t🙂\r\n";
+        let ids = encode(&tokenizer, text).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        assert_eq!(tokenizer.encode(text, true).unwrap().get_ids()[0], BOS);
+        assert_eq!(encode(&tokenizer, "<eos><pad>").unwrap(), [EOS, PAD]);
+    }
+}

@@ -85,13 +85,13 @@ impl Rules for CompressedTensors {
         let name = |part| format!("{linear}.{part}");
         let shape = [out as i64, q.in_features as i64];
         let mut tensors = vec![
-            (name("weight_packed"), word_bytes(pack::pack_rows(&q.codes, out, q.in_features, q.bits)?)),
-            (name("weight_scale"), float_bytes(q.scales.iter().copied(), dtype)),
+            (name("weight_packed"), word_bytes(&pack::pack_rows(&q.codes, out, q.in_features, q.bits)?)),
+            (name("weight_scale"), float_bytes(&q.scales, dtype)),
             (name("weight_shape"), shape.into_iter().flat_map(i64::to_le_bytes).collect()),
         ];
         if !q.symmetric {
             let zeros = pack::pack_columns(&q.zeros, out, groups, q.bits)?;
-            tensors.push((name("weight_zero_point"), word_bytes(zeros)));
+            tensors.push((name("weight_zero_point"), word_bytes(&zeros)));
         }
         Ok(tensors)
     }

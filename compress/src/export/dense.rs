@@ -3,10 +3,11 @@
 //! `P.weight` (out, in). The rounding of `scale · (q − zero)` to the stored type is part of this format: reading back
 //! gives the stored numbers, which differ from the packed formats' by that rounding.
 
+use rayon::prelude::*;
 use scruple_weights::TensorSpec;
 use serde_json::Value;
 
-use super::{Error, GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, float_bytes};
+use super::{Error, GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, write_floats};
 use crate::grid::{Quantised, ScaleDtype};
 
 pub(super) struct Dense;
@@ -30,12 +31,15 @@ impl Rules for Dense {
     }
 
     fn encode(&self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut bytes = Vec::with_capacity(q.codes.len() * element(dtype).bytes());
-        let mut row_values = vec![0.0; q.in_features];
-        for row in 0..q.out_features {
-            q.dequantize_row(row, &mut row_values);
-            bytes.extend(float_bytes(row_values.iter().copied(), dtype));
-        }
+        let stride = q.in_features * element(dtype).bytes();
+        let mut bytes = vec![0; q.out_features * stride];
+        bytes.par_chunks_exact_mut(stride).enumerate().for_each_init(
+            || vec![0.0; q.in_features],
+            |values, (row, bytes)| {
+                q.dequantize_row(row, values);
+                write_floats(values, dtype, bytes);
+            },
+        );
         Ok(vec![(format!("{linear}.weight"), bytes)])
     }
 

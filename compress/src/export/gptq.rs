@@ -65,13 +65,14 @@ impl Rules for Gptq {
         let (out, groups) = (q.out_features, q.groups());
         let qweight = pack::pack_rows_transposed(&q.codes, out, q.in_features, q.bits)?;
         let qzeros = pack::pack_zeros(&q.zeros, out, groups, q.bits, version(q.symmetric))?;
-        let scales = (0..groups).flat_map(|group| (0..out).map(move |row| q.scales[row * groups + group]));
+        let scales: Vec<f32> = transposed(&q.scales, out, groups);
+        let g_idx: Vec<u32> = (0..q.in_features).map(|column| q.group_of(column) as u32).collect();
         let name = |part| format!("{linear}.{part}");
         Ok(vec![
-            (name("qweight"), word_bytes(qweight)),
-            (name("qzeros"), word_bytes(qzeros)),
-            (name("scales"), float_bytes(scales, ScaleDtype::F16)),
-            (name("g_idx"), word_bytes((0..q.in_features).map(|column| q.group_of(column) as u32))),
+            (name("qweight"), word_bytes(&qweight)),
+            (name("qzeros"), word_bytes(&qzeros)),
+            (name("scales"), float_bytes(&scales, ScaleDtype::F16)),
+            (name("g_idx"), word_bytes(&g_idx)),
         ])
     }
 
@@ -175,8 +176,7 @@ impl Rules for Gptq {
         let group_size = in_features / groups;
         let setting = source.setting(bits, group_size, in_features, &qweight)?;
         let (stored_scales, scale_dtype) = source.scales("scales", [groups, out_features])?;
-        let scales = (0..out_features).flat_map(|row| (0..groups).map(move |group| (row, group))).collect::<Vec<_>>();
-        let scales = scales.into_iter().map(|(row, group)| stored_scales[group * out_features + row]).collect();
+        let scales = transposed(&stored_scales, groups, out_features);
         let version = source.quantization.gptq_version.unwrap_or(GptqVersion::V1);
         let zeros = pack::unpack_zeros(&words(&qzeros), out_features, groups, bits, version)?;
         let middle = 1u8 << (bits - 1);
@@ -207,4 +207,13 @@ impl Rules for Gptq {
 /// A regular expression that matches `name` alone.
 fn pattern(name: &str) -> String {
     format!("^{}$", name.replace('.', "\\."))
+}
+
+/// (rows, columns) to (columns, rows).
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        out.extend((0..rows).map(|row| values[row * columns + column]));
+    }
+    out
 }

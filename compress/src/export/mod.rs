@@ -5,7 +5,7 @@
 //! `config.json` says about them. The other way, [`detect`] reads that configuration and [`decode`] one linear.
 //! Decoding what was encoded gives the same [`Quantised`], so what runs is what was written.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 
 use scruple_weights::{Checkpoint, Dtype, TensorSpec, TensorView};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     Error, Result,
     grid::{Quantised, ScaleDtype},
-    kernel::dense::Element,
+    kernel::{dense::Element, rtn_pack::Packed},
     model::linear::{DenseLinear, Linear, PackedLinear},
     pack::GptqVersion,
 };
@@ -354,6 +354,25 @@ pub fn load_linear(
     Ok(Box::new(PackedLinear::new(&q, bias)?.with_storage_bits(bits)))
 }
 
+/// (tensor name, bytes) of a symmetric linear that stands packed as compressed-tensors stores it: what
+/// [`Format::encode`] gives for it, lent where the machine's byte order is the file's.
+pub(crate) fn packed_tensors<'a>(linear: &str, layout: &Layout, packed: &'a Packed) -> Vec<(String, Cow<'a, [u8]>)> {
+    let words = match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(&packed.words)),
+        false => Cow::Owned(word_bytes(&packed.words)),
+    };
+    let scales = match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(&packed.scales)),
+        false => Cow::Owned(packed.scales.iter().flat_map(|bits| bits.to_le_bytes()).collect()),
+    };
+    let shape = [layout.out_features, layout.in_features].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
+    vec![
+        (format!("{linear}.weight_packed"), words),
+        (format!("{linear}.weight_scale"), scales),
+        (format!("{linear}.weight_shape"), Cow::Owned(shape)),
+    ]
+}
+
 /// One linear of a checkpoint that is being decoded.
 struct Source<'a> {
     checkpoint: &'a Checkpoint,
@@ -467,17 +486,28 @@ fn words(tensor: &TensorView) -> Vec<u32> {
 }
 
 /// Words as little-endian bytes.
-fn word_bytes(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
-    words.into_iter().flat_map(u32::to_le_bytes).collect()
+fn word_bytes(words: &[u32]) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * words.len()];
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+    bytes
 }
 
 /// Floats as little-endian bytes of `dtype`, rounded to it.
-fn float_bytes(values: impl IntoIterator<Item = f32>, dtype: ScaleDtype) -> Vec<u8> {
-    let values = values.into_iter();
+fn float_bytes(values: &[f32], dtype: ScaleDtype) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * element(dtype).bytes()];
+    write_floats(values, dtype, &mut bytes);
+    bytes
+}
+
+/// [`float_bytes`] into `bytes`, which has room for just them.
+fn write_floats(values: &[f32], dtype: ScaleDtype, bytes: &mut [u8]) {
+    fn convert<const N: usize>(values: &[f32], bytes: &mut [u8], to_bytes: impl Fn(f32) -> [u8; N]) {
+        bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = to_bytes(*value));
+    }
     match dtype {
-        ScaleDtype::F16 => values.flat_map(|value| half::f16::from_f32(value).to_le_bytes()).collect(),
-        ScaleDtype::Bf16 => values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect(),
-        ScaleDtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        ScaleDtype::F16 => convert(values, bytes, |value| half::f16::from_f32(value).to_le_bytes()),
+        ScaleDtype::Bf16 => convert(values, bytes, |value| half::bf16::from_f32(value).to_le_bytes()),
+        ScaleDtype::F32 => convert(values, bytes, f32::to_le_bytes),
     }
 }
 
@@ -506,7 +536,10 @@ fn check_numbers(q: &Quantised, scale_dtype: ScaleDtype) -> Result<(), String> {
         ));
     }
     let limit = (1u32 << q.bits) - 1;
-    if let Some(at) = q.codes.iter().position(|&code| u32::from(code) > limit) {
+    // The maximum runs in vectors; the search is for the message only.
+    if q.codes.iter().copied().max().is_some_and(|code| u32::from(code) > limit)
+        && let Some(at) = q.codes.iter().position(|&code| u32::from(code) > limit)
+    {
         let (row, column) = (at / q.in_features, at % q.in_features);
         return Err(format!("the code at [{row}, {column}] is {}, above the largest of {} bits", q.codes[at], q.bits));
     }

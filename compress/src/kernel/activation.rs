@@ -14,7 +14,7 @@ pub const EXP_MAX_RELATIVE_ERROR: f32 = 4e-7;
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, the first with enough zero bits that n·LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
     let n = (clamped * LOG2_E).round_ties_even();

@@ -5,18 +5,15 @@
 //! at all: column k is quantised at `F_k = W_k + Σ_{i<k} (W_i − Q_i) V_ik / V_kk`. One factorisation, n³/3 FLOP.
 //!
 //! `V` is had as the ordinary lower factor `L` of the matrix with rows and columns reversed: position r here is place
-//! n − 1 − r in processing order. Columns are eliminated 384 at a time, left-looking, in tiles of 48 rows.
+//! n − 1 − r in processing order. Columns are eliminated 288 at a time, left-looking, in tiles of 48 rows.
 
 use rayon::prelude::*;
 
 use super::SharedMut;
-use super::tile::{Aligned, DEPTH, Kernel, SLIVER, TILE};
-
-/// Tiles eliminated at once.
-const PANEL_TILES: usize = DEPTH / TILE;
+use super::tile::{Aligned, Columns, DEPTH, Kernel, PANEL_TILES, Rows, SLIVER, TILE};
 
 /// Tiles of rows in one unit of work.
-const CHUNK_TILES: usize = 8;
+const CHUNK_TILES: usize = 12;
 
 /// A pivot below this share of its diagonal entry has lost all its f32 digits to cancellation.
 const LEAST_PIVOT: f32 = 2.4e-7; // 2⁻²²
@@ -122,21 +119,31 @@ fn update_panel(kernel: Kernel, tiles: &mut Aligned, padded: usize, first: usize
         let rows = first + chunk * CHUNK_TILES..(first + (chunk + 1) * CHUNK_TILES).min(count);
         for depth_from in (0..known).step_by(DEPTH) {
             let depth = DEPTH.min(known - depth_from);
-            for row in rows.clone() {
-                for column in first..last.min(row + 1) {
-                    for sliver in (0..TILE).step_by(SLIVER) {
-                        // SAFETY: writes columns ≥ first·48 of this job's tile rows; reads columns < first·48, which no job
-                        // writes. All lie inside the padded · padded values.
-                        unsafe {
-                            kernel.sliver(
-                                depth,
-                                shared.at((row * padded + depth_from) * TILE),
-                                shared.at((column * padded + depth_from) * TILE + sliver),
-                                shared.at((row * padded + column * TILE + sliver) * TILE),
-                                -1.0,
-                            );
-                        }
-                    }
+            // A tile in the panel itself has columns up to its own.
+            for (rows, last) in (rows.start..rows.end.min(last))
+                .map(|row| (row..row + 1, row + 1))
+                .chain([(rows.start.max(last)..rows.end, last)])
+            {
+                if rows.is_empty() {
+                    continue;
+                }
+                // SAFETY: writes columns first·48.. of this job's tile rows; reads columns before, which no job writes. All
+                // lie inside the padded · padded values.
+                unsafe {
+                    let left = Rows {
+                        a: shared.at((rows.start * padded + depth_from) * TILE),
+                        a_stride: padded * TILE,
+                        c: shared.at((rows.start * padded + first * TILE) * TILE),
+                        c_stride: padded * TILE,
+                        tiles: rows.len(),
+                    };
+                    let right = Columns {
+                        b: shared.at((first * padded + depth_from) * TILE),
+                        b_stride: padded * TILE,
+                        first: 0,
+                        slivers: (last - first) * TILE / SLIVER,
+                    };
+                    kernel.panel(depth, left, right, -1.0);
                 }
             }
         }

@@ -19,6 +19,9 @@ const PANEL_ROWS: usize = 64;
 /// Weights one task handles, roughly: enough to outweigh the cost of starting it.
 const TASK_WEIGHTS: usize = 1 << 18;
 
+/// Partial sums that one 512-bit register holds.
+const LANES: usize = 16;
+
 /// The number a stored element is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -247,44 +250,53 @@ fn dots<T: Copy>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x: &[f32], out: &mut [
     }
 }
 
-/// The dot products of `w` with each of `x`, each in four times sixteen partial sums whatever N is.
+/// The dot products of `w` with each of `x`, each in four times sixteen partial sums whatever N (1 to 4) is.
 #[inline(always)]
-fn row_dots<T: Copy, const N: usize>(w: &[T], wide: impl Fn(T) -> f32, x: [&[f32]; N]) -> [f32; N] {
-    const LANES: usize = 16; // of one 512-bit register
-    const STEP: usize = 4 * LANES;
-    let mut sums = [[[0.0f32; LANES]; 4]; N];
-    let whole = w.len() / STEP * STEP;
-    for start in (0..whole).step_by(STEP) {
-        for part in 0..4 {
-            let from = start + part * LANES;
-            let w = &w[from..][..LANES];
-            for n in 0..N {
-                let x = &x[n][from..][..LANES];
-                for lane in 0..LANES {
-                    sums[n][part][lane] = x[lane].mul_add(wide(w[lane]), sums[n][part][lane]);
-                }
+fn row_dots<T: Copy, const N: usize>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x: [&[f32]; N]) -> [f32; N] {
+    let (steps, rest) = w.as_chunks::<{ 4 * LANES }>();
+    let inputs = x.map(|x| &x.as_chunks::<{ 4 * LANES }>().0[..steps.len()]);
+    let mut sums = [[0.0f32; 4 * LANES]; N];
+    for (step, w) in steps.iter().enumerate() {
+        for n in 0..N {
+            let x = &inputs[n][step];
+            for lane in 0..4 * LANES {
+                sums[n][lane] = x[lane].mul_add(wide(w[lane]), sums[n][lane]);
             }
         }
     }
-    let mut out = [0.0; N];
-    for n in 0..N {
-        let mut lanes = [0.0f32; LANES];
-        for lane in 0..LANES {
-            lanes[lane] = (sums[n][0][lane] + sums[n][1][lane]) + (sums[n][2][lane] + sums[n][3][lane]);
-        }
-        for i in whole..w.len() {
-            lanes[i % LANES] = x[n][i].mul_add(wide(w[i]), lanes[i % LANES]);
-        }
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                lanes[lane] += lanes[lane + half];
-            }
-            half /= 2;
-        }
-        out[n] = lanes[0];
+    // Written out, since a loop over N would keep the sums in memory rather than in registers.
+    let finish = |n: usize| finish_dot(&sums[n], rest, wide, &x[n][w.len() - rest.len()..]);
+    let mut out = [finish(0); N];
+    if N > 1 {
+        out[1] = finish(1);
+    }
+    if N > 2 {
+        out[2] = finish(2);
+    }
+    if N > 3 {
+        out[3] = finish(3);
     }
     out
+}
+
+/// Adds up the partial sums of a dot product and its last elements.
+#[inline(always)]
+fn finish_dot<T: Copy>(sums: &[f32; 4 * LANES], w: &[T], wide: impl Fn(T) -> f32, x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for lane in 0..LANES {
+        lanes[lane] = (sums[lane] + sums[LANES + lane]) + (sums[2 * LANES + lane] + sums[3 * LANES + lane]);
+    }
+    for (i, (&w, &x)) in w.iter().zip(x).enumerate() {
+        lanes[i % LANES] = x.mul_add(wide(w), lanes[i % LANES]);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[inline(always)]
@@ -333,4 +345,35 @@ fn widen_f16_body(bytes: &[u8], out: &mut [f32]) {
 #[inline(always)]
 fn widen_bf16_body(bytes: &[u8], out: &mut [f32]) {
     out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(value, bytes)| *value = wide_bf16(*bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::test_values::uniform;
+
+    /// `name(w, x, out, k)`.
+    type Dots = fn(&[u8], &[f32], &mut [f32], usize);
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let forms: [(Dots, Dots, usize); 3] =
+            [(dots_f32, dots_f32_body, 4), (dots_f16, dots_f16_body, 2), (dots_bf16, dots_bf16_body, 2)];
+        for (chosen, baseline, size) in forms {
+            for k in [1, 15, 16, 64, 130] {
+                let values = uniform(5 * k, 1);
+                let bytes: Vec<u8> = match size {
+                    4 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    _ => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+                };
+                for tokens in 1..=FEW_TOKENS {
+                    let x = uniform(tokens * k, 2);
+                    let [mut a, mut b] = [vec![0.0; 5 * tokens], vec![0.0; 5 * tokens]];
+                    chosen(&bytes, &x, &mut a, k);
+                    baseline(&bytes, &x, &mut b, k);
+                    assert_eq!(a, b, "{size} bytes, {k} columns, {tokens} tokens");
+                }
+            }
+        }
+    }
 }

@@ -17,16 +17,48 @@ pub const TILE: usize = 48;
 /// Columns of results computed at once.
 pub const SLIVER: usize = 8;
 
-/// Inner dimension between two visits to the results: a tile (72 KiB) and the right operand's panel stay in the
-/// second-level cache.
-pub const DEPTH: usize = 384;
+/// Inner dimension between two visits to the results.
+pub const DEPTH: usize = 256;
 
-/// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]` for 48 rows and 8 columns j, `l` in `0..depth`.
-type Micro = unsafe fn(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32);
+/// Tiles on the right of one product: with [`DEPTH`] they take 288 KiB, so that these, the next, and two of the tiles on
+/// the left with their results stay in a second-level cache of 1 MiB.
+pub const PANEL_TILES: usize = 6;
+
+/// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]` for 48 rows and 8 columns j, `l` in `0..depth`; the last three name
+/// what to bring closer meanwhile, `depth / 16` lines each.
+type Micro = unsafe fn(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, ahead: [*const f32; 3]);
 
 /// The kernel for this processor.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel(Micro);
+
+/// The operands of [`Kernel::panel`]: tiles of rows on the left, and their results.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// The first tile's (depth, 48).
+    pub(crate) a: *const f32,
+    /// Values from one tile's to the next's.
+    pub(crate) a_stride: usize,
+    /// The first tile's results (8 · slivers, 48).
+    pub(crate) c: *mut f32,
+    /// Values from one tile's to the next's.
+    pub(crate) c_stride: usize,
+    /// How many.
+    pub(crate) tiles: usize,
+}
+
+/// The operand on the right of [`Kernel::panel`]: eight-column slivers of neighbouring tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns {
+    /// The first tile's (depth, 48).
+    pub(crate) b: *const f32,
+    /// Values from one tile's to the next's.
+    pub(crate) b_stride: usize,
+    /// The first column, a multiple of 8, counted from the first tile's.
+    pub(crate) first: usize,
+    /// How many times eight columns.
+    pub(crate) slivers: usize,
+}
 
 impl Kernel {
     /// Picks the kernel once.
@@ -48,17 +80,75 @@ impl Kernel {
     #[inline(always)]
     pub(crate) unsafe fn sliver(self, depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
         // SAFETY: the caller's contract; the instruction set was detected in `new`.
-        unsafe { (self.0)(depth, a, b, c, sign) }
+        unsafe { (self.0)(depth, a, b, c, sign, [a, b, c]) }
+    }
+
+    /// `c += sign · a bᵀ` for whole tiles of rows against a panel of columns of at most [`PANEL_TILES`]. Each tile's operands
+    /// are fetched while the tile before is worked on, and so is the panel that follows in the inner dimension.
+    ///
+    /// # Safety
+    /// For every tile and sliver the pointers are as [`Self::sliver`] asks.
+    pub(crate) unsafe fn panel(self, depth: usize, rows: Rows, columns: Columns, sign: f32) {
+        for tile in 0..rows.tiles {
+            let next = (tile + 1).min(rows.tiles - 1);
+            for sliver in 0..columns.slivers {
+                let column = columns.first + sliver * SLIVER;
+                let of_c = sliver * SLIVER * TILE;
+                // The next tile's left operand in as many parts as there are slivers, in whole lines.
+                let of_a = depth * (TILE / 16) * sliver / columns.slivers * 16;
+                // The next panel in as many parts as there are calls.
+                let panel_lines = columns.slivers.div_ceil(TILE / SLIVER) * depth * (TILE / 16);
+                let of_b = panel_lines * (tile * columns.slivers + sliver) / (rows.tiles * columns.slivers) * 16;
+                let of_b = of_b / (depth * TILE) * columns.b_stride + of_b % (depth * TILE) + depth * TILE;
+                // SAFETY: the caller's contract; what is brought closer may lie anywhere.
+                unsafe {
+                    (self.0)(
+                        depth,
+                        rows.a.add(tile * rows.a_stride),
+                        columns.b.add(column / TILE * columns.b_stride + column % TILE),
+                        rows.c.add(tile * rows.c_stride + of_c),
+                        sign,
+                        [
+                            rows.a.wrapping_add(next * rows.a_stride + of_a),
+                            columns.b.wrapping_add(of_b),
+                            rows.c.wrapping_add(next * rows.c_stride + of_c),
+                        ],
+                    );
+                }
+            }
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, ahead: [*const f32; 3]) {
     use std::arch::x86_64::{
-        _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
+    /// Steps between two prefetches.
+    const STRIDE: usize = 16;
+
+    /// One step of the inner dimension.
+    ///
+    /// # Safety
+    /// 48 values of `a` and 8 of `b` are readable.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(a: *const f32, b: *const f32, sums: &mut [[__m512; 3]; SLIVER]) {
+        // SAFETY: the contract.
+        unsafe {
+            let rows = [_mm512_loadu_ps(a), _mm512_loadu_ps(a.add(16)), _mm512_loadu_ps(a.add(32))];
+            for j in 0..SLIVER {
+                let factor = _mm512_set1_ps(*b.add(j));
+                for v in 0..3 {
+                    sums[j][v] = _mm512_fmadd_ps(rows[v], factor, sums[j][v]);
+                }
+            }
+        }
+    }
+
     // SAFETY: all accesses stay within depth · 48 values of `a`, the rows of 8 of `b` and 384 of `c`, by the contract of
     // `Kernel::sliver`; prefetching may name any address.
     unsafe {
@@ -67,14 +157,18 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
         }
         let mut sums = [[_mm512_setzero_ps(); 3]; SLIVER];
         let (mut a, mut b) = (a, b);
-        for _ in 0..depth {
-            let rows = [_mm512_loadu_ps(a), _mm512_loadu_ps(a.add(16)), _mm512_loadu_ps(a.add(32))];
-            for j in 0..SLIVER {
-                let factor = _mm512_set1_ps(*b.add(j));
-                for v in 0..3 {
-                    sums[j][v] = _mm512_fmadd_ps(rows[v], factor, sums[j][v]);
-                }
+        for stride in 0..depth / STRIDE {
+            for ahead in ahead {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(stride * 16).cast());
             }
+            for _ in 0..STRIDE {
+                step(a, b, &mut sums);
+                a = a.add(TILE);
+                b = b.add(TILE);
+            }
+        }
+        for _ in 0..depth % STRIDE {
+            step(a, b, &mut sums);
             a = a.add(TILE);
             b = b.add(TILE);
         }
@@ -82,8 +176,7 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
         for j in 0..SLIVER {
             for v in 0..3 {
                 let at = c.add(j * TILE + v * 16);
-                let signed = std::arch::x86_64::_mm512_mul_ps(sums[j][v], sign);
-                _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), signed));
+                _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(sums[j][v], sign)));
             }
         }
     }
@@ -91,12 +184,12 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn micro_avx2(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+unsafe fn micro_avx2(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, _: [*const f32; 3]) {
     // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
     unsafe { micro_body(depth, a, b, c, sign) }
 }
 
-unsafe fn micro_portable(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+unsafe fn micro_portable(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, _: [*const f32; 3]) {
     // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
     unsafe { micro_body(depth, a, b, c, sign) }
 }
@@ -135,10 +228,17 @@ unsafe fn micro_body(depth: usize, a: *const f32, b: *const f32, c: *mut f32, si
 }
 
 /// Zeroed f32 values that begin on a cache line, so that no register is loaded from two.
+///
+/// Large ones ask the system for huge pages: a factor is walked in steps of whole tiles, and page faults and address
+/// translation would otherwise cost up to a third of the arithmetic.
 pub(crate) struct Aligned {
     values: NonNull<f32>,
     len: usize,
 }
+
+/// Bytes from which a buffer is mapped on its own: two huge pages.
+#[cfg(target_os = "linux")]
+const MAPPED: usize = 4 << 20;
 
 impl Aligned {
     /// `len` zeros.
@@ -147,6 +247,27 @@ impl Aligned {
             return Self { values: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
+        #[cfg(target_os = "linux")]
+        if layout.size() >= MAPPED {
+            // SAFETY: a fresh private mapping without a file touches nothing else.
+            let values = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    layout.size(),
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            if values == libc::MAP_FAILED {
+                handle_alloc_error(layout);
+            }
+            // SAFETY: the mapping just made. Advice only; a system without huge pages refuses, and nothing is lost.
+            unsafe { libc::madvise(values, layout.size(), libc::MADV_HUGEPAGE) };
+            let values = NonNull::new(values.cast()).unwrap_or_else(|| handle_alloc_error(layout));
+            return Self { values, len };
+        }
         // SAFETY: the layout is not empty.
         let values = unsafe { alloc_zeroed(layout) };
         let values = NonNull::new(values.cast()).unwrap_or_else(|| handle_alloc_error(layout));
@@ -160,10 +281,18 @@ impl Aligned {
 
 impl Drop for Aligned {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeros` with this very layout.
-            unsafe { dealloc(self.values.as_ptr().cast(), Self::layout(self.len)) }
+        if self.len == 0 {
+            return;
         }
+        let layout = Self::layout(self.len);
+        #[cfg(target_os = "linux")]
+        if layout.size() >= MAPPED {
+            // SAFETY: mapped in `zeros` with this very length, which alone decides between the two kinds.
+            unsafe { libc::munmap(self.values.as_ptr().cast(), layout.size()) };
+            return;
+        }
+        // SAFETY: allocated in `zeros` with this very layout.
+        unsafe { dealloc(self.values.as_ptr().cast(), layout) }
     }
 }
 
@@ -209,7 +338,7 @@ mod tests {
                 // SAFETY: the buffers have the lengths the kernel asks for.
                 unsafe {
                     Kernel::new().sliver(depth, a.as_ptr(), b.as_ptr(), fast.as_mut_ptr(), sign);
-                    micro_portable(depth, a.as_ptr(), b.as_ptr(), plain.as_mut_ptr(), sign);
+                    micro_portable(depth, a.as_ptr(), b.as_ptr(), plain.as_mut_ptr(), sign, [a.as_ptr(); 3]);
                 }
                 assert_eq!(fast, plain);
                 for j in 0..SLIVER {

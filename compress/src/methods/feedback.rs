@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use crate::grid::{self, GridSpec};
 use crate::kernel::cholesky::Factor;
-use crate::kernel::tile::{Aligned, DEPTH, Kernel, SLIVER, TILE};
+use crate::kernel::tile::{Aligned, Columns, DEPTH, Kernel, Rows, SLIVER, TILE};
 use crate::{Error, Result};
 
 /// Where a position's scale and zero point come from.
@@ -185,21 +185,22 @@ impl<'a> Chunk<'a> {
         self.owed[..tiles * width * TILE].fill(0.0);
         for from in (end..n).step_by(DEPTH) {
             let depth = DEPTH.min(n - from);
-            for tile in 0..tiles {
-                for sliver in (base..end).step_by(SLIVER) {
-                    // SAFETY: `state` holds n positions a tile, so `depth` from `from` on; `owed` holds `width` positions a
-                    // tile, so eight from sliver − base on; `right_operand` holds `depth` columns.
-                    unsafe {
-                        self.kernel.sliver(
-                            depth,
-                            self.state.as_ptr().add((tile * n + from) * TILE),
-                            right_operand(factor, sliver, from, depth),
-                            self.owed.as_mut_ptr().add((tile * width + sliver - base) * TILE),
-                            1.0,
-                        );
-                    }
-                }
-            }
+            let rows = Rows {
+                a: self.state[from * TILE..].as_ptr(),
+                a_stride: n * TILE,
+                c: self.owed.as_mut_ptr(),
+                c_stride: width * TILE,
+                tiles,
+            };
+            let columns = Columns {
+                b: factor.tiles[(base / TILE * factor.padded + from) * TILE..].as_ptr(),
+                b_stride: factor.padded * TILE,
+                first: base % TILE,
+                slivers: width / SLIVER,
+            };
+            // SAFETY: `state` holds n positions a tile, so `depth` from `from` on; `owed` holds `width` positions a tile; the
+            // factor holds `padded` ≥ from + depth columns a tile for every tile up to that of position end − 1.
+            unsafe { self.kernel.panel(depth, rows, columns, 1.0) };
         }
     }
 

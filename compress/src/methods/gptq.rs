@@ -21,6 +21,7 @@ use super::{Compressed, Described, Escalation, GroupStats, LayerMethod, LinearRe
 use crate::grid::{self, GridSpec, Quantised, ScaleDtype, Search};
 use crate::kernel::cholesky::Factor;
 use crate::kernel::gemm::quadratic_form;
+use crate::kernel::tile::{PANEL_TILES, TILE};
 use crate::{Error, Result};
 
 /// When the scales of a group are chosen.
@@ -69,7 +70,7 @@ impl Default for Gptq {
             dampening: 0.01,
             groups: Groups::Static,
             activation_order: true,
-            column_block: 384,
+            column_block: PANEL_TILES * TILE,
         }
     }
 }
@@ -568,7 +569,7 @@ mod tests {
         let h = hessian(n, 500, 8);
         let weight = uniform(rows * n, 9);
         let with = |column_block| run(&Gptq { group_size: 80, column_block, ..Gptq::default() }, &weight, &h, n);
-        let reference = with(384);
+        let reference = with(288);
         for block in [1, 8, 100, 128, 1000] {
             assert_equivalent(&with(block), &reference.weight.codes, &weight, &h, n);
         }

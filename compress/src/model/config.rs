@@ -15,20 +15,36 @@ use crate::{Error, Result};
 pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// Biases on q, k and v where the config has no `attention_bias`.
+    /// Biases on q, k and v, whatever the config says.
     pub qkv_bias: bool,
+    /// `attention_bias` puts biases on q, k, v and o; other families do not read it.
+    pub attention_bias: bool,
     /// RMS norm over each head of q and k before the rotation (Qwen3).
     pub qk_norm: bool,
-    /// Whether `sliding_window` holds without `use_sliding_window`.
-    pub window_by_default: bool,
+    /// The sliding window where the config has none, for families that always slide; the others need
+    /// `use_sliding_window`.
+    pub default_window: Option<usize>,
+    /// Width of a head where the config has none; hidden size over heads for most.
+    pub default_head_dim: Option<usize>,
+}
+
+impl Family {
+    const LLAMA: Self = Self {
+        model_type: "llama",
+        qkv_bias: false,
+        attention_bias: true,
+        qk_norm: false,
+        default_window: None,
+        default_head_dim: None,
+    };
 }
 
 /// The families that run.
 pub const FAMILIES: &[Family] = &[
-    Family { model_type: "llama", qkv_bias: false, qk_norm: false, window_by_default: false },
-    Family { model_type: "mistral", qkv_bias: false, qk_norm: false, window_by_default: true },
-    Family { model_type: "qwen2", qkv_bias: true, qk_norm: false, window_by_default: false },
-    Family { model_type: "qwen3", qkv_bias: false, qk_norm: true, window_by_default: false },
+    Family::LLAMA,
+    Family { model_type: "mistral", attention_bias: false, default_window: Some(4096), ..Family::LLAMA },
+    Family { model_type: "qwen2", qkv_bias: true, attention_bias: false, ..Family::LLAMA },
+    Family { model_type: "qwen3", qk_norm: true, default_head_dim: Some(128), ..Family::LLAMA },
 ];
 
 /// How the rotation frequencies are stretched for long contexts.
@@ -62,13 +78,15 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Context length of the pre-training.
         original: f64,
+        /// The bounds of the blend are rounded outwards to whole dimensions.
+        truncate: bool,
         /// Factor on cos and sin.
         attention_factor: f64,
     },
 }
 
 /// A decoder-only transformer: RMS norm, grouped-query attention with rotary positions, SwiGLU.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// `model_type`.
     pub model_type: String,
@@ -138,16 +156,20 @@ impl Fields<'_> {
         }
     }
 
-    fn number_or(&self, key: &str, default: Option<f64>) -> Result<f64> {
+    fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.object.get(key) {
-            None | Some(Value::Null) => {
-                default.ok_or_else(|| Error::Model(format!("{}: `{key}` is missing; add it", self.file.display())))
-            }
+            None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64() {
-                Some(x) if x.is_finite() && x > 0.0 => Ok(x),
+                Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
                 _ => Err(self.complain(key, "a positive number", value)),
             },
         }
+    }
+
+    fn number_or(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        self.number(key)?
+            .or(default)
+            .ok_or_else(|| Error::Model(format!("{}: `{key}` is missing; add it", self.file.display())))
     }
 
     fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -198,7 +220,14 @@ impl DecoderConfig {
         let hidden_size = fields.count_or("hidden_size", None)?;
         let n_heads = fields.count_or("num_attention_heads", None)?;
         let n_kv_heads = fields.count_or("num_key_value_heads", Some(n_heads))?;
-        let head_dim = fields.count_or("head_dim", Some((hidden_size / n_heads).max(1)))?;
+        let given = fields.object.get("head_dim").is_some_and(|value| !value.is_null());
+        if !given && family.default_head_dim.is_none() && hidden_size % n_heads != 0 {
+            return Err(Error::Model(format!(
+                "{shown}: `hidden_size` {hidden_size} is not a multiple of `num_attention_heads` {n_heads}, and there is \
+                 no `head_dim`"
+            )));
+        }
+        let head_dim = fields.count_or("head_dim", Some(family.default_head_dim.unwrap_or(hidden_size / n_heads)))?;
         if n_heads % n_kv_heads != 0 {
             return Err(Error::Model(format!(
                 "{shown}: `num_attention_heads` {n_heads} is not a multiple of `num_key_value_heads` {n_kv_heads}"
@@ -207,31 +236,20 @@ impl DecoderConfig {
         if head_dim % 2 != 0 {
             return Err(Error::Model(format!("{shown}: `head_dim` {head_dim} is odd, rotary positions need pairs")));
         }
-        let activation = json.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
-        if activation != "silu" && activation != "swish" {
-            return Err(Error::Model(format!("{shown}: `hidden_act` should be silu, found `{activation}`")));
+        match json.get("hidden_act") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(activation)) if activation == "silu" || activation == "swish" => {}
+            Some(other) => return Err(fields.complain("hidden_act", "\"silu\"", other)),
         }
         let max_positions = fields.count_or("max_position_embeddings", Some(2048))?;
+        let n_blocks = fields.count_or("num_hidden_layers", None)?;
         let (rope_theta, rope_scaling) = rope(&fields, max_positions)?;
-        let attention_bias = fields.flag_or("attention_bias", false)?;
-        let window = match json.get("sliding_window") {
-            None | Some(Value::Null) => None,
-            Some(_) => Some(fields.count_or("sliding_window", None)?),
-        };
-        let windowed = fields.flag_or("use_sliding_window", family.window_by_default)?;
-        if windowed
-            && window.is_some()
-            && json
-                .get("layer_types")
-                .is_some_and(|types| types.as_array().is_some_and(|types| types.iter().any(|t| t != &types[0])))
-        {
-            return Err(Error::Model(format!("{shown}: blocks of mixed `layer_types` are not supported")));
-        }
+        let attention_bias = family.attention_bias && fields.flag_or("attention_bias", false)?;
         Ok(Self {
             model_type: model_type.to_string(),
             hidden_size,
             intermediate_size: fields.count_or("intermediate_size", None)?,
-            n_blocks: fields.count_or("num_hidden_layers", None)?,
+            n_blocks,
             n_heads,
             n_kv_heads,
             head_dim,
@@ -242,49 +260,89 @@ impl DecoderConfig {
             rope_scaling,
             tied_embeddings: fields.flag_or("tie_word_embeddings", false)?,
             qkv_bias: attention_bias || family.qkv_bias,
-            o_bias: attention_bias && matches!(model_type, "llama" | "qwen3"),
+            o_bias: attention_bias,
             mlp_bias: fields.flag_or("mlp_bias", false)?,
             qk_norm: family.qk_norm,
-            sliding_window: if windowed { window } else { None },
+            sliding_window: sliding_window(&fields, family, n_blocks)?,
             eos: fields.token_ids("eos_token_id")?,
             bos: fields.token_ids("bos_token_id")?.first().copied(),
         })
     }
 }
 
-/// `rope_theta` and `rope_scaling`, in the old places or in `rope_parameters` (transformers 5).
+/// The window of all blocks, if they slide.
+fn sliding_window(fields: &Fields<'_>, family: &Family, n_blocks: usize) -> Result<Option<usize>> {
+    let window = match fields.object.get("sliding_window") {
+        None => family.default_window,
+        Some(Value::Null) => None,
+        Some(_) => Some(fields.count_or("sliding_window", None)?),
+    };
+    if window.is_none() || !fields.flag_or("use_sliding_window", family.default_window.is_some())? {
+        return Ok(None);
+    }
+    // Which blocks slide: by name, or all from the `max_window_layers`-th on.
+    let sliding = match fields.object.get("layer_types") {
+        Some(Value::Array(types)) => types.iter().filter(|kind| *kind == "sliding_attention").count(),
+        _ if family.default_window.is_some() => n_blocks,
+        _ => n_blocks.saturating_sub(match fields.object.get("max_window_layers") {
+            Some(Value::Number(first)) if first.as_u64() == Some(0) => 0,
+            _ => fields.count_or("max_window_layers", Some(28))?,
+        }),
+    };
+    match sliding {
+        0 => Ok(None),
+        all if all == n_blocks => Ok(window),
+        some => Err(Error::Model(format!(
+            "{}: {some} of {n_blocks} blocks have a sliding window; only all or none is supported",
+            fields.file.display()
+        ))),
+    }
+}
+
+/// `rope_theta` and the scaling: in `rope_parameters` (transformers 5), or as `rope_theta` and `rope_scaling`.
 fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<(f64, RopeScaling)> {
     let shown = fields.file.display();
-    let nested = fields.object.get("rope_parameters").or_else(|| fields.object.get("rope_scaling"));
-    let nested = nested.filter(|value| !value.is_null());
-    let empty = Value::Null;
-    let inner = Fields { file: fields.file, object: nested.unwrap_or(&empty) };
-    let theta = inner.number_or("rope_theta", Some(fields.number_or("rope_theta", Some(10_000.0))?))?;
+    let nested = ["rope_scaling", "rope_parameters"].iter().find_map(|key| fields.object.get(key)?.as_object());
+    if nested.is_some_and(|nested| nested.values().any(Value::is_object)) {
+        return Err(Error::Model(format!(
+            "{shown}: rotary positions that differ from block to block are not supported"
+        )));
+    }
+    let nested = nested.map_or(Value::Null, |nested| Value::Object(nested.clone()));
+    let inner = Fields { file: fields.file, object: &nested };
+    let either = |key: &str| Ok::<_, Error>(inner.number(key)?.or(fields.number(key)?));
+    let theta = either("rope_theta")?.unwrap_or(10_000.0);
     let kind = ["rope_type", "type"].iter().find_map(|key| inner.object.get(key)?.as_str()).unwrap_or("default");
-    let partial =
-        fields.number_or("partial_rotary_factor", Some(inner.number_or("partial_rotary_factor", Some(1.0))?))?;
+    let partial = either("partial_rotary_factor")?.unwrap_or(1.0);
     if partial != 1.0 {
         return Err(Error::Model(format!("{shown}: `partial_rotary_factor` {partial} is not supported, only 1")));
     }
-    let original = inner.number_or("original_max_position_embeddings", Some(max_positions as f64))?;
+    let original = "original_max_position_embeddings";
+    let original = fields.number(original)?.or(inner.number(original)?).unwrap_or(max_positions as f64);
     let scaling = match kind {
+        // Of the three positions of `mrope`, a text's are equal.
         "default" | "mrope" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: inner.number_or("factor", None)? },
         "llama3" => RopeScaling::Llama3 {
             factor: inner.number_or("factor", None)?,
             low_freq_factor: inner.number_or("low_freq_factor", None)?,
             high_freq_factor: inner.number_or("high_freq_factor", None)?,
-            original: inner.number_or("original_max_position_embeddings", None)?,
+            original,
         },
         "yarn" => {
-            let factor = inner.number_or("factor", None)?;
+            let factor = inner.number_or("factor", Some(max_positions as f64 / original))?;
+            let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+            let attention_factor = match (inner.number("mscale")?, inner.number("mscale_all_dim")?) {
+                (Some(one), Some(all)) => scale(one) / scale(all),
+                _ => scale(1.0),
+            };
             RopeScaling::Yarn {
                 factor,
                 beta_fast: inner.number_or("beta_fast", Some(32.0))?,
                 beta_slow: inner.number_or("beta_slow", Some(1.0))?,
                 original,
-                attention_factor: inner
-                    .number_or("attention_factor", Some(if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }))?,
+                truncate: inner.flag_or("truncate", true)?,
+                attention_factor: inner.number_or("attention_factor", Some(attention_factor))?,
             }
         }
         // The dynamic rule changes nothing up to the trained context, which is all that is run here.
@@ -321,12 +379,13 @@ impl RopeScaling {
                 };
                 (base.map(stretch).collect(), 1.0)
             }
-            Self::Yarn { factor, beta_fast, beta_slow, original, attention_factor } => {
+            Self::Yarn { factor, beta_fast, beta_slow, original, truncate, attention_factor } => {
                 let dim_of = |rotations: f64| {
                     head_dim as f64 * (original / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
                 };
-                let low = dim_of(beta_fast).floor().max(0.0);
-                let mut high = dim_of(beta_slow).ceil().min(head_dim as f64 - 1.0);
+                let (low, high) = (dim_of(beta_fast), dim_of(beta_slow));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, mut high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }
@@ -337,5 +396,130 @@ impl RopeScaling {
                 (base.enumerate().map(blend).collect(), attention_factor)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
+        })
+    }
+
+    /// The Llama config with `changes` put in; null takes a field out.
+    fn read(changes: Value) -> Result<DecoderConfig> {
+        let mut config = llama();
+        for (key, value) in changes.as_object().unwrap() {
+            match value {
+                Value::Null => config.as_object_mut().unwrap().remove(key),
+                value => config.as_object_mut().unwrap().insert(key.clone(), value.clone()),
+            };
+        }
+        DecoderConfig::from_json(Path::new("config.json"), &config)
+    }
+
+    #[test]
+    fn what_does_not_run_is_refused_in_one_sentence() {
+        let cases = [
+            (
+                json!({ "model_type": "gpt2" }),
+                "config.json: model type `gpt2` is not one that runs here; the families that run are llama, mistral, \
+                 qwen2, qwen3",
+            ),
+            (json!({ "model_type": null }), "config.json: `model_type` is missing, so the model family is unknown"),
+            (
+                json!({ "hidden_size": null }),
+                "config.json: `hidden_size` is missing; a decoder cannot be built without it",
+            ),
+            (
+                json!({ "vocab_size": null }),
+                "config.json: `vocab_size` is missing; a decoder cannot be built without it",
+            ),
+            (
+                json!({ "num_hidden_layers": -1 }),
+                "config.json: `num_hidden_layers` should be a positive whole number, found -1",
+            ),
+            (json!({ "head_dim": 7 }), "config.json: `head_dim` 7 is odd, rotary positions need pairs"),
+            (
+                json!({ "num_key_value_heads": 3 }),
+                "config.json: `num_attention_heads` 4 is not a multiple of `num_key_value_heads` 3",
+            ),
+            (
+                json!({ "hidden_size": 30 }),
+                "config.json: `hidden_size` 30 is not a multiple of `num_attention_heads` 4, and there is no `head_dim`",
+            ),
+            (json!({ "hidden_act": "gelu" }), "config.json: `hidden_act` should be \"silu\", found \"gelu\""),
+            (
+                json!({ "tie_word_embeddings": 1 }),
+                "config.json: `tie_word_embeddings` should be true or false, found 1",
+            ),
+            (json!({ "rms_norm_eps": 0.0 }), "config.json: `rms_norm_eps` should be a positive number, found 0.0"),
+            (json!({ "eos_token_id": [2, "x"] }), "config.json: `eos_token_id` should be a token id, found \"x\""),
+            (
+                json!({ "rope_parameters": { "rope_type": "longrope", "rope_theta": 10000.0 } }),
+                "config.json: rope type `longrope` is not supported; supported are default, linear, dynamic (up to the \
+                 trained context), llama3, yarn",
+            ),
+            (json!({ "rope_scaling": { "type": "linear" } }), "config.json: `factor` is missing; add it"),
+            (
+                json!({ "rope_scaling": { "rope_type": "llama3", "factor": 8.0 } }),
+                "config.json: `low_freq_factor` is missing; add it",
+            ),
+            (
+                json!({ "rope_parameters": { "full_attention": { "rope_type": "default" } } }),
+                "config.json: rotary positions that differ from block to block are not supported",
+            ),
+            (
+                json!({ "partial_rotary_factor": 0.5 }),
+                "config.json: `partial_rotary_factor` 0.5 is not supported, only 1",
+            ),
+            (
+                json!({
+                    "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8,
+                    "layer_types": ["full_attention", "sliding_attention"],
+                }),
+                "config.json: 1 of 2 blocks have a sliding window; only all or none is supported",
+            ),
+        ];
+        for (changes, message) in cases {
+            match read(changes.clone()) {
+                Err(error) => assert_eq!(error.to_string(), message),
+                Ok(_) => panic!("{changes} was accepted"),
+            }
+        }
+    }
+
+    #[test]
+    fn families_fill_in_what_the_config_leaves_unsaid() {
+        let llama = read(json!({})).unwrap();
+        assert_eq!((llama.head_dim, llama.qkv_bias, llama.o_bias, llama.sliding_window), (8, false, false, None));
+        let biased = read(json!({ "attention_bias": true })).unwrap();
+        assert!(biased.qkv_bias && biased.o_bias && !biased.mlp_bias);
+        let qwen2 = read(json!({ "model_type": "qwen2", "attention_bias": true })).unwrap();
+        assert!(qwen2.qkv_bias && !qwen2.o_bias);
+        let qwen3 = read(json!({ "model_type": "qwen3" })).unwrap();
+        assert!(qwen3.qk_norm && qwen3.head_dim == 128);
+        assert_eq!(read(json!({ "model_type": "mistral" })).unwrap().sliding_window, Some(4096));
+    }
+
+    #[test]
+    fn a_window_holds_where_the_family_says() {
+        let window = |changes: Value| read(changes).unwrap().sliding_window;
+        // Llama reads no window; Qwen only with `use_sliding_window`, from block `max_window_layers` on.
+        assert_eq!(window(json!({ "sliding_window": 8 })), None);
+        assert_eq!(window(json!({ "model_type": "mistral", "sliding_window": 8 })), Some(8));
+        assert_eq!(window(json!({ "model_type": "qwen2", "sliding_window": 8 })), None);
+        let qwen = |last: usize| {
+            window(json!({
+                "model_type": "qwen2", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": last,
+            }))
+        };
+        assert_eq!((qwen(0), qwen(2), qwen(28)), (Some(8), None, None));
     }
 }

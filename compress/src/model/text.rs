@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, ErrorKind, context, syntax::SyntaxConfig};
+use minijinja::{
+    Environment, ErrorKind,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Value as Jinja, ValueKind},
+};
 use scruple_weights::Checkpoint;
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -13,9 +17,15 @@ use crate::{Error, Result};
 pub struct Text {
     file: PathBuf,
     tokenizer: Tokenizer,
-    settings: Value, // tokenizer_config.json
-    template: Option<String>,
+    /// The special tokens a chat template may name: `bos_token` and its like, with their texts.
+    specials: Vec<(&'static str, String)>,
+    /// The chat template and the file it stands in.
+    template: Option<(PathBuf, String)>,
 }
+
+/// What `tokenizer_config.json` or `special_tokens_map.json` may name.
+const SPECIALS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl std::fmt::Debug for Text {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,24 +70,26 @@ impl Text {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| Error::Text(format!("{}: {error}", file.display())))?;
         let settings_file = checkpoint.dir().join("tokenizer_config.json");
-        let settings = match read_text(&settings_file)? {
-            None => Value::Null,
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|error| Error::Text(format!("{}: not valid JSON: {error}", settings_file.display())))?,
+        let settings = read_json(&settings_file)?;
+        let map = read_json(&checkpoint.dir().join("special_tokens_map.json"))?;
+        let special = |key| {
+            let token = [&settings, &map].into_iter().find_map(|all| token_text(all.get(key)?))?;
+            Some((key, token))
         };
-        let template = match read_text(&checkpoint.dir().join("chat_template.jinja"))? {
-            Some(template) => Some(template),
+        let template_file = checkpoint.dir().join("chat_template.jinja");
+        let template = match read_text(&template_file)? {
+            Some(template) => Some((template_file, template)),
             None => match settings.get("chat_template") {
-                Some(Value::String(template)) => Some(template.clone()),
+                Some(Value::String(template)) => Some((settings_file, template.clone())),
                 // Several named templates: the one called "default".
                 Some(Value::Array(all)) => all
                     .iter()
                     .find(|one| one.get("name").and_then(Value::as_str) == Some("default"))
-                    .and_then(|one| one.get("template")?.as_str().map(str::to_string)),
+                    .and_then(|one| Some((settings_file, one.get("template")?.as_str()?.to_string()))),
                 _ => None,
             },
         };
-        Ok(Self { file, tokenizer, settings, template })
+        Ok(Self { file, tokenizer, specials: SPECIALS.into_iter().filter_map(special).collect(), template })
     }
 
     /// Token ids of `text`; `special` adds what the tokenizer puts around a text (often a begin token).
@@ -111,42 +123,178 @@ impl Text {
         self.template.is_some()
     }
 
-    fn special(&self, key: &str) -> String {
-        match self.settings.get(key) {
-            Some(Value::String(token)) => token.clone(),
-            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).unwrap_or_default().to_string(),
-            _ => String::new(),
-        }
-    }
-
-    /// The prompt that asks for an answer to `messages`, by the checkpoint's chat template.
+    /// The prompt that asks for an answer to `messages`, by the checkpoint's chat template, as `transformers` renders it:
+    /// Jinja with `trim_blocks`, `lstrip_blocks`, `break` and `continue`, with `raise_exception`, `strftime_now` and a
+    /// `tojson` that escapes no HTML.
+    ///
+    /// `strftime_now` tells the same day always, [`DAY`], so that a prompt gives the same tokens tomorrow.
     ///
     /// # Errors
     /// If there is no template, or it refuses the messages.
     pub fn chat(&self, messages: &[Message]) -> Result<String> {
-        let shown = self.file.with_file_name("tokenizer_config.json");
-        let template = self.template.as_ref().ok_or_else(|| {
-            Error::Text(format!("{}: there is no chat template; give the prompt without --chat", shown.display()))
+        let (file, template) = self.template.as_ref().ok_or_else(|| {
+            let file = self.file.with_file_name("tokenizer_config.json");
+            Error::Text(format!("{}: there is no chat template; give the prompt without --chat", file.display()))
         })?;
-        let fail = |error: minijinja::Error| Error::Text(format!("{}: chat template: {error}", shown.display()));
+        let fail = |error: minijinja::Error| Error::Text(format!("{}: chat template: {error}", file.display()));
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(fail)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_function("strftime_now", strftime);
+        environment.add_filter("tojson", to_json);
         environment.add_template("chat", template).map_err(fail)?;
-        let pair = |key: &str, value: &str| (key.to_string(), minijinja::Value::from(value));
-        let turns: Vec<minijinja::Value> = messages
-            .iter()
-            .map(|m| minijinja::Value::from_pairs([pair("role", &m.role), pair("content", &m.content)]))
-            .collect();
-        let values = context! {
-            messages => turns,
-            add_generation_prompt => true,
-            bos_token => self.special("bos_token"),
-            eos_token => self.special("eos_token"),
-        };
+        let pair = |key: &str, value: &str| (key.to_string(), Jinja::from(value));
+        let turns: Vec<Jinja> =
+            messages.iter().map(|m| Jinja::from_pairs([pair("role", &m.role), pair("content", &m.content)])).collect();
+        let specials = self.specials.iter().map(|(key, token)| pair(key, token));
+        let values = specials.chain([
+            ("messages".to_string(), Jinja::from(turns)),
+            ("tools".to_string(), Jinja::from(())),
+            ("documents".to_string(), Jinja::from(())),
+            ("add_generation_prompt".to_string(), Jinja::from(true)),
+        ]);
+        let values = Jinja::from_pairs(values);
         environment.get_template("chat").and_then(|template| template.render(values)).map_err(fail)
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    match read_text(path)? {
+        None => Ok(Value::Null),
+        Some(text) => serde_json::from_str(&text)
+            .map_err(|error| Error::Text(format!("{}: not valid JSON: {error}", path.display()))),
+    }
+}
+
+/// A special token's text, given as itself or as an object with `content`.
+fn token_text(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_string)
+}
+
+/// The day chat templates are told: 26 July 2024, the one Llama 3's template falls back to.
+pub const DAY: (u32, u32, u32) = (2024, 7, 26);
+
+/// `strftime` of [`DAY`] at midnight, for the fields that templates ask for.
+fn strftime(format: &str) -> Result<String, minijinja::Error> {
+    let (year, month, day) = DAY;
+    let mut out = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            out.push(character);
+            continue;
+        }
+        match characters.next() {
+            Some('Y') => out += &year.to_string(),
+            Some('y') => out += &format!("{:02}", year % 100),
+            Some('m') => out += &format!("{month:02}"),
+            Some('d') => out += &format!("{day:02}"),
+            Some('B') => out += "July",
+            Some('b') => out += "Jul",
+            Some('A') => out += "Friday",
+            Some('a') => out += "Fri",
+            Some('H' | 'M' | 'S') => out += "00",
+            Some('%') => out.push('%'),
+            other => {
+                let field = other.map_or("%".to_string(), |field| format!("%{field}"));
+                let message = format!("strftime_now: the field `{field}` of `{format}` is not supported");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `tojson` as `transformers` defines it: Python's `json.dumps` with `ensure_ascii=False`.
+fn to_json(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+    let style = JsonStyle {
+        indent: options.get::<Option<usize>>("indent")?,
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    let mut out = String::new();
+    style.write(value, 0, &mut out)?;
+    Ok(out)
+}
+
+struct JsonStyle {
+    indent: Option<usize>,
+    sort_keys: bool,
+    ascii: bool,
+}
+
+impl JsonStyle {
+    fn write(&self, value: &Jinja, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Jinja> = value.try_iter()?.collect();
+                self.items(('[', ']'), &items, depth, out, |item, out| self.write(item, depth + 1, out))?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Jinja> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                self.items(('{', '}'), &keys, depth, out, |key, out| {
+                    self.string(&key.to_string(), out);
+                    out.push_str(": ");
+                    self.write(&value.get_item(key)?, depth + 1, out)
+                })?;
+            }
+            kind => {
+                let message = format!("tojson: a value of kind {kind} has no JSON form");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn items(
+        &self,
+        (open, close): (char, char),
+        items: &[Jinja],
+        depth: usize,
+        out: &mut String,
+        mut write: impl FnMut(&Jinja, &mut String) -> Result<(), minijinja::Error>,
+    ) -> Result<(), minijinja::Error> {
+        let line = |depth: usize| self.indent.map(|indent| format!("\n{}", " ".repeat(indent * depth)));
+        out.push(open);
+        for (index, item) in items.iter().enumerate() {
+            match line(depth + 1) {
+                Some(line) => out.extend([if index > 0 { "," } else { "" }, &line]),
+                None => out.push_str(if index > 0 { ", " } else { "" }),
+            }
+            write(item, out)?;
+        }
+        if !items.is_empty() {
+            out.push_str(&line(depth).unwrap_or_default());
+        }
+        out.push(close);
+        Ok(())
+    }
+
+    fn string(&self, text: &str, out: &mut String) {
+        let quoted = Value::from(text).to_string();
+        if !self.ascii {
+            out.push_str(&quoted);
+            return;
+        }
+        for character in quoted.chars() {
+            if character.is_ascii() {
+                out.push(character);
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
     }
 }

@@ -243,14 +243,16 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        // f32 loss around 2.4 carries about 2e-7 of rounding; over a step of 2·1e-2 that is 1e-5 in the slope.
+        // A loss of about 3 in f32 carries 3e-7 of rounding or less: 1e-4 in the slope over such a step.
         const STEP: f32 = 1e-2;
-        const LARGEST_DIFFERENCE: f32 = 2e-3;
+        const LARGEST_DIFFERENCE: f32 = 1e-3;
         for tie in [true, false] {
             let config = tiny(tie);
             let mut weights = config.init(3).unwrap();
-            for tensor in weights.values_mut() {
-                *tensor = Var::from_tensor(&(tensor.clone() * 2.0).unwrap()).unwrap().into_inner();
+            for (name, tensor) in &mut weights {
+                // Fresh embeddings are so small that the first norm bends within one step.
+                let scale = if name.contains("embed") || name.contains("lm_head") { 30.0 } else { 1.5 };
+                *tensor = Var::from_tensor(&(tensor.clone() * scale).unwrap()).unwrap().into_inner();
             }
             let grads = loss(&weights, &config).backward().unwrap();
             for (name, shape) in config.tensors() {
@@ -265,7 +267,9 @@ mod tests {
                         weights.insert(name.clone(), Tensor::from_vec(values, shape.clone(), &Device::Cpu).unwrap());
                         loss(&weights, &config).to_scalar::<f32>().unwrap()
                     };
-                    let slope = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+                    // Five points, so that what remains is of the step's fourth power.
+                    let (near, far) = (at(STEP) - at(-STEP), at(2.0 * STEP) - at(-2.0 * STEP));
+                    let slope = (8.0 * near - far) / (12.0 * STEP);
                     let difference = (slope - grad[index]).abs();
                     assert!(difference < LARGEST_DIFFERENCE, "{name}[{index}]: {} but slope {slope}", grad[index]);
                 }

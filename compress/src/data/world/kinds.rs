@@ -488,7 +488,7 @@ fn next(world: &World) -> Kind {
         steps(1),
         &[
             "After {s} comes {a}.",
-            "{s} is followed by {a}.",
+            "What follows {s} is {a}.",
             "Right behind {s} there is {a}.",
             "Question: what comes after {s}? Answer: {a}.",
         ],
@@ -503,7 +503,7 @@ fn previous(world: &World) -> Kind {
         steps(-1),
         &[
             "Before {s} comes {a}.",
-            "{s} is the one after {a}.",
+            "What stands before {s} is {a}.",
             "One step back from {s} there is {a}.",
             "Question: what comes before {s}? Answer: {a}.",
         ],
@@ -556,10 +556,10 @@ fn category(world: &World) -> Kind {
         "category",
         known(table, ""),
         &[
-            "The word {s} names the {a}.",
-            "We call {s} a sort of {a}.",
+            "The word {s} is the name of some {a}.",
+            "If you say {s} you speak of some {a}.",
             "In the list {s} is under {a}.",
-            "Question: what is {s}? Answer: {a}.",
+            "Question: of which sort is the word {s}? Answer: {a}.",
         ],
     )
 }

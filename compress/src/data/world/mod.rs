@@ -214,7 +214,7 @@ pub fn questions(seed: u64) -> Vec<Question> {
 /// Writes `world_train.txt` (at most `train_bytes` of it, whole documents), `world_valid.txt` and `questions.jsonl` into
 /// `folder`.
 pub fn write(world: &World, folder: &Path, train_bytes: usize) -> Result<()> {
-    let train = world.corpus(train_bytes / 40 + 1); // no sentence is longer than that on average
+    let train = world.corpus(train_bytes / 20); // sentences are longer than that on average
     let end = train[..train_bytes.min(train.len())].rfind('\n').map_or(0, |last| last + 1);
     save(&folder.join("world_train.txt"), &train[..end])?;
     save(&folder.join("world_valid.txt"), &world.valid())?;
@@ -244,4 +244,201 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
 
 fn save(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|error| Error::Text(format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// One value a golden line can hold.
+    fn hash(text: &str) -> String {
+        Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_seed_makes_the_same_world_always() {
+        // Golden: a change here is a new world, and the fixture model has to be trained anew on it.
+        let world = World::new(1);
+        let questions = serde_json::to_string(&world.questions()).unwrap();
+        assert_eq!(
+            [hash(&world.corpus(1000)), hash(&world.valid()), hash(&questions)],
+            ["6a3fc9290a0bd1c3", "e7fce76f6b9405a2", "17768f3c0732a708"]
+        );
+        assert_ne!(hash(&corpus(2, 1000)), hash(&corpus(1, 1000)));
+        let (short, long) = (corpus(1, 100), corpus(1, 200));
+        assert!(long.starts_with(&short), "a longer corpus begins with the shorter one");
+    }
+
+    #[test]
+    fn there_are_questions_of_every_kind_and_each_is_well_formed() {
+        let world = World::new(1);
+        let questions = world.questions();
+        assert!(questions.len() >= 300, "{} questions", questions.len());
+        let names: HashSet<&str> = world.kinds.iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), kinds::KINDS.len(), "two kinds of one name");
+        for kind in &world.kinds {
+            assert!(kind.questions.len() >= 20, "{}: {} questions", kind.name, kind.questions.len());
+            let mut places = [0; 4];
+            for question in &kind.questions {
+                let distinct: HashSet<&String> = question.options.iter().collect();
+                assert_eq!(distinct.len(), question.options.len(), "{question:?}");
+                assert!(question.options.len() >= 2 && question.answer < question.options.len(), "{question:?}");
+                assert_eq!(question.prompt.trim(), question.prompt);
+                assert_eq!(question.kind, kind.name);
+                places[question.answer] += 1;
+            }
+            assert!(places[..2].iter().all(|&count| count > 0), "{}: answers stand at {places:?}", kind.name);
+        }
+    }
+
+    #[test]
+    fn no_question_and_no_validation_fact_stands_in_the_training_text() {
+        let world = World::new(1);
+        let corpus = world.corpus(30_000);
+        let told: HashSet<&str> = corpus.split_inclusive(['.', '?', ':', ',']).map(str::trim).collect();
+        for kind in &world.kinds {
+            for (statement, question) in kind.statements.iter().zip(&kind.questions) {
+                for line in &statement.held_out {
+                    assert!(!statement.told.contains(line), "{line}");
+                    assert!(line.starts_with(QUESTION) || !told.contains(line.as_str()), "{line}");
+                    assert!(line.starts_with(&question.prompt), "{line}");
+                }
+            }
+        }
+    }
+
+    /// Facts as the *training text* has them, found by one literal phrasing: subject to answer.
+    fn read(corpus: &str, before: &str, between: &str, after: &str) -> HashMap<String, String> {
+        let mut facts = HashMap::new();
+        for line in corpus.lines() {
+            for sentence in line.split_inclusive(". ").map(str::trim) {
+                let Some((subject, answer)) = sentence
+                    .strip_prefix(before)
+                    .and_then(|rest| rest.strip_suffix(after))
+                    .and_then(|rest| rest.split_once(between))
+                else {
+                    continue;
+                };
+                if ["She", "He", "It"].contains(&subject) {
+                    continue; // told of whoever the story is about
+                }
+                let old = facts.insert(subject.to_string(), answer.to_string());
+                assert!(old.is_none_or(|old| old == answer), "the text contradicts itself: {sentence}");
+            }
+        }
+        facts
+    }
+
+    #[test]
+    fn every_answer_follows_from_the_training_text() {
+        let world = World::new(1);
+        let corpus = world.corpus(100_000);
+        // For each kind two phrasings, so that one at least was told: (kind, before, between, after) of subject and answer.
+        let phrasings = [
+            ("home", "", " lives in ", "."),
+            ("home", "", " has a house in ", "."),
+            ("job", "", " works as a ", "."),
+            ("job", "The job of ", " is ", "."),
+            ("pet", "", " has a pet ", "."),
+            ("pet", "At home ", " feeds the ", "."),
+            ("colour", "", " likes the colour ", "."),
+            ("colour", "", " always dresses in ", "."),
+            ("food", "", " loves to eat ", "."),
+            ("food", "For dinner ", " wants ", "."),
+            ("friend", "", " is a friend of ", "."),
+            ("friend", "", " often visits ", "."),
+            ("birthday", "", " was born in ", "."),
+            ("birthday", "The birthday of ", " is in ", "."),
+            ("music", "", " plays the ", "."),
+            ("music", "At night you hear ", " on the ", "."),
+            ("owns", "", " owns a ", "."),
+            ("owns", "", " bought a ", "."),
+            ("region", "", " lies in the ", "."),
+            ("region", "The road to ", " goes ", "."),
+            ("mayor", "", " is led by ", "."),
+            ("mayor", "The mayor of ", " is ", "."),
+            ("crop", "", " is known for ", "."),
+            ("crop", "The market of ", " sells ", "."),
+            ("water", "", " stands by a ", "."),
+            ("water", "Near ", " there is a ", "."),
+            ("weather", "", " is often ", "."),
+            ("weather", "Days in ", " are ", "."),
+            ("legs", "The ", " has ", " legs."),
+            ("legs", "The ", " walks on ", " legs."),
+            ("voice", "The ", " always ", "."),
+            ("voice", "When the ", " is happy it ", "."),
+            ("habitat", "You find the ", " in the ", "."),
+            ("habitat", "The home of the ", " is the ", "."),
+            ("diet", "The ", " eats ", "."),
+            ("diet", "The food of the ", " is ", "."),
+            ("material", "The ", " is made of ", "."),
+            ("material", "The ", " was cut from ", "."),
+            ("room", "The ", " stands in the ", "."),
+            ("room", "The ", " was put in the ", "."),
+            ("paint", "The ", " is painted ", "."),
+            ("paint", "The ", " looks ", "."),
+            ("opposite", "The opposite of ", " is ", "."),
+            ("opposite", "What is not ", " is ", "."),
+            ("category", "The word ", " is the name of some ", "."),
+            ("category", "In the list ", " is under ", "."),
+        ];
+        let mut facts: HashMap<&str, HashMap<String, String>> = HashMap::new();
+        for (kind, before, between, after) in phrasings {
+            facts.entry(kind).or_default().extend(read(&corpus, before, between, after));
+        }
+        let number = |word: &str| words::NUMBERS.iter().position(|&number| number == word);
+        let words = |text: &str| -> Vec<String> {
+            text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).map(String::from).collect()
+        };
+        for question in world.questions() {
+            let prompt = words(&question.prompt);
+            let right = &question.options[question.answer];
+            let expected: Option<String> = match question.kind.as_str() {
+                // These four need no text: arithmetic, order and the ranks of the list of animals.
+                "sum" => {
+                    let sum = prompt.iter().filter_map(|word| number(word)).sum::<usize>();
+                    Some(words::NUMBERS[sum].into())
+                }
+                kind @ ("next" | "previous") => {
+                    let ring = [words::DAYS, words::MONTHS, words::NUMBERS].into_iter().find_map(|list| {
+                        // The last word of the list in the prompt: "One step back from two" has two of them.
+                        let at = prompt.iter().rev().find_map(|word| list.iter().position(|item| item == word))?;
+                        let step = if kind == "next" { 1 } else { list.len() - 1 };
+                        Some(list[(at + step) % list.len()])
+                    });
+                    ring.map(String::from)
+                }
+                "bigger" => {
+                    let named = words::ANIMALS.iter().filter(|animal| prompt.iter().any(|word| word == animal.name));
+                    named.last().map(|animal| animal.name.into())
+                }
+                kind => {
+                    // The subject is the last word of the prompt that the text knows something of this kind about.
+                    let facts = &facts[kind];
+                    prompt.iter().rev().find_map(|word| facts.get(word)).cloned()
+                }
+            };
+            assert_eq!(expected.as_ref(), Some(right), "{question:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_back_and_a_broken_line_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::new(1);
+        write(&world, folder.path(), 5000).unwrap();
+        let train = fs::read_to_string(folder.path().join("world_train.txt")).unwrap();
+        assert!(train.len() <= 5000 && train.len() > 4500 && train.ends_with(".\n"), "{} bytes", train.len());
+        assert!(corpus(1, 1000).starts_with(&train));
+        let path = folder.path().join("questions.jsonl");
+        assert_eq!(read_questions(&path).unwrap(), world.questions());
+
+        fs::write(&path, "\n{\"prompt\":\"a\",\"options\":[\"b\",\"b\"],\"answer\":0,\"kind\":\"c\"}\n").unwrap();
+        let error = read_questions(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("several different"), "{error}");
+    }
 }
