@@ -88,6 +88,11 @@ impl ActivationStore {
         Ok(Self { path, file, width })
     }
 
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes the store takes for `tokens` rows of `width`.
     pub fn bytes(tokens: usize, width: usize) -> u64 {
         (tokens * width * size_of::<bf16>()) as u64

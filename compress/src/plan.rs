@@ -135,8 +135,12 @@ impl Plan {
         let filters = recipe
             .stages
             .iter()
-            .map(|stage| PathFilter::new(stage.targets.clone(), stage.ignore.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
+            .enumerate()
+            .map(|(index, stage)| {
+                PathFilter::new(stage.targets.clone(), stage.ignore.clone())
+                    .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
+            })
+            .collect::<Result<Vec<_>>>()?;
 
         let mut linears = Vec::new();
         let mut left_dense = Vec::new();
@@ -171,19 +175,24 @@ impl Plan {
         if let Some(first) = problems.first() {
             let more = match problems.len() {
                 1 => String::new(),
-                n => format!(" (and {} more linears)", n - 1),
+                n => format!(" (and so for {} more)", n - 1),
             };
             return Err(Error::Recipe(format!("{folder}: {first}{more}")));
         }
         for (index, stage) in recipe.stages.iter().enumerate() {
             if !linears.iter().any(|linear| linear.method == index) {
-                return Err(Error::Recipe(format!(
-                    "stage {} (`{}`) names no linear of this model; its targets are {:?}, names look like \
-                     model.layers.0.self_attn.q_proj",
-                    index + 1,
-                    stage.method,
-                    stage.targets
-                )));
+                let stage_name = format!("stage {} (`{}`)", index + 1, stage.method);
+                let targets = &stage.targets;
+                return Err(Error::Recipe(match linears.iter().any(|linear| filters[index].matches(&linear.name)) {
+                    true => format!(
+                        "{stage_name} is left without a linear: all that its targets {targets:?} name belong to earlier \
+                         stages; put the stage with the narrower targets first"
+                    ),
+                    false => format!(
+                        "{stage_name} names no linear of this model: its targets are {targets:?}, names look like \
+                         model.layers.0.self_attn.q_proj"
+                    ),
+                }));
             }
         }
         let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();

@@ -452,8 +452,9 @@ impl<'a> Walk<'a> {
         match expected {
             Some(expected) if next < self.plan.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
                 Err(Error::Recipe(format!(
-                    "the activations that the stopped run left for block {next} are damaged; remove its working folder and \
-                     start again"
+                    "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
+                     folder, which this file lies in, to start over",
+                    self.residual[next % 2].path().display()
                 )))
             }
             _ => Ok(()),
