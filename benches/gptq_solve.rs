@@ -1,4 +1,4 @@
-//! GPTQ of one linear whose Hessian is given: CPU seconds of one thread, against the FLOP limit of the same run.
+//! GPTQ of one linear whose Hessian is given: CPU seconds of one thread, against the core's multiply-add limit in the same run.
 //!
 //! ```text
 //! cargo bench --bench gptq_solve -- [--shape 4096x4096] [--repeat 3] [--write FILE | --file FILE] [--ours FILE]
@@ -69,15 +69,6 @@ fn load(path: &str) -> (Vec<f32>, Vec<f32>, usize) {
     (weight, hessian, n)
 }
 
-/// GFLOP/s of a large product on one thread: what the solver is measured against.
-fn flop_limit() -> f64 {
-    const N: usize = 2048;
-    let (x, w) = (vec![0.5; N * N], vec![0.25; N * N]);
-    let mut y = vec![0.0; N * N];
-    let runs = (0..3).map(|_| timed(|| matmul_nt(&x, &w, &mut y, N, N, N)).1).collect();
-    2.0 * (N as f64).powi(3) / median(runs) / 1e9
-}
-
 fn main() {
     if flag("--test") || flag("--list") {
         return; // run as a test harness: nothing to do
@@ -104,7 +95,7 @@ fn run() {
         if let Some(path) = option("--write") {
             save(&path, &[("weight", [rows, n], &weight), ("hessian", [n, n], &hessian)]);
         }
-        let limit = flop_limit();
+        let limit = common::multiply_add_limit().unwrap_or(f64::NAN);
         let peer = Gptq {
             symmetric: false,
             scale_dtype: ScaleDtype::F32,
@@ -118,7 +109,7 @@ fn run() {
             quadratic_form(&delta, &hessian, n)
         };
         let rounded = error_of(&round_to_nearest(&weight, rows, n, &peer.grid()).expect("finite weights"));
-        println!("{rows} × {n}: one thread, {limit:.0} GFLOP/s by a product of 2048³");
+        println!("{rows} × {n}: one thread, at most {limit:.0} GFLOP/s of multiply-adds in registers");
         for (name, method) in [("as the peers", peer), ("default", Gptq::default())] {
             let (mut totals, mut factors, mut solved) = (Vec::new(), Vec::new(), None);
             for _ in 0..repeat {

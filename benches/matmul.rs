@@ -36,7 +36,9 @@ fn element(x: &[f32], w: &[f32], row: usize, column: usize, k: usize) -> f64 {
 
 fn run() {
     let repeat: usize = option("--repeat").map_or(5, |value| value.parse().expect("a number"));
-    let mut results = Vec::new();
+    let limit = common::multiply_add_limit().unwrap_or(f64::NAN);
+    println!("one thread, at most {limit:.0} GFLOP/s of multiply-adds in registers");
+    let mut results = vec![json!({ "limit_gflop_per_s": limit })];
     let only: usize = option("--only").map_or(0, |value| value.parse().expect("a number of outputs"));
     for (t, n, k) in [(512, 576, 576), (512, 1536, 576), (512, 576, 1536), (512, 4096, 4096), (512, 11008, 4096)] {
         if only != 0 && n != only {

@@ -62,6 +62,51 @@ impl Random {
     }
 }
 
+/// GFLOP/s of fused multiply-adds in registers on one thread: what no kernel can exceed. None without AVX-512 or AVX2.
+pub fn multiply_add_limit() -> Option<f64> {
+    const STEPS: usize = 20_000_000;
+
+    /// `registers` independent chains of multiply-adds.
+    #[inline(always)]
+    fn chains<const REGISTERS: usize, const LANES: usize>() -> f32 {
+        let mut sums = [[1.0f32; LANES]; REGISTERS];
+        let (a, b) = (std::hint::black_box(0.999_999_9f32), std::hint::black_box(1e-9f32));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                for value in sum {
+                    *value = value.mul_add(a, b);
+                }
+            }
+        }
+        sums.iter().flatten().sum()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn wide() -> f32 {
+            chains::<16, 16>()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn narrow() -> f32 {
+            chains::<10, 8>()
+        }
+        let best = |flop: usize, run: &dyn Fn() -> f32| {
+            let seconds = (0..5).map(|_| timed(|| std::hint::black_box(run())).1).fold(f64::MAX, f64::min);
+            Some((flop * STEPS) as f64 / seconds / 1e9)
+        };
+        if std::is_x86_feature_detected!("avx512f") {
+            // SAFETY: AVX-512 was detected.
+            return best(2 * 16 * 16, &|| unsafe { wide() });
+        }
+        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            // SAFETY: AVX2 and FMA were detected.
+            return best(2 * 10 * 8, &|| unsafe { narrow() });
+        }
+    }
+    None
+}
+
 fn output(program: &str, arguments: &[&str]) -> String {
     let run = Command::new(program).args(arguments).output();
     run.ok().map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default()

@@ -1,8 +1,8 @@
-//! The inner kernel of the solvers: products of matrices held in tiles of 48 rows.
+//! The inner kernel of the products and the solvers: matrices held in tiles of 48 rows.
 //!
 //! A tile holds 48 rows column by column: element (row, column) of a matrix lies at
 //! `(row / 48 · columns + column) · 48 + row mod 48`. One 512-bit core keeps 48 × 8 results in 24 registers and needs 11
-//! loads for 24 multiply-adds; since the same layout serves as left and as right operand, nothing is ever packed.
+//! loads for 24 multiply-adds; the same layout serves as left and as right operand.
 //!
 //! Every result is one chain of fused multiply-adds over the inner dimension, cut at fixed places: all instruction sets
 //! give the same bits.
@@ -364,6 +364,19 @@ impl std::fmt::Debug for Aligned {
 mod tests {
     use super::super::test_values::uniform;
     use super::*;
+
+    #[test]
+    fn buffers_are_zero_aligned_and_writable_at_any_size() {
+        for len in [0, 1, 1000, (4 << 20) / 4 - 1, (4 << 20) / 4, 3_000_001] {
+            let mut buffer = Aligned::zeros(len);
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.iter().all(|&value| value == 0.0));
+            if let Some(last) = buffer.last_mut() {
+                *last = 1.0;
+                assert_eq!(buffer.as_ptr().align_offset(64), 0);
+            }
+        }
+    }
 
     #[test]
     fn the_instruction_sets_give_the_same_bits_and_match_the_definition() {

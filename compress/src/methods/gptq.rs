@@ -1,7 +1,7 @@
 //! GPTQ: quantises the columns of a weight in turn, letting later columns make up for the errors of earlier ones.
 //!
 //! For `y = x Wᵀ` with `W` (out, in), calibration inputs `x` and `H = 2/N Σ x xᵀ`, it lowers `tr(Δ H Δᵀ)` (Frantar et al.
-//! 2023, eq. 1 and 3) by the greedy sequence of [`super::feedback`], which gives the same codes as the paper's
+//! 2023, eq. 1 and 3) by the greedy sequence of `feedback.rs`, which gives the same codes as the paper's
 //! inverse-Hessian form (Chee et al. 2023, theorem 6) for a quarter of the factorisation and no inverse.
 //!
 //! Dampening adds `dampening · mean(diag H)` to the diagonal. If the factorisation still fails it is raised tenfold, at
@@ -546,8 +546,16 @@ mod tests {
         let (rows, n) = (400, 256);
         let h = hessian(n, 300, 5);
         let weight = uniform(rows * n, 6);
-        for (bits, symmetric, activation_order) in [(4, false, false), (4, true, true), (3, true, true)] {
-            let method = Gptq { bits, symmetric, activation_order, ..Gptq::default() };
+        let settings =
+            |bits, symmetric, activation_order| Gptq { bits, symmetric, activation_order, ..Gptq::default() };
+        let fresh = Gptq {
+            group_size: 64,
+            groups: Groups::Fresh,
+            search: Search::None,
+            scale_dtype: ScaleDtype::F32,
+            ..settings(4, false, true)
+        };
+        for method in [settings(4, false, false), settings(4, true, true), settings(3, true, true), fresh] {
             let textbook = Textbook::new(&method, &h, n);
             let codes: Vec<u8> = weight
                 .chunks(n)
