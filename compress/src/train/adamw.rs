@@ -1,7 +1,9 @@
 //! AdamW: Adam with the decay of weights kept apart from the gradient (Loshchilov and Hutter 2019, algorithm 2).
 //!
-//!     m ← β₁ m + (1 − β₁) g          v ← β₂ v + (1 − β₂) g²
-//!     w ← w − η (m̂ / (√v̂ + ε) + λ w)        m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+//! ```text
+//! m ← β₁ m + (1 − β₁) g          v ← β₂ v + (1 − β₂) g²
+//! w ← w − η (m̂ / (√v̂ + ε) + λ w)        m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+//! ```
 //!
 //! The gradient of all parameters together is clipped to a norm first (Pascanu et al. 2013). Each parameter is one plain
 //! loop over its numbers, so the result does not depend on threads.
