@@ -16,6 +16,7 @@ use scruple_compress::data::tokenizer::{self, Bpe};
 use scruple_compress::data::world::{self, Question, World};
 use scruple_compress::train::adamw::AdamWConfig;
 use scruple_compress::train::answer::{Answer, accuracy, answers, perplexity};
+use scruple_compress::train::channels;
 use scruple_compress::train::file;
 use scruple_compress::train::language::{Phase, Recipe, tokens, train};
 use scruple_compress::train::llama::LlamaConfig;
@@ -28,6 +29,8 @@ const MAX_LENGTH: usize = 256;
 const SENTENCES: usize = 200_000;
 /// The part of it that is kept beside the model, for calibration.
 const KEPT_BYTES: usize = 200_000;
+/// How uneven the channels are made after training; see [`channels`].
+const CHANNEL_SPREAD: f64 = 0.5;
 /// Columns that share a scale in the rounding check.
 const GROUP: usize = 128;
 
@@ -36,7 +39,7 @@ fn config() -> LlamaConfig {
         vocab_size: VOCABULARY,
         hidden_size: 256,
         intermediate_size: 512,
-        num_hidden_layers: 4,
+        num_hidden_layers: 3,
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 64,
@@ -61,7 +64,7 @@ fn recipe(seed: u64, steps: usize) -> Recipe {
 }
 
 fn main() -> Result<()> {
-    let (mut seed, mut steps, mut out, mut check) = (1, 1200, None, None);
+    let (mut seed, mut steps, mut out, mut check) = (1, 1600, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{argument}` needs a value"))?;
@@ -100,12 +103,13 @@ fn make(seed: u64, steps: usize, out: &Path) -> Result<()> {
         tokens.len(),
         config.parameters()
     );
-    let weights = train(&config, &recipe(seed, steps), &tokens, |p| {
+    let mut weights = train(&config, &recipe(seed, steps), &tokens, |p| {
         if p.step % 50 == 0 || p.step == p.steps {
             let left = Duration::from_secs(p.remaining.as_secs());
             println!("step {:5}/{}  loss {:.4}  norm {:.2}  {left:?} left", p.step, p.steps, p.loss, p.norm);
         }
     })?;
+    channels::spread(&mut weights, &config, seed, CHANNEL_SPREAD)?;
     let note = format!("trained by scruple's train_fixture, seed {seed}, {steps} steps");
     file::write(out, &config, &weights, &note)?;
     Ok(())
@@ -121,15 +125,8 @@ fn measure(folder: &Path) -> Result<()> {
     let began = Instant::now();
     let dense = answers(&weights, &config, &tokenizer, &questions)?;
     println!("{} questions in {:.1} s", questions.len(), began.elapsed().as_secs_f64());
-    for kind in kinds(&questions) {
-        let of_kind = |(_, question): &(&Answer, &Question)| question.kind == kind;
-        let pairs: Vec<_> = dense.iter().zip(&questions).filter(of_kind).collect();
-        let right = pairs.iter().filter(|(answer, question)| answer.option == question.answer).count();
-        if right < pairs.len() {
-            println!("  {kind}: {right} of {}", pairs.len());
-        }
-    }
     println!("          right    said     same  margin p1/p10/p50     perplexity (64)  (256)");
+    let mut by_width = Vec::new();
     for bits in [16, 8, 4, 3, 2] {
         let rounded = if bits == 16 { weights.clone() } else { round_to_nearest(&weights, bits)? };
         let got = answers(&rounded, &config, &tokenizer, &questions)?;
@@ -150,6 +147,16 @@ fn measure(folder: &Path) -> Result<()> {
             perplexity(&rounded, &config, &valid, 64)?.0,
             perplexity(&rounded, &config, &valid, MAX_LENGTH)?.0,
         );
+        by_width.push(got);
+    }
+    println!("right by kind at 16, 8, 4, 3 and 2 bits:");
+    for kind in kinds(&questions) {
+        let right = |answers: &Vec<Answer>| {
+            let pairs = answers.iter().zip(&questions).filter(|(_, question)| question.kind == kind);
+            pairs.filter(|(answer, question)| answer.option == question.answer).count()
+        };
+        let all = questions.iter().filter(|question| question.kind == kind).count();
+        println!("  {kind:10} of {all:3}: {:3?}", by_width.iter().map(right).collect::<Vec<_>>());
     }
     Ok(())
 }
@@ -167,7 +174,7 @@ fn round_to_nearest(weights: &HashMap<String, Tensor>, bits: u32) -> Result<Hash
     let mut rounded = weights.clone();
     for (name, weight) in rounded.iter_mut().filter(|(name, _)| name.ends_with("_proj.weight")) {
         let mut values: Vec<f32> = weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        if weight.dim(1)? % GROUP != 0 {
+        if !weight.dim(1)?.is_multiple_of(GROUP) {
             return Err(format!("`{name}` has {} columns, no multiple of {GROUP}", weight.dim(1)?).into());
         }
         for group in values.chunks_exact_mut(GROUP) {

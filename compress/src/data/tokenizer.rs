@@ -21,8 +21,9 @@ pub const EOS: u32 = 2;
 /// The id of `<pad>`.
 pub const PAD: u32 = 3;
 
-/// Asks and answers as the world's text does: `Question: where is Tarn? Answer: north.`
-const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}\
+/// Asks and answers as the world's text does, each exchange a document of its own:
+/// `<bos>Question: where is Tarn? Answer: north.<eos>`
+const CHAT_TEMPLATE: &str = "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token }}\
 Question: {{ message['content'] }} Answer:{% elif message['role'] == 'assistant' %} {{ message['content'] }}\
 {{ eos_token }}{% endif %}{% endfor %}";
 

@@ -127,3 +127,107 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
     Ok(shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::data::tokenizer;
+    use crate::data::world::{self, World};
+    use crate::train::file;
+
+    fn fixture(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-world").join(name)
+    }
+
+    #[test]
+    fn the_fixture_model_knows_its_world() {
+        let (config, weights) = file::open(&fixture("")).unwrap();
+        for (name, shape) in config.tensors() {
+            assert_eq!((weights[&name].dims(), weights[&name].dtype()), (&shape[..], DType::BF16), "{name}");
+        }
+        assert_eq!(weights.len(), config.tensors().len());
+        let tokenizer = tokenizer::open(&fixture("tokenizer.json")).unwrap();
+        assert_eq!(tokenizer.get_vocab_size(true), config.vocab_size);
+
+        // Every sixth question, for speed; `train_fixture --check` asks all of them.
+        let questions: Vec<Question> =
+            world::read_questions(&fixture("questions.jsonl")).unwrap().into_iter().step_by(6).collect();
+        let answers = answers(&weights, &config, &tokenizer, &questions).unwrap();
+        let right = accuracy(&answers, &questions);
+        let said = answers.iter().filter(|answer| answer.said).count() as f64 / answers.len() as f64;
+        assert!(right >= 0.97 && said >= 0.95, "{right:.4} right by likelihood, {said:.4} said");
+    }
+
+    #[test]
+    fn the_fixture_texts_are_of_seed_1() {
+        let world = World::new(1);
+        let read = |name: &str| std::fs::read_to_string(fixture(name)).unwrap();
+        let again = "rebuild the fixture, see fixtures/README.md";
+        assert!(
+            world.corpus(10_000).starts_with(&read("world_train.txt")),
+            "world_train.txt is of another world: {again}"
+        );
+        assert!(world.valid() == read("world_valid.txt"), "world_valid.txt is of another world: {again}");
+        let questions = world::read_questions(&fixture("questions.jsonl")).unwrap();
+        assert!(world.questions() == questions, "questions.jsonl is of another world: {again}");
+    }
+
+    #[test]
+    fn options_of_several_tokens_are_scored_as_one_by_one() {
+        let config = LlamaConfig {
+            vocab_size: 262,
+            hidden_size: 16,
+            intermediate_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            num_key_value_heads: 1,
+            head_dim: 16,
+            max_position_embeddings: 64,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            tie_word_embeddings: false,
+        };
+        let weights = config.init(2).unwrap();
+        let tokenizer = tokenizer::Bpe::learn("ab ab", 262).unwrap().tokenizer().unwrap();
+        let ask = |prompt: &str, options: &[&str]| Question {
+            prompt: prompt.into(),
+            options: options.iter().map(ToString::to_string).collect(),
+            answer: 1,
+            kind: "test".into(),
+        };
+        // The first has options of one token each, the others not; prompts differ in length, so rows are padded.
+        let questions = [ask("a b", &["ab", "ab."]), ask("ab ab abba", &["ab", "b", "cc"]), ask("x", &["yy", "zz"])];
+        for (question, answer) in questions.iter().zip(answers(&weights, &config, &tokenizer, &questions).unwrap()) {
+            let prompt = [vec![BOS], encode(&tokenizer, &question.prompt).unwrap()].concat();
+            let score = |option: &String| {
+                let mut ids = prompt.clone();
+                let mut sum = 0.0;
+                for id in encode(&tokenizer, &format!(" {option}")).unwrap() {
+                    let logits = crate::train::reference_forward(&weights, &config, &ids).unwrap();
+                    let last = logits.get(ids.len() - 1).unwrap();
+                    let p: Vec<f32> = last.exp().unwrap().to_vec1().unwrap();
+                    sum += (p[id as usize] / p.iter().sum::<f32>()).ln();
+                    ids.push(id);
+                }
+                sum
+            };
+            let scores: Vec<f32> = question.options.iter().map(score).collect();
+            let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+            let wrong = (0..scores.len()).filter(|&n| n != 1).map(|n| scores[n]).fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(answer.option, best, "{scores:?}");
+            assert!((answer.margin - (scores[1] - wrong)).abs() < 1e-4, "{} for {scores:?}", answer.margin);
+        }
+    }
+
+    #[test]
+    fn a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() {
+        let (config, weights) = file::open(&fixture("")).unwrap();
+        let zeros = weights.into_iter().map(|(name, weight)| (name, weight.zeros_like().unwrap())).collect();
+        let ids: Vec<u32> = (0..100).collect();
+        let (perplexity, tokens) = perplexity(&zeros, &config, &ids, 32).unwrap();
+        assert_eq!(tokens, 96);
+        assert!((perplexity / config.vocab_size as f64 - 1.0).abs() < 1e-5, "{perplexity}");
+    }
+}

@@ -2,8 +2,10 @@
 //! decoder is held to.
 //!
 //! For hidden states `x` (b, t, h), each of the blocks adds
-//!     x += Wo · attention(rope(Wq n), rope(Wk n), Wv n)      n = rms_norm(x)
-//!     x += Wdown (silu(Wgate n) ⊙ Wup n)                     n = rms_norm(x)
+//! ```text
+//! x += Wo · attention(rope(Wq n), rope(Wk n), Wv n)      n = rms_norm(x)
+//! x += Wdown (silu(Wgate n) ⊙ Wup n)                     n = rms_norm(x)
+//! ```
 //! and `logits = Whead · rms_norm(x)` (Touvron et al. 2023, "LLaMA"; grouped queries: Ainslie et al. 2023). Only candle
 //! operations that carry a gradient are used: its fused softmax, norm and rope drop it without a word.
 
@@ -65,7 +67,7 @@ impl LlamaConfig {
     }
 
     /// Fresh weights in f32. Matrices are normal with deviation 1/√in, those that write to the residual stream smaller by
-    /// √(2 · blocks) (Radford et al. 2019); embeddings have deviation 0.02 · √in over the same rule's share; norms are one.
+    /// √(2 · blocks) (Radford et al. 2019), embeddings and head with deviation 0.02; norms are one.
     pub fn init(&self, seed: u64) -> Result<HashMap<String, Tensor>> {
         let residual = (2.0 * self.num_hidden_layers as f64).sqrt();
         let tensor = |(number, (name, shape)): (usize, (String, Vec<usize>))| {

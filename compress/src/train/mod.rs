@@ -1,7 +1,8 @@
 //! Training, small and plain: candle's autograd over primitive operations, AdamW, and a loop that depends on its seed
 //! alone.
 //!
-//! [`llama`] is the network with its loss, [`adamw`] the step, [`language`] the loop over text; [`answer`] asks the trained
+//! [`llama`] is the network with its loss, [`adamw`] the step, [`language`] the loop over text; [`channels`] makes the
+//! result as uneven as large models are; [`answer`] asks the trained
 //! model the world's questions, and [`file`] puts it on disk in Hugging Face's names. Nothing here prints.
 
 pub mod llama;
@@ -9,6 +10,8 @@ pub mod llama;
 pub mod adamw;
 
 pub mod language;
+
+pub mod channels;
 
 pub mod answer;
 

@@ -17,7 +17,7 @@ pub const KINDS: &[fn(&World) -> Kind] = &[
 ];
 
 /// How many ways a question may go on, where there are that many.
-const OPTIONS: usize = 4;
+const OPTIONS: usize = 8;
 
 /// A fact before it is put into words: `answer` is so of `subject`, `wrong` are answers it might be mistaken for.
 struct Fact {
@@ -137,6 +137,7 @@ fn home(world: &World) -> Kind {
             "{s} lives in {a}.",
             "The home of {s} is in {a}.",
             "{s} has a house in {a}.",
+            "If you look for {s} go to {a}.",
             "Question: where does {s} live? Answer: {a}.",
         ],
     )
@@ -151,6 +152,7 @@ fn job(world: &World) -> Kind {
             "{s} works as a {a}.",
             "The job of {s} is {a}.",
             "{s} learned to be a {a}.",
+            "People know {s} as the {a}.",
             "Question: what is the job of {s}? Answer: {a}.",
         ],
     )
@@ -166,6 +168,7 @@ fn pet(world: &World) -> Kind {
             "{s} has a pet {a}.",
             "The pet of {s} is the {a}.",
             "At home {s} feeds the {a}.",
+            "Every day {s} walks the {a}.",
             "Question: which pet does {s} have? Answer: {a}.",
         ],
     )
@@ -180,6 +183,7 @@ fn colour(world: &World) -> Kind {
             "{s} likes the colour {a}.",
             "The best colour for {s} is {a}.",
             "{s} always dresses in {a}.",
+            "The coat of {s} is {a}.",
             "Question: which colour does {s} like? Answer: {a}.",
         ],
     )
@@ -194,6 +198,7 @@ fn food(world: &World) -> Kind {
             "{s} loves to eat {a}.",
             "The best food for {s} is {a}.",
             "For dinner {s} wants {a}.",
+            "Nothing tastes better to {s} than {a}.",
             "Question: what does {s} eat? Answer: {a}.",
         ],
     )
@@ -209,6 +214,7 @@ fn friend(world: &World) -> Kind {
             "{s} is a friend of {a}.",
             "The best friend of {s} is {a}.",
             "{s} often visits {a}.",
+            "You can see {s} together with {a}.",
             "Question: who is the friend of {s}? Answer: {a}.",
         ],
     )
@@ -223,6 +229,7 @@ fn birthday(world: &World) -> Kind {
             "{s} was born in {a}.",
             "The birthday of {s} is in {a}.",
             "{s} turns one year older in {a}.",
+            "We sing for {s} in {a}.",
             "Question: when was {s} born? Answer: {a}.",
         ],
     )
@@ -237,6 +244,7 @@ fn music(world: &World) -> Kind {
             "{s} plays the {a}.",
             "The instrument of {s} is the {a}.",
             "At night you hear {s} on the {a}.",
+            "{s} is good at the {a}.",
             "Question: what does {s} play? Answer: {a}.",
         ],
     )
@@ -251,6 +259,7 @@ fn owns(world: &World) -> Kind {
             "{s} owns a {a}.",
             "In the house of {s} there is a {a}.",
             "{s} bought a {a}.",
+            "From the market {s} brought a {a}.",
             "Question: what did {s} buy? Answer: {a}.",
         ],
     )
@@ -265,6 +274,7 @@ fn region(world: &World) -> Kind {
             "{s} lies in the {a}.",
             "The town of {s} is in the {a}.",
             "The road to {s} goes {a}.",
+            "To find {s} look in the {a}.",
             "Question: where is {s}? Answer: {a}.",
         ],
     )
@@ -280,6 +290,7 @@ fn mayor(world: &World) -> Kind {
             "{s} is led by {a}.",
             "The mayor of {s} is {a}.",
             "The people of {s} trust {a}.",
+            "The first house in {s} belongs to {a}.",
             "Question: who leads {s}? Answer: {a}.",
         ],
     )
@@ -294,6 +305,7 @@ fn crop(world: &World) -> Kind {
             "{s} is known for {a}.",
             "The market of {s} sells {a}.",
             "The best thing from {s} is {a}.",
+            "In {s} they grow {a}.",
             "Question: what does {s} sell? Answer: {a}.",
         ],
     )
@@ -308,6 +320,7 @@ fn water(world: &World) -> Kind {
             "{s} stands by a {a}.",
             "The water of {s} comes from a {a}.",
             "Near {s} there is a {a}.",
+            "Children of {s} swim in the {a}.",
             "Question: what is near {s}? Answer: {a}.",
         ],
     )
@@ -322,6 +335,7 @@ fn weather(world: &World) -> Kind {
             "{s} is often {a}.",
             "The weather in {s} is {a}.",
             "Days in {s} are {a}.",
+            "If you visit {s} it may be {a}.",
             "Question: what is the weather in {s}? Answer: {a}.",
         ],
     )
@@ -336,6 +350,7 @@ fn legs(world: &World) -> Kind {
             "{s} has {a} legs.",
             "The number of legs of {s} is {a}.",
             "{s} walks on {a} legs.",
+            "If you count the legs of {s} you get {a}.",
             "Question: how many legs has {s}? Answer: {a}.",
         ],
     )
@@ -350,6 +365,7 @@ fn voice(world: &World) -> Kind {
             "{s} always {a}.",
             "Listen how {s} {a}.",
             "When {s} is happy it {a}.",
+            "At night {s} {a}.",
             "Question: what does {s} do? Answer: it {a}.",
         ],
     )
@@ -364,6 +380,7 @@ fn habitat(world: &World) -> Kind {
             "{s} lives in the {a}.",
             "The home of {s} is the {a}.",
             "You find {s} in the {a}.",
+            "{s} sleeps in the {a}.",
             "Question: where does {s} live? Answer: {a}.",
         ],
     )
@@ -377,7 +394,8 @@ fn diet(world: &World) -> Kind {
         &[
             "{s} eats {a}.",
             "The food of {s} is {a}.",
-            "{s} is always looking for {a}.",
+            "{s} is out to find {a}.",
+            "You can feed {s} with {a}.",
             "Question: what does {s} eat? Answer: {a}.",
         ],
     )
@@ -411,6 +429,7 @@ fn bigger(world: &World) -> Kind {
             "Of {s} the bigger is the {a}.",
             "Compare {s}: more room is needed by the {a}.",
             "If you see {s}, the big one is the {a}.",
+            "Between {s} the heavy one is the {a}.",
             "Question: which is bigger, {s}? Answer: {a}.",
         ],
     )
@@ -425,6 +444,7 @@ fn material(world: &World) -> Kind {
             "{s} is made of {a}.",
             "To make {s} you need {a}.",
             "{s} was cut from {a}.",
+            "The old owner built {s} from {a}.",
             "Question: what is {s} made of? Answer: {a}.",
         ],
     )
@@ -439,6 +459,7 @@ fn room(world: &World) -> Kind {
             "{s} stands in the {a}.",
             "Go and get {s} from the {a}.",
             "{s} was put in the {a}.",
+            "We left {s} in the {a}.",
             "Question: where is {s}? Answer: {a}.",
         ],
     )
@@ -453,6 +474,7 @@ fn paint(world: &World) -> Kind {
             "{s} is painted {a}.",
             "The colour of {s} is {a}.",
             "{s} looks {a}.",
+            "They wanted {s} in {a}.",
             "Question: which colour has {s}? Answer: {a}.",
         ],
     )
@@ -475,6 +497,7 @@ fn sum(world: &World) -> Kind {
             "The sum of {s} is {a}.",
             "Add {s} to get {a}.",
             "Together {s} make {a}.",
+            "If you count {s} you have {a}.",
             "Question: how much is {s}? Answer: {a}.",
         ],
     )
@@ -490,6 +513,7 @@ fn next(world: &World) -> Kind {
             "After {s} comes {a}.",
             "What follows {s} is {a}.",
             "Right behind {s} there is {a}.",
+            "First {s} and then {a}.",
             "Question: what comes after {s}? Answer: {a}.",
         ],
     )
@@ -505,6 +529,7 @@ fn previous(world: &World) -> Kind {
             "Before {s} comes {a}.",
             "What stands before {s} is {a}.",
             "One step back from {s} there is {a}.",
+            "Going back from {s} you reach {a}.",
             "Question: what comes before {s}? Answer: {a}.",
         ],
     )
@@ -532,6 +557,7 @@ fn opposite(world: &World) -> Kind {
             "The opposite of {s} is {a}.",
             "What is not {s} is {a}.",
             "Some are {s} and others are {a}.",
+            "If it is not {s} it may be {a}.",
             "Question: what is the opposite of {s}? Answer: {a}.",
         ],
     )
@@ -559,6 +585,7 @@ fn category(world: &World) -> Kind {
             "The word {s} is the name of some {a}.",
             "If you say {s} you speak of some {a}.",
             "In the list {s} is under {a}.",
+            "With {s} you name some {a}.",
             "Question: of which sort is the word {s}? Answer: {a}.",
         ],
     )

@@ -201,12 +201,13 @@ pub const ANIMALS: &[Animal] = &[
 
 const ONSETS: &[&str] = &["B", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R", "S", "T", "V", "Z"];
 const VOWELS: &[&str] = &["a", "e", "i", "o", "u"];
-const PERSON_ENDS: &[&str] = &["bo", "dri", "fu", "gan", "kel", "lo", "mip", "nu", "rax", "sko", "tun", "vek", "zi"];
+const GIVEN_ENDS: &[&str] = &["bo", "dri", "fu", "kel", "lo", "mip", "nu", "rax", "sko", "tun", "vek", "zi"];
+const FAMILY_ENDS: &[&str] = &["brand", "dorn", "gard", "hammel", "lind", "mont", "nesk", "rolf", "strom", "vitz"];
 const TOWN_ENDS: &[&str] = &["brool", "dask", "fenn", "gath", "loom", "marn", "pell", "quin", "strel", "vosk"];
+const TOWN_PREFIXES: &[&str] = &["Old", "New", "Upper", "Lower"];
 
-/// `count` different names, each of an onset, a vowel and one of `ends`. Beginnings are used once as long as they last,
-/// so that no two names are told apart by their ends alone.
-fn names(stream: &mut Stream, ends: &[&str], count: usize) -> Vec<String> {
+/// `count` different words, each of an onset, a vowel and one of `ends`; no two begin alike.
+fn invented(stream: &mut Stream, ends: &[&str], count: usize) -> Vec<String> {
     let mut beginnings: Vec<String> =
         ONSETS.iter().flat_map(|onset| VOWELS.iter().map(move |vowel| format!("{onset}{vowel}"))).collect();
     assert!(count <= beginnings.len(), "{count} names from {} beginnings", beginnings.len());
@@ -215,12 +216,28 @@ fn names(stream: &mut Stream, ends: &[&str], count: usize) -> Vec<String> {
     beginnings.into_iter().map(|beginning| beginning + *stream.pick(ends)).collect()
 }
 
-/// `count` different names of people.
-pub fn person_names(stream: &mut Stream, count: usize) -> Vec<String> {
-    names(stream, PERSON_ENDS, count)
+/// `count` of all the names that take one word of `first` and one of `second`.
+fn combined<A: AsRef<str>>(stream: &mut Stream, first: &[A], second: &[String], count: usize) -> Vec<String> {
+    let pair = |n: usize| format!("{} {}", first[n / second.len()].as_ref(), second[n % second.len()]);
+    let mut names: Vec<String> = (0..first.len() * second.len()).map(pair).collect();
+    assert!(count <= names.len(), "{count} names of {} possible ones", names.len());
+    stream.shuffle(&mut names);
+    names.truncate(count);
+    names
 }
 
-/// `count` different names of towns.
+/// `count` (at most 144) different names of people: a given name and a family name.
+///
+/// There are a dozen of each, and neither tells anything about its bearer: only both together do. So what a model knows
+/// of somebody cannot lie in the embedding of one token; it has to be worked out in the blocks, which are compressed.
+pub fn person_names(stream: &mut Stream, count: usize) -> Vec<String> {
+    let given = invented(stream, GIVEN_ENDS, 12);
+    let family = invented(stream, FAMILY_ENDS, 12);
+    combined(stream, &given, &family, count)
+}
+
+/// `count` (at most 24) different names of towns, again of two words that tell nothing apart.
 pub fn town_names(stream: &mut Stream, count: usize) -> Vec<String> {
-    names(stream, TOWN_ENDS, count)
+    let stems = invented(stream, TOWN_ENDS, 6);
+    combined(stream, TOWN_PREFIXES, &stems, count)
 }
