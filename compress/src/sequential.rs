@@ -10,8 +10,6 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use std::time::Instant;
-
 use candle_core::Tensor;
 use half::{bf16, f16};
 use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
