@@ -135,6 +135,7 @@ fn update_panel(kernel: Kernel, tiles: &mut Aligned, padded: usize, first: usize
                         a_stride: padded * TILE,
                         c: shared.at((rows.start * padded + first * TILE) * TILE),
                         c_stride: padded * TILE,
+                        c_step: TILE,
                         tiles: rows.len(),
                     };
                     let right = Columns {

@@ -1,21 +1,18 @@
 //! Matrix products on plain row-major slices: `y = x wᵀ` for linears, `H += XᵀX` for calibration.
 //!
-//! The inner kernel is the `gemm` crate's, one thread a panel; panels are fixed by the shapes and spread by rayon.
+//! Operands are copied into tiles of 48 rows ([`super::tile`]), a piece at a time, widened from bf16 on the way; pieces
+//! are fixed by the shapes and spread by rayon. Results are sums of fused multiply-adds in a fixed order, so they depend
+//! neither on the number of threads nor on the instruction set.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::SharedMut;
 use super::gemv;
+use super::tile::{Aligned, Columns, DEPTH, Kernel, PANEL_TILES, Rows, SLIVER, TILE};
 
 /// Rows of `x` up to which a product is bound by reading the weight once, and [`gemv`] is faster than a packed product.
 pub const GEMV_MAX_ROWS: usize = 4;
-
-/// Output columns a thread computes at once: wide enough to repay packing `x` again for every panel, narrow enough to
-/// leave something for a second core. A function of the shape alone.
-fn panel_width(n: usize) -> usize {
-    n.div_ceil(8).next_multiple_of(64).clamp(128, 1024)
-}
 
 /// `y = x wᵀ` with `x` (t, k), `w` (n, k) and `y` (t, n), all f32; `y` is overwritten.
 ///
@@ -23,77 +20,133 @@ fn panel_width(n: usize) -> usize {
 /// If a slice is not as long as its shape says.
 pub fn matmul_nt(x: &[f32], w: &[f32], y: &mut [f32], t: usize, n: usize, k: usize) {
     check(x.len(), w.len(), y.len(), t, n, k);
-    if t == 0 || n == 0 {
-        return;
-    }
     if t <= GEMV_MAX_ROWS {
         return gemv::gemv_nt(x, w, y, t, n, k);
     }
-    let width = panel_width(n);
-    let shared = SharedMut::new(y);
-    (0..n.div_ceil(width)).into_par_iter().for_each(|panel| {
-        let first = panel * width;
-        let columns = width.min(n - first);
-        // SAFETY: this panel's columns first..first+columns of every row of y are written by no other panel; x (t, k) and
-        // w (n, k) have the lengths checked above.
-        unsafe { panel_nt(x, &w[first * k..][..columns * k], shared.at(first), t, columns, k, n) };
-    });
+    product(x, w, y, t, n, k);
 }
 
-/// `y = x wᵀ` with `w` (n, k) in bf16, widened a panel at a time: no f32 copy of the whole weight is made.
+/// `y = x wᵀ` with `w` (n, k) in bf16, widened a piece at a time: no f32 copy of the whole weight is made.
 ///
 /// # Panics
 /// If a slice is not as long as its shape says.
 pub fn matmul_nt_bf16(x: &[f32], w: &[bf16], y: &mut [f32], t: usize, n: usize, k: usize) {
     check(x.len(), w.len(), y.len(), t, n, k);
-    if t == 0 || n == 0 {
-        return;
-    }
     if t <= GEMV_MAX_ROWS {
         return gemv::gemv_nt_bf16(x, w, y, t, n, k);
     }
-    let width = panel_width(n);
-    let shared = SharedMut::new(y);
-    (0..n.div_ceil(width)).into_par_iter().for_each_init(Vec::new, |scratch: &mut Vec<f32>, panel| {
-        let first = panel * width;
-        let columns = width.min(n - first);
-        scratch.resize(width * k, 0.0);
-        let widened = &mut scratch[..columns * k];
-        widen_bf16(&w[first * k..][..columns * k], widened);
-        // SAFETY: as in `matmul_nt`; `widened` is (columns, k).
-        unsafe { panel_nt(x, widened, shared.at(first), t, columns, k, n) };
+    product(x, w, y, t, n, k);
+}
+
+/// Tiles of weight rows one unit of work holds: about as many as leave the cache room for a panel of `x`, fewer where a
+/// narrow weight would otherwise be one piece.
+fn chunk_tiles(n: usize) -> usize {
+    n.div_ceil(TILE).div_ceil(4).clamp(1, PANEL_TILES)
+}
+
+/// `y = x wᵀ` by tiles of `w` against panels of `x`.
+fn product<T: gemv::Stored>(x: &[f32], w: &[T], y: &mut [f32], t: usize, n: usize, k: usize) {
+    if t == 0 || n == 0 {
+        return;
+    }
+    let kernel = Kernel::new();
+    let x_tiles = t.div_ceil(TILE);
+    with_scratch(x_tiles * k * TILE, |turned| {
+        turned.par_chunks_mut((k * TILE).max(1)).enumerate().for_each(|(tile, to)| {
+            let rows = TILE.min(t - tile * TILE);
+            gemv::turn(&x[tile * TILE * k..], rows, k, k, to);
+        });
+        let turned = &*turned;
+        let chunk = chunk_tiles(n);
+        let shared = SharedMut::new(y);
+        (0..n.div_ceil(TILE * chunk)).into_par_iter().for_each(|piece| {
+            let first = piece * chunk * TILE;
+            let columns = (chunk * TILE).min(n - first);
+            let (whole, part) = (columns / TILE, columns % TILE);
+            for row in 0..t {
+                // SAFETY: columns first..first+columns of every row of y are this piece's alone.
+                unsafe { std::slice::from_raw_parts_mut(shared.at(row * n + first), columns) }.fill(0.0);
+            }
+            with_scratch(chunk * DEPTH * TILE, |left| {
+                for from in (0..k).step_by(DEPTH) {
+                    let depth = DEPTH.min(k - from);
+                    for tile in 0..columns.div_ceil(TILE) {
+                        let rows = TILE.min(columns - tile * TILE);
+                        let w = &w[(first + tile * TILE) * k + from..];
+                        gemv::turn(w, rows, k, depth, &mut left[tile * depth * TILE..][..depth * TILE]);
+                    }
+                    for panel in (0..x_tiles).step_by(PANEL_TILES) {
+                        let rows = (PANEL_TILES * TILE).min(t - panel * TILE);
+                        let slivers = rows / SLIVER;
+                        let right = Columns {
+                            b: turned[(panel * k + from) * TILE..].as_ptr(),
+                            b_stride: k * TILE,
+                            first: 0,
+                            slivers,
+                        };
+                        let y_offset = panel * TILE * n + first;
+                        if whole > 0 && slivers > 0 {
+                            // SAFETY: whole tiles of columns and whole slivers of rows lie inside y, and the columns are
+                            // this piece's alone; the operands hold `depth` places a tile.
+                            unsafe {
+                                let left = Rows {
+                                    a: left.as_ptr(),
+                                    a_stride: depth * TILE,
+                                    c: shared.at(y_offset),
+                                    c_stride: TILE,
+                                    c_step: n,
+                                    tiles: whole,
+                                };
+                                kernel.panel(depth, left, right, 1.0);
+                            }
+                        }
+                        // What is left over goes through a buffer of its own.
+                        let corner = usize::from(part > 0) + whole;
+                        for tile in 0..corner {
+                            let all = if tile < whole { slivers } else { 0 };
+                            for sliver in all..rows.div_ceil(SLIVER) {
+                                let mut sums = [0.0f32; SLIVER * TILE];
+                                let b = turned[((panel + sliver * SLIVER / TILE) * k + from) * TILE..].as_ptr();
+                                // SAFETY: padded operands hold whole tiles and slivers; `sums` holds eight columns.
+                                unsafe {
+                                    let a = left[tile * depth * TILE..].as_ptr();
+                                    kernel.sliver(depth, a, b.add(sliver * SLIVER % TILE), sums.as_mut_ptr(), 1.0);
+                                }
+                                let width = TILE.min(columns - tile * TILE);
+                                for j in 0..SLIVER.min(rows - sliver * SLIVER) {
+                                    let at = y_offset + (sliver * SLIVER + j) * n + tile * TILE;
+                                    // SAFETY: `width` columns of this piece in a row of y.
+                                    let y = unsafe { std::slice::from_raw_parts_mut(shared.at(at), width) };
+                                    y.iter_mut().zip(&sums[j * TILE..]).for_each(|(y, sum)| *y += sum);
+                                }
+                            }
+                        }
+                    }
+                }
+            });
+        });
     });
 }
 
-/// `y[:, ..n] = x wᵀ` with `x` (t, k), `w` (n, k), rows of `y` `stride` apart, on this thread.
-///
-/// # Safety
-/// `y` points to `t` rows of at least `n` writable elements, `stride` apart; `x` and `w` hold t·k and n·k elements.
-unsafe fn panel_nt(x: &[f32], w: &[f32], y: *mut f32, t: usize, n: usize, k: usize, stride: usize) {
-    // SAFETY: dst is (t, n) with the strides of y, lhs (t, k), rhs (k, n) = wᵀ: all within the slices by the contract.
-    unsafe {
-        gemm::gemm(
-            t,
-            n,
-            k,
-            y,
-            1,
-            stride as isize,
-            false,
-            x.as_ptr(),
-            1,
-            k as isize,
-            w.as_ptr(),
-            k as isize,
-            1,
-            0.0f32,
-            1.0f32,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+/// Runs with a zeroed-once, then used-again buffer of this thread; its contents are whatever was left there.
+fn with_scratch<R>(len: usize, run: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Vec<Aligned>> = const { std::cell::RefCell::new(Vec::new()) };
     }
+    // Taken out while in use: another piece of work may run on this thread meanwhile.
+    let kept = KEPT.with_borrow_mut(|kept| {
+        let fits = kept.iter().position(|buffer| buffer.len() >= len)?;
+        Some(kept.swap_remove(fits))
+    });
+    let mut buffer = kept.unwrap_or_else(|| Aligned::zeros(len));
+    let out = run(&mut buffer[..len]);
+    KEPT.with_borrow_mut(|kept| {
+        kept.push(buffer);
+        // The two largest serve every later call of the same model.
+        kept.sort_by_key(|buffer| std::cmp::Reverse(buffer.len()));
+        kept.truncate(2);
+    });
+    out
 }
 
 super::dispatch! {
@@ -109,9 +162,6 @@ fn widen_bf16_body(from: &[bf16], out: &mut [f32]) {
     }
 }
 
-/// Columns of one tile of [`syrk_accumulate`].
-const SYRK_TILE: usize = 512;
-
 /// `H += scale · XᵀX` with `x` (t, k); only the upper triangle of `h` (k, k) is kept valid ([`symmetrize`] fills the
 /// rest). Costs about t·k² FLOP, half of the full product.
 ///
@@ -123,39 +173,86 @@ pub fn syrk_accumulate(x: &[f32], h: &mut [f32], t: usize, k: usize, scale: f32)
     if t == 0 || k == 0 {
         return;
     }
-    // Narrow matrices still make several tiles, so that two cores have work; again by the shape alone.
-    let tile = (k.div_ceil(4)).next_multiple_of(64).clamp(64, SYRK_TILE);
-    let tiles = k.div_ceil(tile);
-    let jobs: Vec<(usize, usize)> = (0..tiles).flat_map(|i| (i..tiles).map(move |j| (i, j))).collect();
-    let shared = SharedMut::new(h);
-    jobs.into_par_iter().for_each(|(i, j)| {
-        let (row, column) = (i * tile, j * tile);
-        let (rows, columns) = (tile.min(k - row), tile.min(k - column));
-        // SAFETY: tile (i, j) of h is written by this job alone; x is (t, k), so its columns row.. and column.. are valid
-        // with stride k for t rows.
-        unsafe {
-            gemm::gemm(
-                rows,
-                columns,
-                t,
-                shared.at(row * k + column),
-                1,
-                k as isize,
-                true,
-                x.as_ptr().add(row),
-                k as isize,
-                1,
-                x.as_ptr().add(column),
-                1,
-                k as isize,
-                1.0f32,
-                scale,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+    let kernel = Kernel::new();
+    let tiles = k.div_ceil(TILE);
+    let whole = k / TILE; // tiles without padding
+    with_scratch(tiles * t * TILE, |turned| {
+        turned.par_chunks_mut(t * TILE).enumerate().for_each(|(tile, to)| {
+            let columns = TILE.min(k - tile * TILE);
+            for (to, x) in to.as_chunks_mut::<TILE>().0.iter_mut().zip(x.chunks_exact(k)) {
+                match x[tile * TILE..].first_chunk() {
+                    Some(x) => *to = *x,
+                    None => {
+                        to[..columns].copy_from_slice(&x[tile * TILE..]);
+                        to[columns..].fill(0.0);
+                    }
+                }
+            }
+        });
+        let turned = &*turned;
+        let shared = SharedMut::new(h);
+        // A job: a panel of rows of h against a run of tiles of its columns, from the diagonal on.
+        let chunk = 2 * PANEL_TILES;
+        let panel_tiles = tiles.div_ceil(4).clamp(1, PANEL_TILES);
+        let jobs: Vec<(usize, usize)> = (0..tiles)
+            .step_by(panel_tiles)
+            .flat_map(|panel| (panel..tiles).step_by(chunk).map(move |first| (panel, first)))
+            .collect();
+        jobs.into_par_iter().for_each(|(panel, first)| {
+            let panel_end = (panel + panel_tiles).min(tiles);
+            let end = (first + chunk).min(tiles);
+            for from in (0..t).step_by(DEPTH) {
+                let depth = DEPTH.min(t - from);
+                // Tiles on the diagonal one by one, as they need ever more rows; those beyond it together; a padded one last.
+                let diagonal = first..end.min(panel_end).max(first);
+                let beyond = diagonal.end..end.min(whole).max(diagonal.end);
+                let singles = diagonal.chain(beyond.end..end).map(|tile| tile..tile + 1);
+                for columns in std::iter::once(beyond).chain(singles).filter(|columns| !columns.is_empty()) {
+                    let rows_end = (columns.start + 1).min(panel_end);
+                    let rows_end = if columns.start >= panel_end { panel_end } else { rows_end };
+                    let rows = (rows_end * TILE).min(k) - panel * TILE;
+                    let padded = columns.end > whole;
+                    let direct = if padded { 0 } else { rows / SLIVER };
+                    let b = turned[(panel * t + from) * TILE..].as_ptr();
+                    if direct > 0 {
+                        // SAFETY: whole slivers of rows and whole tiles of columns inside h, which this job alone writes; the
+                        // operands hold t ≥ from + depth places a tile.
+                        unsafe {
+                            let left = Rows {
+                                a: turned[(columns.start * t + from) * TILE..].as_ptr(),
+                                a_stride: t * TILE,
+                                c: shared.at(panel * TILE * k + columns.start * TILE),
+                                c_stride: TILE,
+                                c_step: k,
+                                tiles: columns.len(),
+                            };
+                            let right = Columns { b, b_stride: t * TILE, first: 0, slivers: direct };
+                            kernel.panel(depth, left, right, scale);
+                        }
+                    }
+                    for tile in columns {
+                        for sliver in direct..rows.div_ceil(SLIVER) {
+                            let mut sums = [0.0f32; SLIVER * TILE];
+                            let row = panel * TILE + sliver * SLIVER;
+                            // SAFETY: padded operands hold whole tiles and slivers; `sums` holds eight columns.
+                            unsafe {
+                                let a = turned[(tile * t + from) * TILE..].as_ptr();
+                                let b = turned[(row / TILE * t + from) * TILE..].as_ptr().add(row % TILE);
+                                kernel.sliver(depth, a, b, sums.as_mut_ptr(), scale);
+                            }
+                            let width = TILE.min(k - tile * TILE);
+                            for j in 0..SLIVER.min(k - row) {
+                                // SAFETY: `width` places of a row of h that this job alone writes.
+                                let h = unsafe {
+                                    std::slice::from_raw_parts_mut(shared.at((row + j) * k + tile * TILE), width)
+                                };
+                                h.iter_mut().zip(&sums[j * TILE..]).for_each(|(h, sum)| *h += sum);
+                            }
+                        }
+                    }
+                }
+            }
+        });
     });
 }
 

@@ -3,6 +3,8 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::tile::TILE;
+
 /// Rows of the weight a thread takes at once: some 100 KiB of bf16 at usual widths, so that handing out work costs nothing.
 const ROWS: usize = 32;
 
@@ -48,8 +50,9 @@ fn by_rows(y: &mut [f32], t: usize, n: usize, compute: impl Fn(usize, usize, &mu
 super::dispatch! { fn rows_f32(x: &[f32], w: &[f32], out: &mut [f32], t: usize, k: usize) = rows_body::<f32> }
 super::dispatch! { fn rows_bf16(x: &[f32], w: &[bf16], out: &mut [f32], t: usize, k: usize) = rows_body::<bf16> }
 
-/// A stored weight value.
-trait Stored: Copy {
+/// A stored weight value: f32, or bf16, the only one of two bytes.
+pub(super) trait Stored: Copy + Send + Sync {
+    /// The value as f32, exactly.
     fn wide(self) -> f32;
 }
 
@@ -64,6 +67,79 @@ impl Stored for bf16 {
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// Places rows of a matrix side by side, as a tile: `to[l · 48 + row] = from[row · stride + l]` for `l` in `0..depth`, zeros
+/// for rows beyond `rows`.
+///
+/// # Panics
+/// If `from` does not hold `rows` ≤ 48 such rows or `to` not depth · 48 values.
+pub(super) fn turn<T: Stored>(from: &[T], rows: usize, stride: usize, depth: usize, to: &mut [f32]) {
+    assert!(to.len() == depth * TILE && rows <= TILE && (rows == 0 || (rows - 1) * stride + depth <= from.len()));
+    #[cfg(target_arch = "x86_64")]
+    if super::isa() == super::Isa::Avx512 {
+        // SAFETY: AVX-512 was detected, and the lengths were checked.
+        return unsafe { turn_avx512(from.as_ptr(), rows, stride, depth, to.as_mut_ptr()) };
+    }
+    turn_plain(from, rows, stride, depth, to);
+}
+
+/// The definition of [`turn`].
+fn turn_plain<T: Stored>(from: &[T], rows: usize, stride: usize, depth: usize, to: &mut [f32]) {
+    for (l, to) in to.chunks_exact_mut(TILE).enumerate().take(depth) {
+        for (row, to) in to.iter_mut().enumerate() {
+            *to = if row < rows { from[row * stride + l].wide() } else { 0.0 };
+        }
+    }
+}
+
+/// [`turn_plain`] by blocks of 16 × 16 that are turned in registers.
+///
+/// # Safety
+/// `from` holds `rows` ≤ 48 rows of at least `depth` values, `stride` apart; `to` holds depth · 48.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn turn_avx512<T: Stored>(from: *const T, rows: usize, stride: usize, depth: usize, to: *mut f32) {
+    use std::arch::x86_64::{
+        _mm256_maskz_loadu_epi16, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_maskz_loadu_ps,
+        _mm512_permutex2var_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    };
+    // Interleaves the lower, or the upper, halves of two registers. Four rounds of it over rows i and i + 8 make every row
+    // a column.
+    let lower = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let upper = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for first in (0..TILE).step_by(LANES) {
+        let here = rows.saturating_sub(first).min(LANES);
+        for place in (0..depth).step_by(LANES) {
+            let width = LANES.min(depth - place);
+            let mask = ((1u32 << width) - 1) as u16;
+            let mut block = [_mm512_setzero_ps(); LANES];
+            for row in 0..here {
+                // SAFETY: `width` values of row first + row < rows; masked places are not read.
+                block[row] = unsafe {
+                    let from = from.add((first + row) * stride + place);
+                    match size_of::<T>() {
+                        2 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(
+                            _mm256_maskz_loadu_epi16(mask, from.cast()),
+                        ))),
+                        _ => _mm512_maskz_loadu_ps(mask, from.cast()),
+                    }
+                };
+            }
+            for _ in 0..4 {
+                let mut next = block;
+                for i in 0..LANES / 2 {
+                    next[2 * i] = _mm512_permutex2var_ps(block[i], lower, block[i + 8]);
+                    next[2 * i + 1] = _mm512_permutex2var_ps(block[i], upper, block[i + 8]);
+                }
+                block = next;
+            }
+            for column in 0..width {
+                // SAFETY: place + column < depth and first + 16 ≤ 48.
+                unsafe { _mm512_storeu_ps(to.add((place + column) * TILE + first), block[column]) };
+            }
+        }
     }
 }
 
@@ -129,6 +205,21 @@ fn dots<T: Stored, const N: usize>(x: [&[f32]; N], w: &[T]) -> [f32; N] {
 mod tests {
     use super::super::test_values::uniform;
     use super::*;
+
+    #[test]
+    fn tiles_are_turned_as_defined() {
+        for (rows, stride, depth) in [(48, 20, 20), (1, 1, 1), (47, 40, 33), (16, 16, 16), (0, 5, 5), (20, 100, 64)] {
+            let from = uniform(48 * stride, 8);
+            let narrow: Vec<bf16> = from.iter().map(|&v| bf16::from_f32(v)).collect();
+            let (mut fast, mut plain) = (vec![f32::NAN; depth * TILE], vec![f32::NAN; depth * TILE]);
+            turn(&from, rows, stride, depth, &mut fast);
+            turn_plain(&from, rows, stride, depth, &mut plain);
+            assert_eq!(fast, plain);
+            turn(&narrow, rows, stride, depth, &mut fast);
+            turn_plain(&narrow, rows, stride, depth, &mut plain);
+            assert_eq!(fast, plain);
+        }
+    }
 
     #[test]
     fn the_instruction_sets_give_the_same_bits() {

@@ -24,9 +24,17 @@ pub const DEPTH: usize = 256;
 /// the left with their results stay in a second-level cache of 1 MiB.
 pub const PANEL_TILES: usize = 6;
 
-/// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]` for 48 rows and 8 columns j, `l` in `0..depth`; the last three name
-/// what to bring closer meanwhile, `depth / 16` lines each.
-type Micro = unsafe fn(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, ahead: [*const f32; 3]);
+/// `c[j][row] += factor · Σ_l a[l][row] · b[l][j]` for 48 rows and 8 columns j, `c_step` values apart, `l` in `0..depth`;
+/// the last three name what to bring closer meanwhile, `depth / 16` lines each.
+type Micro = unsafe fn(
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    c_step: usize,
+    factor: f32,
+    ahead: [*const f32; 3],
+);
 
 /// The kernel for this processor.
 #[derive(Clone, Copy)]
@@ -43,6 +51,8 @@ pub(crate) struct Rows {
     pub(crate) c: *mut f32,
     /// Values from one tile's to the next's.
     pub(crate) c_stride: usize,
+    /// Values from one column of results to the next: 48 if they lie in tiles.
+    pub(crate) c_step: usize,
     /// How many.
     pub(crate) tiles: usize,
 }
@@ -72,28 +82,28 @@ impl Kernel {
         Self(micro_portable)
     }
 
-    /// `c[j][row] += sign · Σ_l a[l][row] · b[l][j]`: one sliver.
+    /// `c[j][row] += factor · Σ_l a[l][row] · b[l][j]`: one sliver.
     ///
     /// # Safety
     /// `a` points to depth · 48 readable values; `b` to (depth − 1) · 48 + 8; `c` to 8 · 48 writable ones that overlap
     /// neither.
     #[inline(always)]
-    pub(crate) unsafe fn sliver(self, depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+    pub(crate) unsafe fn sliver(self, depth: usize, a: *const f32, b: *const f32, c: *mut f32, factor: f32) {
         // SAFETY: the caller's contract; the instruction set was detected in `new`.
-        unsafe { (self.0)(depth, a, b, c, sign, [a, b, c]) }
+        unsafe { (self.0)(depth, a, b, c, TILE, factor, [a, b, c]) }
     }
 
-    /// `c += sign · a bᵀ` for whole tiles of rows against a panel of columns of at most [`PANEL_TILES`]. Each tile's operands
+    /// `c += factor · a bᵀ` for whole tiles of rows against a panel of columns of at most [`PANEL_TILES`]. Each tile's operands
     /// are fetched while the tile before is worked on, and so is the panel that follows in the inner dimension.
     ///
     /// # Safety
-    /// For every tile and sliver the pointers are as [`Self::sliver`] asks.
-    pub(crate) unsafe fn panel(self, depth: usize, rows: Rows, columns: Columns, sign: f32) {
+    /// For every tile and sliver the pointers are as [`Self::sliver`] asks, columns of `c` being `c_step` apart.
+    pub(crate) unsafe fn panel(self, depth: usize, rows: Rows, columns: Columns, factor: f32) {
         for tile in 0..rows.tiles {
             let next = (tile + 1).min(rows.tiles - 1);
             for sliver in 0..columns.slivers {
                 let column = columns.first + sliver * SLIVER;
-                let of_c = sliver * SLIVER * TILE;
+                let of_c = sliver * SLIVER * rows.c_step;
                 // The next tile's left operand in as many parts as there are slivers, in whole lines.
                 let of_a = depth * (TILE / 16) * sliver / columns.slivers * 16;
                 // The next panel in as many parts as there are calls.
@@ -107,7 +117,8 @@ impl Kernel {
                         rows.a.add(tile * rows.a_stride),
                         columns.b.add(column / TILE * columns.b_stride + column % TILE),
                         rows.c.add(tile * rows.c_stride + of_c),
-                        sign,
+                        rows.c_step,
+                        factor,
                         [
                             rows.a.wrapping_add(next * rows.a_stride + of_a),
                             columns.b.wrapping_add(of_b),
@@ -122,7 +133,15 @@ impl Kernel {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, ahead: [*const f32; 3]) {
+unsafe fn micro_avx512(
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    c_step: usize,
+    factor: f32,
+    ahead: [*const f32; 3],
+) {
     use std::arch::x86_64::{
         __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps,
         _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -141,9 +160,9 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
         unsafe {
             let rows = [_mm512_loadu_ps(a), _mm512_loadu_ps(a.add(16)), _mm512_loadu_ps(a.add(32))];
             for j in 0..SLIVER {
-                let factor = _mm512_set1_ps(*b.add(j));
+                let column = _mm512_set1_ps(*b.add(j));
                 for v in 0..3 {
-                    sums[j][v] = _mm512_fmadd_ps(rows[v], factor, sums[j][v]);
+                    sums[j][v] = _mm512_fmadd_ps(rows[v], column, sums[j][v]);
                 }
             }
         }
@@ -152,8 +171,10 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
     // SAFETY: all accesses stay within depth · 48 values of `a`, the rows of 8 of `b` and 384 of `c`, by the contract of
     // `Kernel::sliver`; prefetching may name any address.
     unsafe {
-        for line in 0..TILE * SLIVER / 16 {
-            _mm_prefetch::<_MM_HINT_T0>(c.add(line * 16).cast());
+        for j in 0..SLIVER {
+            for v in 0..3 {
+                _mm_prefetch::<_MM_HINT_T0>(c.add(j * c_step + v * 16).cast());
+            }
         }
         let mut sums = [[_mm512_setzero_ps(); 3]; SLIVER];
         let (mut a, mut b) = (a, b);
@@ -172,11 +193,11 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
             a = a.add(TILE);
             b = b.add(TILE);
         }
-        let sign = _mm512_set1_ps(sign);
+        let factor = _mm512_set1_ps(factor);
         for j in 0..SLIVER {
             for v in 0..3 {
-                let at = c.add(j * TILE + v * 16);
-                _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(sums[j][v], sign)));
+                let at = c.add(j * c_step + v * 16);
+                _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), _mm512_mul_ps(sums[j][v], factor)));
             }
         }
     }
@@ -184,14 +205,30 @@ unsafe fn micro_avx512(depth: usize, a: *const f32, b: *const f32, c: *mut f32, 
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn micro_avx2(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, _: [*const f32; 3]) {
+unsafe fn micro_avx2(
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    c_step: usize,
+    factor: f32,
+    _: [*const f32; 3],
+) {
     // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
-    unsafe { micro_body(depth, a, b, c, sign) }
+    unsafe { micro_body(depth, a, b, c, c_step, factor) }
 }
 
-unsafe fn micro_portable(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32, _: [*const f32; 3]) {
+unsafe fn micro_portable(
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    c_step: usize,
+    factor: f32,
+    _: [*const f32; 3],
+) {
     // SAFETY: the contract of `Kernel::sliver` is that of `micro_body`.
-    unsafe { micro_body(depth, a, b, c, sign) }
+    unsafe { micro_body(depth, a, b, c, c_step, factor) }
 }
 
 /// The sliver in blocks of 16 rows × 4 columns, which fit sixteen 256-bit registers.
@@ -199,7 +236,7 @@ unsafe fn micro_portable(depth: usize, a: *const f32, b: *const f32, c: *mut f32
 /// # Safety
 /// As [`Kernel::sliver`].
 #[inline(always)]
-unsafe fn micro_body(depth: usize, a: *const f32, b: *const f32, c: *mut f32, sign: f32) {
+unsafe fn micro_body(depth: usize, a: *const f32, b: *const f32, c: *mut f32, c_step: usize, factor: f32) {
     const ROWS: usize = 16;
     const COLUMNS: usize = 4;
     for row in (0..TILE).step_by(ROWS) {
@@ -218,9 +255,9 @@ unsafe fn micro_body(depth: usize, a: *const f32, b: *const f32, c: *mut f32, si
             }
             for j in 0..COLUMNS {
                 // SAFETY: column + j < 8 and row + 16 ≤ 48: inside the 8 · 48 values of c.
-                let c = unsafe { &mut *c.add((column + j) * TILE + row).cast::<[f32; ROWS]>() };
+                let c = unsafe { &mut *c.add((column + j) * c_step + row).cast::<[f32; ROWS]>() };
                 for i in 0..ROWS {
-                    c[i] += sums[j][i] * sign;
+                    c[i] += sums[j][i] * factor;
                 }
             }
         }
@@ -338,7 +375,7 @@ mod tests {
                 // SAFETY: the buffers have the lengths the kernel asks for.
                 unsafe {
                     Kernel::new().sliver(depth, a.as_ptr(), b.as_ptr(), fast.as_mut_ptr(), sign);
-                    micro_portable(depth, a.as_ptr(), b.as_ptr(), plain.as_mut_ptr(), sign, [a.as_ptr(); 3]);
+                    micro_portable(depth, a.as_ptr(), b.as_ptr(), plain.as_mut_ptr(), TILE, sign, [a.as_ptr(); 3]);
                 }
                 assert_eq!(fast, plain);
                 for j in 0..SLIVER {

@@ -190,6 +190,7 @@ impl<'a> Chunk<'a> {
                 a_stride: n * TILE,
                 c: self.owed.as_mut_ptr(),
                 c_stride: width * TILE,
+                c_step: TILE,
                 tiles,
             };
             let columns = Columns {
