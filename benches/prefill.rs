@@ -55,7 +55,8 @@ fn main() {
             let report: Value = serde_json::from_slice(&output.stdout).expect("the peer prints JSON");
             let peer_nll = report["nll"].as_f64().expect("nll");
             assert!((peer_nll - nll).abs() < MAX_NLL_DIFFERENCE, "the peer's nll is {peer_nll}, ours {nll}");
-            let peer_speed = report["tokens"].as_f64().expect("tokens") / report["cpu_seconds_forward"].as_f64().expect("s");
+            let peer_speed =
+                report["tokens"].as_f64().expect("tokens") / report["cpu_seconds_forward"].as_f64().expect("s");
             theirs.push(peer_speed);
             ratios.push(speed / peer_speed);
         }

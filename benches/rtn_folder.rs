@@ -85,8 +85,10 @@ fn main() {
         let out = folder.path().join(format!("out-{run}"));
         let bytes = checkpoint.bytes() as f64;
         let (outcome, seconds) = common::timed(|| {
-            let mut writer = CheckpointWriter::create(&out, plan.tensors.clone(), WriterOptions::default()).expect("room");
-            let outcome = sequential::compress(&checkpoint, &plan, None, &mut writer, &mut |_, _, _| ()).expect("rounding");
+            let mut writer =
+                CheckpointWriter::create(&out, plan.tensors.clone(), WriterOptions::default()).expect("room");
+            let outcome =
+                sequential::compress(&checkpoint, &plan, None, &mut writer, &mut |_, _, _| ()).expect("rounding");
             writer.add_file("config.json", b"{}").expect("room");
             writer.finish().expect("a written folder");
             outcome
@@ -99,7 +101,12 @@ fn main() {
         let (sum, limit_seconds) = common::timed(|| {
             let mut sum = 0u64;
             for view in checkpoint.tensors() {
-                sum = view.bytes().as_chunks::<8>().0.iter().fold(sum, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
+                sum = view
+                    .bytes()
+                    .as_chunks::<8>()
+                    .0
+                    .iter()
+                    .fold(sum, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
                 view.release();
             }
             let buffer = vec![1u8; 4 << 20];
@@ -131,5 +138,8 @@ fn main() {
     }
     let (speed, limit) = (common::median(speeds.clone()), common::median(limits.clone()));
     println!("median {speed:.2} GB/s, {:.0} % of the limit", 100.0 * speed / limit);
-    common::record("rtn_folder", json!({ "gb_per_cpu_second": speeds, "limit_gb_per_cpu_second": limits, "blocks": blocks }));
+    common::record(
+        "rtn_folder",
+        json!({ "gb_per_cpu_second": speeds, "limit_gb_per_cpu_second": limits, "blocks": blocks }),
+    );
 }

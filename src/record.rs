@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::Context;
-use serde::Serialize;
 use scruple_compress::clock::cpu_seconds;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// The circumstances of a run.

@@ -172,12 +172,13 @@ pub fn evaluate(
     let vocab = model.config().vocab_size;
     model.expect_ids(windows.ids)?;
     if let Some(Against::Model(dense)) = &against
-        && dense.config().vocab_size != vocab {
-            return Err(Error::Model(format!(
-                "the two models have vocabularies of {vocab} and {} tokens; a divergence needs the same one",
-                dense.config().vocab_size
-            )));
-        }
+        && dense.config().vocab_size != vocab
+    {
+        return Err(Error::Model(format!(
+            "the two models have vocabularies of {vocab} and {} tokens; a divergence needs the same one",
+            dense.config().vocab_size
+        )));
+    }
     let mut tokens = Tokens::default();
     for (inputs, targets) in windows.iter() {
         let hidden = model.hidden_once(inputs)?;

@@ -532,7 +532,8 @@ impl Cost {
 /// How many blocks of a dense model the speed report runs.
 fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
     let config = DecoderConfig::from_checkpoint(dense)?;
-    let per_block = dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
+    let per_block =
+        dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
     let per_block = per_block.sum::<usize>().max(1) as u64;
     Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
 }
@@ -669,17 +670,16 @@ fn report(
         ]);
     }
     if let Some(e) = &cost.evaluation
-        && let Some(c) = &e.against {
-            table.row(["perplexity".into(), format!("{:.4}", c.dense_perplexity), format!("{:.4}", e.perplexity)]);
-            table.row([
-                "KL to dense, nats a token".into(),
-                "0".into(),
-                c.kl_mean
-                    .stderr
-                    .map_or(format!("{:.5}", c.kl_mean.value), |s| format!("{:.5} ± {s:.5}", c.kl_mean.value)),
-            ]);
-            table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
-        }
+        && let Some(c) = &e.against
+    {
+        table.row(["perplexity".into(), format!("{:.4}", c.dense_perplexity), format!("{:.4}", e.perplexity)]);
+        table.row([
+            "KL to dense, nats a token".into(),
+            "0".into(),
+            c.kl_mean.stderr.map_or(format!("{:.5}", c.kl_mean.value), |s| format!("{:.5} ± {s:.5}", c.kl_mean.value)),
+        ]);
+        table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
+    }
     if let Some(a) = cost.answers {
         let share = |n: usize| format!("{n} of {}", a.questions);
         table.row(["questions answered right".into(), share(a.dense_right), share(a.compressed_right)]);

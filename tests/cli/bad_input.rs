@@ -81,7 +81,7 @@ fn damaged_safetensors_are_refused_by_every_verb() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));
     let text = place.text("text", 100);
-    scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", place.path("packed")].succeeds();
+    scruple!["compress", model, "--method rtn --group-size 32 -o", place.path("packed")].succeeds();
     let packed = place.path("packed");
     let good = fs::read(model.join("model.safetensors")).unwrap();
     for (name, bytes, words) in damaged(&good) {
@@ -90,13 +90,12 @@ fn damaged_safetensors_are_refused_by_every_verb() {
             fs::write(folder.join("model.safetensors"), &bytes).unwrap();
         }
         let out = place.out("out");
-        eprintln!("{name}");
         compress_refuses(&place, &model, &[], &words);
-        compress_refuses(&place, &model, &arguments!["--method", "gptq", "--calibration", text], &words);
+        compress_refuses(&place, &model, &arguments!["--method gptq --calibration", text], &words);
         compress_refuses(&place, &model, &arguments!["--dry-run"], &words);
         scruple!["eval", model, "--text", text, "-o", out].refuses(&words);
         scruple!["eval", packed, "--against", model, "--text", text, "-o", out].refuses(&["model"]);
-        scruple!["generate", model, "--prompt", "w1", "-o", out].refuses(&words);
+        scruple!["generate", model, "--prompt w1 -o", out].refuses(&words);
         scruple!["convert", model.join("model.safetensors"), "-o", out].refuses(&["model.safetensors"]);
         if name != "no tensors" {
             scruple!["verify", packed, "-o", out].refuses(&words);
@@ -117,7 +116,7 @@ fn a_flipped_bit_anywhere_in_a_header_is_refused_or_harmless() {
         let mut bytes = good.clone();
         bytes[at] ^= 1 << (number % 8);
         fs::write(&file, bytes).unwrap();
-        let run = scruple!["generate", model, "--prompt", "w1", "--max-tokens", "1"];
+        let run = scruple!["generate", model, "--prompt w1 --max-tokens 1"];
         if run.code != Some(0) {
             run.refuses(&["model"]);
         }
@@ -175,7 +174,7 @@ fn damaged_gguf_files_are_refused_by_every_verb() {
     let good = gguf().build();
     let file = place.file("good.gguf", &good);
     scruple!["convert", file, "-o", place.path("converted")].succeeds();
-    scruple!["generate", place.path("converted"), "--prompt", "ab", "--max-tokens", "2"].succeeds();
+    scruple!["generate", place.path("converted"), "--prompt ab --max-tokens 2"].succeeds();
     let overlapping = {
         let mut writer = gguf();
         writer.tensors[3].offset = Some(32);
@@ -201,13 +200,12 @@ fn damaged_gguf_files_are_refused_by_every_verb() {
         ("LFS pointer", b"version https://git-lfs.github.com/spec/v1\nsize 12\n".to_vec(), &["git lfs pull"]),
     ];
     for (name, bytes, words) in cases {
-        eprintln!("{name}");
         let file = place.file("model.gguf", &bytes);
         let out = place.out("out");
         scruple!["convert", file, "-o", out].refuses(&[&["model.gguf"], words].concat());
         compress_refuses(&place, &file, &[], &[]);
         scruple!["eval", file, "--text", text, "-o", out].refuses(&[]);
-        scruple!["generate", file, "--prompt", "a", "-o", out].refuses(&[]);
+        scruple!["generate", file, "--prompt a -o", out].refuses(&[]);
         assert_eq!(place.results(), [""; 0], "{name} left something behind");
     }
     let folder = place.path("folder");
@@ -264,7 +262,7 @@ fn tensors_that_contradict_the_configuration_are_named() {
         (tiny().config("hidden_size", "64"), &["config.json", "`hidden_size`", "found \"64\""]),
         (tiny().config("hidden_size", 1u64 << 32), &["[", "4294967296"]),
         (tiny().config("num_hidden_layers", Value::Null), &["config.json", "`num_hidden_layers` is missing"]),
-        (tiny().config("hidden_act", "gelu"), &["config.json", "`hidden_act` should be silu, found `gelu`"]),
+        (tiny().config("hidden_act", "gelu"), &["config.json", "`hidden_act` should be \"silu\", found \"gelu\""]),
         (tiny().config("model_type", "gpt_neox"), &["config.json", "`gpt_neox`", "llama, mistral, qwen2, qwen3"]),
         (tiny().config("model_type", Value::Null), &["config.json", "`model_type` is missing"]),
         (tiny().config("rope_scaling", json!({ "rope_type": "longrope" })), &["config.json", "`longrope`", "yarn"]),
@@ -275,7 +273,7 @@ fn tensors_that_contradict_the_configuration_are_named() {
         let model = model.write(place.path(&format!("model-{number}")));
         compress_refuses(&place, &model, &[], words);
         scruple!["eval", model, "--text", text].refuses(words);
-        scruple!["generate", model, "--prompt", "w1"].refuses(words);
+        scruple!["generate", model, "--prompt w1"].refuses(words);
     }
     let model = tiny().write(place.path("model"));
     for (config, word) in [("[1, 2]", "`model_type` is missing"), ("{\"a\":", "not valid JSON"), ("", "not valid JSON")]
@@ -311,10 +309,10 @@ fn weights_that_are_not_finite_are_named_with_their_element() {
         let (value, at) = (value.to_string(), format!("element {at}"));
         let words = [tensor, &value, &at];
         compress_refuses(&place, &model, &arguments!["--calibration", calibration], &words);
-        let gptq = arguments!["--method", "gptq", "--seq-len", "64", "--calibration", calibration];
+        let gptq = arguments!["--method gptq --seq-len 64 --calibration", calibration];
         compress_refuses(&place, &model, &gptq, &words);
         scruple!["eval", model, "--text", calibration, "-o", place.out("out")].refuses(&words);
-        scruple!["generate", model, "--prompt", "w1 w2 w3", "--json"].refuses(&words);
+        scruple!["generate", model, "--prompt", "w1 w2 w3".to_string(), "--json"].refuses(&words);
     }
 }
 
@@ -329,60 +327,33 @@ fn zero_rows_and_zero_matrices_are_compressed() {
         .edit("model.layers.1.self_attn.o_proj.weight", zero)
         .edit("model.layers.1.mlp.down_proj.weight", |numbers| numbers[..32].fill(0.0))
         .write(place.path("model"));
+    let bf16 = Model::tiny().dtype(Dtype::Bf16).edit("model.layers.1.mlp.up_proj.weight", zero);
+    let bf16 = bf16.write(place.path("bf16"));
     // Every hidden state is zero, and so is every Hessian.
     let nothing = Model::tiny().edit("model.embed_tokens.weight", zero).write(place.path("nothing"));
-    for model in [&model, &nothing] {
-        for (method, format, bits) in [
-            ("gptq", "gptq", "4"),
-            ("gptq", "compressed-tensors", "8"),
-            ("rtn", "gptq", "2"),
-            ("rtn", "dense", "3"),
-            ("rtn", "compressed-tensors", "4"),
-        ] {
-            for asymmetric in [&[][..], &["--asymmetric"]] {
+    for model in [&model, &bf16, &nothing] {
+        for (number, options) in [
+            "--method gptq --bits 4",
+            "--method gptq --bits 8 --format compressed-tensors",
+            "--method rtn --bits 2",
+            "--method rtn --bits 3 --format dense",
+            "--method rtn --bits 4 --format compressed-tensors",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for asymmetric in ["", "--asymmetric"] {
                 let name = model.file_name().unwrap().to_string_lossy().into_owned();
-                let out = place.out(&format!("{name}-{method}-{format}{}", asymmetric.len()));
-                let mut arguments = arguments![
-                    "compress",
-                    model,
-                    "-o",
-                    out,
-                    "--method",
-                    method,
-                    "--format",
-                    format,
-                    "--bits",
-                    bits,
-                    "--no-speed",
-                    "--group-size",
-                    "32",
-                    "--seq-len",
-                    "32",
-                    "--calibration",
-                    text,
-                    "--text",
-                    text,
-                ];
-                arguments.extend(asymmetric.iter().map(OsString::from));
-                support::run(&arguments).succeeds();
+                let out = place.out(&format!("{name}{number}{asymmetric}"));
+                let fixed = "--group-size 32 --seq-len 32 --no-speed --calibration";
+                scruple!["compress", model, options, asymmetric, fixed, text, "--text", text, "-o", out].succeeds();
                 let perplexity = json_file(&out.join("eval.json"))["perplexity"].as_f64().unwrap();
                 assert!(perplexity.is_finite(), "{perplexity}");
             }
         }
     }
-    let run = scruple![
-        "compress",
-        nothing,
-        "--group-size",
-        "32",
-        "--calibration",
-        text,
-        "--seq-len",
-        "32",
-        "-o",
-        place.out("told"),
-        "--no-speed",
-    ];
+    let told = place.out("told");
+    let run = scruple!["compress --group-size 32 --seq-len 32 --no-speed", nothing, "--calibration", text, "-o", told];
     assert!(run.stderr.contains("every calibration input was zero"), "{run:#?}");
 }
 
@@ -398,7 +369,7 @@ fn a_hessian_of_too_few_tokens_is_damped_and_the_report_says_so() {
          [calibration]\nn_samples = 1\nseq_len = 3\n",
     );
     let out = place.out("out");
-    let run = scruple!["compress", model, "--recipe", recipe, "--calibration", text, "--no-speed", "-o", out];
+    let run = scruple!["compress", model, "--recipe", recipe, "--calibration", text, "--no-speed -o", out];
     let run = run.succeeds();
     assert!(run.stderr.contains("warning: linear `model.layers.0.self_attn.q_proj`"), "{run:#?}");
     assert!(run.stderr.contains("with dampening 0, the Hessian was not positive definite at column"), "{run:#?}");
@@ -440,13 +411,13 @@ fn recipes_with_mistakes_are_refused_with_their_stage_and_field() {
     ];
     for (recipe, words) in cases {
         let file = place.file("recipe.toml", &recipe);
-        compress_refuses(&place, &model, &arguments!["--recipe", file, "--calibration", text], &words);
+        compress_refuses(&place, &model, &arguments!["--recipe", file, "--calibration", text], words);
     }
     compress_refuses(&place, &model, &arguments!["--recipe", place.path("none.toml")], &["none.toml", "No such file"]);
     let binary = place.file("binary.toml", [0xff, 0xfe]);
     compress_refuses(&place, &model, &arguments!["--recipe", binary], &["binary.toml", "UTF-8"]);
     let recipe = place.file("recipe.toml", good);
-    let run = scruple!["compress", model, "--recipe", recipe, "--bits", "4", "-o", place.out("out")];
+    let run = scruple!["compress", model, "--recipe", recipe, "--bits 4 -o", place.out("out")];
     run.refuses_the_arguments(&["--recipe", "cannot be used with", "--bits"]);
 }
 
@@ -457,46 +428,46 @@ fn options_that_cannot_be_carried_out_are_refused_with_what_would_work() {
     let text = place.text("text", 100);
     let short = place.text("short", 20);
     const DOWN: &str = "`model.layers.0.mlp.down_proj`";
-    compress_refuses(&place, &model, &arguments!["--method", "gtpq"], &["unknown method `gtpq`", "`rtn` or `gptq`"]);
+    compress_refuses(&place, &model, &arguments!["--method gtpq"], &["unknown method `gtpq`", "`rtn` or `gptq`"]);
     compress_refuses(
         &place,
         &model,
-        &arguments!["--format", "awq"],
+        &arguments!["--format awq"],
         &["unknown format `awq`", "`gptq`, `compressed-tensors`"],
     );
-    compress_refuses(&place, &model, &arguments!["--bits", "5"], &["5 bits", "2, 3, 4"]);
-    compress_refuses(&place, &model, &arguments!["--group-size", "64"], &[DOWN, "96", "groups of 64", "32, 48, 96"]);
-    compress_refuses(&place, &model, &arguments!["--group-size", "48"], &["q_proj`", "64", "48", "16, 32, 64"]);
+    compress_refuses(&place, &model, &arguments!["--bits 5"], &["5 bits", "2, 3, 4"]);
+    compress_refuses(&place, &model, &arguments!["--group-size 64"], &[DOWN, "96", "groups of 64", "32, 48, 96"]);
+    compress_refuses(&place, &model, &arguments!["--group-size 48"], &["q_proj`", "64", "48", "16, 32, 64"]);
     compress_refuses(
         &place,
         &model,
-        &arguments!["--bits", "3", "--format", "compressed-tensors"],
+        &arguments!["--bits 3 --format compressed-tensors"],
         &["q_proj`", "4 or 8", "gptq"],
     );
-    compress_refuses(&place, &model, &arguments!["--method", "gptq"], &["method `gptq`", "--calibration FILE"]);
+    compress_refuses(&place, &model, &arguments!["--method gptq"], &["method `gptq`", "--calibration FILE"]);
     let long = ["short", "20 tokens", "shorter than one sequence of 512", "longer text", "sequence length"];
-    compress_refuses(&place, &model, &arguments!["--method", "gptq", "--calibration", short], &long);
+    compress_refuses(&place, &model, &arguments!["--method gptq --calibration", short], &long);
     for (option, found) in [("--n-samples", "0 of 512"), ("--seq-len", "128 of 0")] {
         compress_refuses(
             &place,
             &model,
-            &arguments!["--method", "gptq", "--calibration", text, option, "0"],
+            &arguments!["--method gptq --calibration", text, option, "0"],
             &["at least", found],
         );
     }
     compress_refuses(
         &place,
         &model,
-        &arguments!["--text", text, "--max-tokens", "0"],
+        &arguments!["--text", text, "--max-tokens 0"],
         &["--max-tokens", "at least 1, found 0"],
     );
-    compress_refuses(&place, &model, &arguments!["--threads", "0"], &["--threads should be at least 1, found 0"]);
+    compress_refuses(&place, &model, &arguments!["--threads 0"], &["--threads should be at least 1, found 0"]);
     // A width that the format cannot hold, whatever the group.
     let narrow = Model::sized(1, 64, 72).write(place.path("narrow"));
     compress_refuses(
         &place,
         &narrow,
-        &arguments!["--group-size", "8"],
+        &arguments!["--group-size 8"],
         &["gate_proj`", "72 outputs", "multiple of 32", "dense"],
     );
     for (option, value) in [("--window", "0"), ("--max-tokens", "0"), ("--top-k", "0")] {
@@ -505,13 +476,13 @@ fn options_that_cannot_be_carried_out_are_refused_with_what_would_work() {
     }
     for (option, value) in [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--top-p", "1.5")] {
         let value = format!("{option}={value}");
-        scruple!["generate", model, "--prompt", "w1", value].refuses(&[option, "should"]);
+        scruple!["generate", model, "--prompt w1", value].refuses(&[option, "should"]);
     }
-    scruple!["generate", model, "--prompt", ""].refuses(&["prompt has no tokens"]);
+    scruple!["generate", model, "--prompt", String::new()].refuses(&["prompt has no tokens"]);
     scruple!["generate", model, "--prompt", support::text(200, 1)].refuses(&["200 tokens", "holds 128", "shorten"]);
-    scruple!["generate", model, "--prompt", "w1", "--chat"].refuses(&["chat template"]);
-    scruple!["compress", model, "--bits", "four"].refuses_the_arguments(&["'four'", "--bits"]);
-    scruple!["compress", model, "--bitts", "4"].refuses_the_arguments(&["--bitts", "--bits"]);
+    scruple!["generate", model, "--prompt w1 --chat"].refuses(&["chat template"]);
+    scruple!["compress", model, "--bits four"].refuses_the_arguments(&["'four'", "--bits"]);
+    scruple!["compress", model, "--bitts 4"].refuses_the_arguments(&["--bitts", "--bits"]);
     scruple!["eval", model].refuses_the_arguments(&["--text"]);
     scruple!["convert", model].refuses_the_arguments(&["--output"]);
     scruple!["compres"].refuses_the_arguments(&["compres", "compress"]);
@@ -531,15 +502,15 @@ fn an_output_that_exists_is_refused_and_not_touched() {
     let before = names(&place.path("."));
     for out in [&folder, &file, &link] {
         let words = [out.file_name().unwrap().to_str().unwrap(), "exists already", "choose another name"];
-        scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", out].refuses(&words);
+        scruple!["compress", model, "--method rtn --group-size 32 -o", out].refuses(&words);
         scruple!["convert", gguf, "-o", out].refuses(&words);
     }
     assert_eq!(names(&place.path(".")), before);
     assert_eq!(fs::read(file).unwrap(), b"mine");
     assert_eq!(names(&folder), [""; 0]);
-    scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", "/"].refuses(&["/"]);
+    scruple!["compress", model, "--method rtn --group-size 32 -o /"].refuses(&["/"]);
     let inside = place.path("file/inside");
-    scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", inside].refuses(&["file"]);
+    scruple!["compress", model, "--method rtn --group-size 32 -o", inside].refuses(&["file"]);
 }
 
 #[test]
@@ -561,8 +532,8 @@ fn texts_and_tokenizers_that_do_not_serve_are_refused_before_any_work() {
         (&one, &["one", "1 tokens"]),
     ] {
         scruple!["eval", model, "--text", file, "-o", place.out("out")].refuses(words);
-        compress_refuses(&place, &model, &arguments!["--method", "gptq", "--calibration", file], &words);
-        compress_refuses(&place, &model, &arguments!["--text", file], &words);
+        compress_refuses(&place, &model, &arguments!["--method gptq --calibration", file], words);
+        compress_refuses(&place, &model, &arguments!["--text", file], words);
     }
     // A tokenizer that knows words the model has no embedding for.
     let mut foreign = Model::tiny();
@@ -573,12 +544,12 @@ fn texts_and_tokenizers_that_do_not_serve_are_refused_before_any_work() {
     let last = place.file("last", format!("{} w80", text(599, 1)));
     for file in [&inside, &last] {
         scruple!["eval", foreign, "--text", file, "-o", place.out("out")].refuses(&words);
-        let window = scruple!["eval", foreign, "--text", file, "--window", "1", "-o", place.out("out")];
+        let window = scruple!["eval", foreign, "--text", file, "--window 1 -o", place.out("out")];
         window.refuses(&words);
-        compress_refuses(&place, &foreign, &arguments!["--method", "gptq", "--calibration", file], &words);
+        compress_refuses(&place, &foreign, &arguments!["--method gptq --calibration", file], &words);
         compress_refuses(&place, &foreign, &arguments!["--text", file], &words);
     }
-    scruple!["generate", foreign, "--prompt", "w80"].refuses(&words);
+    scruple!["generate", foreign, "--prompt w80"].refuses(&words);
     // No tokenizer, or none that can be read.
     let tokenizer = model.join("tokenizer.json");
     for content in [None, Some("{"), Some("{\"model\": {\"type\": \"WordLevel\"}}"), Some("<html>")] {
@@ -587,8 +558,8 @@ fn texts_and_tokenizers_that_do_not_serve_are_refused_before_any_work() {
             fs::write(&tokenizer, content).unwrap();
         }
         scruple!["eval", model, "--text", good].refuses(&["tokenizer.json"]);
-        scruple!["generate", model, "--prompt", "w1"].refuses(&["tokenizer.json"]);
-        compress_refuses(&place, &model, &arguments!["--method", "gptq", "--calibration", good], &["tokenizer.json"]);
+        scruple!["generate", model, "--prompt w1"].refuses(&["tokenizer.json"]);
+        compress_refuses(&place, &model, &arguments!["--method gptq --calibration", good], &["tokenizer.json"]);
         compress_refuses(&place, &model, &arguments!["--text", good], &["tokenizer.json"]);
         if content.is_none() {
             fs::write(&tokenizer, "").unwrap();
@@ -603,8 +574,7 @@ fn what_is_no_dense_model_is_refused() {
     let model = Model::tiny().write(place.path("model"));
     for format in ["gptq", "compressed-tensors"] {
         let packed = place.path(format);
-        scruple!["compress", model, "--method", "rtn", "--group-size", "32", "--format", format, "-o", packed]
-            .succeeds();
+        scruple!["compress", model, "--method rtn --group-size 32 --format", format, "-o", packed].succeeds();
         compress_refuses(&place, &packed, &[], &[format, "quantised already", "dense original"]);
     }
     let folder = |name: &str, files: &[(&str, &str)]| -> PathBuf {
@@ -637,7 +607,7 @@ fn what_is_no_dense_model_is_refused() {
     for (model, words) in cases {
         compress_refuses(&place, &model, &[], words);
         scruple!["eval", model, "--text", text].refuses(words);
-        scruple!["generate", model, "--prompt", "w1"].refuses(words);
+        scruple!["generate", model, "--prompt w1"].refuses(words);
     }
     let other = Model::sized(1, 64, 96);
     let other = Model { tokens: 50, ..other }.write(place.path("other"));
@@ -660,28 +630,15 @@ fn a_file_size_limit_is_an_error_that_leaves_nothing() {
     };
     let out = place.out("out");
     // In blocks of 512 bytes: the weights do not fit.
-    let run = limited(16, &arguments!["compress", model, "--method", "rtn", "--group-size", "32", "-o", out]);
+    let run = limited(16, &arguments!["compress", model, "--method rtn --group-size 32 -o", out]);
     run.refuses(&["model.safetensors", "bytes", "larger than this system or account allows", "make room"]);
     assert_eq!(place.results(), [""; 0]);
     let run = limited(16, &arguments!["convert", gguf, "-o", out]);
     run.refuses(&["model.safetensors", "bytes", "make room"]);
     assert_eq!(place.results(), [""; 0]);
     // The weights fit, the activations do not: there is work to go on from.
-    let gptq = arguments![
-        "compress",
-        model,
-        "--group-size",
-        "32",
-        "--n-samples",
-        "20",
-        "--seq-len",
-        "100",
-        "--no-speed",
-        "--calibration",
-        text,
-        "-o",
-        out,
-    ];
+    let options = "--group-size 32 --n-samples 20 --seq-len 100 --no-speed --calibration";
+    let gptq = arguments!["compress", model, options, text, "-o", out];
     let run = limited(400, &gptq);
     run.refuses(&["activations", "larger than this system or account allows", "make room"]);
     assert_eq!(place.results(), [".out.partial"]);
@@ -714,28 +671,12 @@ fn a_full_disk_is_an_error_that_leaves_nothing() {
     let text = place.text("text", 2000);
     let out = disk.join("out");
     // Too little from the start.
-    let run = scruple!["compress", model, "--method", "rtn", "--group-size", "32", "--format", "dense", "-o", out];
+    let run = scruple!["compress", model, "--method rtn --group-size 32 --format dense -o", out];
     run.refuses(&["too full", "bytes are missing", "make room"]);
     assert_eq!(names(&disk), [""; 0]);
     // Enough for the weights, not for the activations.
-    let gptq = |out: &Path| {
-        scruple![
-            "compress",
-            model,
-            "--group-size",
-            "32",
-            "--n-samples",
-            "20",
-            "--seq-len",
-            "100",
-            "--no-speed",
-            "--calibration",
-            text,
-            "-o",
-            out,
-        ]
-    };
-    gptq(&out).refuses(&["disk", "make room"]);
+    let options = "--group-size 32 --n-samples 20 --seq-len 100 --no-speed --calibration";
+    scruple!["compress", model, options, text, "-o", out].refuses(&["disk", "make room"]);
     assert!(!out.exists());
     for left in names(&disk) {
         assert_eq!(left, ".out.partial");

@@ -1,22 +1,19 @@
 //! The same bytes for the same inputs, whatever the number of threads.
 
-use std::{ffi::OsString, path::Path};
-
 use scruple_weights::Dtype;
 
 use crate::{
-    arguments, scruple,
+    scruple,
     support::{Model, Place, assert_same_files, json_file},
 };
 
-/// (method, bits, format, further options)
-const RUNS: [(&str, &str, &str, &[&str]); 6] = [
-    ("gptq", "4", "gptq", &[]),
-    ("gptq", "2", "gptq", &["--asymmetric"]),
-    ("gptq", "4", "compressed-tensors", &["--asymmetric"]),
-    ("gptq", "3", "dense", &[]),
-    ("rtn", "3", "gptq", &[]),
-    ("rtn", "8", "compressed-tensors", &[]),
+const RUNS: [&str; 6] = [
+    "--method gptq --bits 4",
+    "--method gptq --bits 2 --asymmetric",
+    "--method gptq --bits 4 --asymmetric --format compressed-tensors",
+    "--method gptq --bits 3 --format dense",
+    "--method rtn --bits 3",
+    "--method rtn --bits 8 --format compressed-tensors",
 ];
 
 #[test]
@@ -24,43 +21,16 @@ fn one_and_two_threads_and_two_runs_write_the_same_bytes() {
     let place = Place::new();
     let model = Model::sized(2, 256, 320).dtype(Dtype::Bf16).write(place.path("model"));
     let text = place.text("text", 16 * 64);
-    for (number, (method, bits, format, further)) in RUNS.into_iter().enumerate() {
-        let compress = |threads: &str, out: &Path| {
-            let mut arguments = arguments![
-                "--threads",
-                threads,
-                "compress",
-                model,
-                "--method",
-                method,
-                "--bits",
-                bits,
-                "--format",
-                format,
-                "-o",
-                out,
-                "--group-size",
-                "64",
-                "--n-samples",
-                "16",
-                "--seq-len",
-                "64",
-                "--calibration",
-                text,
-                "--no-speed",
-            ];
-            arguments.extend(further.iter().map(OsString::from));
-            crate::support::run(&arguments).succeeds();
-        };
-        let out = ["1", "2", "2"].iter().enumerate().map(|(run, threads)| {
-            let out = place.out(&format!("{number}-{run}"));
-            compress(threads, &out);
+    for (number, options) in RUNS.into_iter().enumerate() {
+        let calibration = "--group-size 64 --n-samples 16 --seq-len 64 --no-speed --calibration";
+        let [one, two, again] = ["1", "2", "2"].map(|threads| {
+            let out = place.out(&format!("{number}-{}", place.results().len()));
+            scruple!["compress --threads", threads, model, options, calibration, text, "-o", out].succeeds();
             out
         });
-        let out: Vec<_> = out.collect();
-        assert_same_files(&out[0], &out[1]);
-        assert_same_files(&out[1], &out[2]);
-        scruple!["verify", out[0], "--against", &model].succeeds();
+        assert_same_files(&one, &two);
+        assert_same_files(&two, &again);
+        scruple!["verify", one, "--against", model].succeeds();
     }
 }
 
@@ -75,28 +45,11 @@ fn records_tell_nothing_of_times_and_machines_and_run_json_does() {
     let text = place.text("text", 300);
     for (run, threads) in [("a", "1"), ("b", "2")] {
         let out = place.out(run);
-        scruple![
-            "--threads",
-            threads,
-            "compress",
-            model,
-            "--group-size",
-            "32",
-            "--calibration",
-            text,
-            "--seq-len",
-            "32",
-            "--text",
-            text,
-            "--max-tokens",
-            "100",
-            "-o",
-            out,
-        ]
-        .succeeds();
+        let calibration = "--group-size 32 --seq-len 32 --max-tokens 100 --calibration";
+        scruple!["compress --threads", threads, model, calibration, text, "--text", text, "-o", out].succeeds();
         let records = place.out(&format!("records-{run}"));
-        scruple!["eval", out, "--text", text, "--against", model, "--window", "50", "-o", records].succeeds();
-        scruple!["generate", out, "--prompt", "w1 w2", "--max-tokens", "5", "-o", records].succeeds();
+        scruple!["eval", out, "--text", text, "--against", model, "--window 50 -o", records].succeeds();
+        scruple!["generate", out, "--prompt", "w1 w2".to_string(), "--max-tokens 5 -o", records].succeeds();
         scruple!["verify", out, "--against", model, "-o", records].succeeds();
     }
     assert_same_files(&place.out("a"), &place.out("b"));

@@ -122,6 +122,6 @@ fn ignored_linears_stay_dense_and_the_configuration_says_so() {
             }
         }
         scruple!["verify", out, "--against", model].succeeds();
-        scruple!["generate", out, "--prompt", "w1", "--max-tokens", "3"].succeeds();
+        scruple!["generate", out, "--prompt w1 --max-tokens 3"].succeeds();
     }
 }

@@ -29,20 +29,8 @@ fn one_changed_bit_is_found_and_its_tensor_named() {
         ("dense", &["weight"]),
     ] {
         let out = place.out(format);
-        scruple![
-            "compress",
-            model,
-            "--method",
-            "rtn",
-            "--group-size",
-            "32",
-            "--format",
-            format,
-            "-o",
-            out,
-            "--no-speed",
-        ]
-        .succeeds();
+        scruple!["compress", model, "--method rtn --group-size 32 --format", format, "-o", out, "--no-speed"]
+            .succeeds();
         let good = scruple!["verify", out, "--against", model].succeeds();
         assert!(good.stdout.contains("14 linears") && good.stdout.contains("7 other tensors"), "{good:#?}");
         for (number, part) in parts.iter().enumerate() {
@@ -68,7 +56,7 @@ fn another_dense_model_is_told_from_the_right_one() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));
     let out = place.out("out");
-    scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", out, "--no-speed"].succeeds();
+    scruple!["compress", model, "--method rtn --group-size 32 -o", out, "--no-speed"].succeeds();
     let other = Model::tiny().set("model.norm.weight", 3, 0.5).write(place.path("other"));
     finds(scruple!["verify", out, "--against", other], &["fingerprint", "model.norm.weight"]);
     let wider = Model::sized(2, 128, 96).write(place.path("wider"));
@@ -83,7 +71,7 @@ fn a_folder_without_its_provenance_is_refused() {
     let model = Model::tiny().write(place.path("model"));
     scruple!["verify", model].refuses(&["scruple.json", "verify takes a folder that `scruple compress` wrote"]);
     let out = place.out("out");
-    scruple!["compress", model, "--method", "rtn", "--group-size", "32", "-o", out, "--no-speed"].succeeds();
+    scruple!["compress", model, "--method rtn --group-size 32 -o", out, "--no-speed"].succeeds();
     assert_eq!(json_file(&out.join("scruple.json"))["linears"].as_array().unwrap().len(), 14);
     fs::write(out.join("scruple.json"), "{}").unwrap();
     scruple!["verify", out].refuses(&["scruple.json", "not the provenance"]);

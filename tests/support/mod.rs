@@ -1,9 +1,9 @@
 //! A tiny model with seeded weights, and the program run as a user runs it.
-#![allow(dead_code)] // every test target uses its own part
+#![allow(dead_code, clippy::print_stderr)] // every test target uses its own part; tests may talk
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -272,15 +272,40 @@ pub fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_scruple"))
 }
 
-/// Texts and paths as arguments of a program.
-#[macro_export]
-macro_rules! arguments {
-    ($($argument:expr),* $(,)?) => {
-        vec![$(AsRef::<std::ffi::OsStr>::as_ref(&$argument).to_os_string()),*]
+/// What becomes one or more arguments of a program: a text is split at its blanks, a path or `String` is one argument.
+pub trait Arguments {
+    fn push_to(&self, list: &mut Vec<OsString>);
+}
+
+impl Arguments for &str {
+    fn push_to(&self, list: &mut Vec<OsString>) {
+        list.extend(self.split_whitespace().map(OsString::from));
+    }
+}
+
+macro_rules! one_argument {
+    ($($kind:ty),*) => {
+        $(impl Arguments for $kind {
+            fn push_to(&self, list: &mut Vec<OsString>) {
+                list.push(self.into());
+            }
+        })*
     };
 }
 
-/// Runs the program: `scruple!["eval", model, "--text", file]`.
+one_argument!(String, PathBuf, &PathBuf, &Path);
+
+/// Texts and paths as the arguments of a program.
+#[macro_export]
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {{
+        let mut list = Vec::new();
+        $($crate::support::Arguments::push_to(&$argument, &mut list);)*
+        list
+    }};
+}
+
+/// Runs the program: `scruple!["eval --json", model, "--text", file]`.
 #[macro_export]
 macro_rules! scruple {
     ($($argument:expr),* $(,)?) => {
@@ -288,7 +313,7 @@ macro_rules! scruple {
     };
 }
 
-pub fn run(arguments: &[impl AsRef<OsStr>]) -> Run {
+pub fn run(arguments: &[OsString]) -> Run {
     Run::of(program().args(arguments))
 }
 
