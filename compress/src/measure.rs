@@ -19,7 +19,7 @@ use crate::{
         activation::{kl_divergence, log_sum_exp},
         tensor::with_f32,
     },
-    model::{Decoder, text::Text},
+    model::{Decoder, decoder::KvCache, text::Text},
 };
 
 /// Rows of logits held at a time: 64 rows of a vocabulary of 150,000 are 38 MB.
@@ -350,27 +350,34 @@ fn summarise(
 }
 
 /// Which of `options` the model finds likeliest after `prompt` and a blank: by the mean log-likelihood of the option's
-/// tokens, the first of equals.
+/// tokens, the first of equals. What the options share is run once.
 pub fn likeliest_option(model: &Decoder, text: &Text, prompt: &str, options: &[String]) -> Result<usize> {
     let vocab = model.config().vocab_size;
-    let prompt_ids = text.encode(prompt, false)?;
+    let mut shared = text.encode(prompt, false)?;
+    let tokens: Vec<Vec<u32>> =
+        options.iter().map(|option| text.encode(&format!("{prompt} {option}"), false)).collect::<Result<_>>()?;
+    for ids in &tokens {
+        let same = shared.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        shared.truncate(same);
+    }
+    if shared.is_empty() || tokens.iter().any(|ids| ids.len() == shared.len()) {
+        return Err(Error::Text(format!("the options of `{prompt}` share no beginning, or one adds no token to it")));
+    }
+    let mut cache = KvCache::default();
+    let first = model.next_logits(&shared, &mut cache)?;
+    let log_p = |row: &[f32], id: u32| f64::from(row[id as usize]) - log_sum_exp(row);
     let mut best = (0, f64::NEG_INFINITY);
-    for (index, option) in options.iter().enumerate() {
-        let ids = text.encode(&format!("{prompt} {option}"), false)?;
-        let start = prompt_ids.iter().zip(&ids).take_while(|(a, b)| a == b).count().max(1);
-        if start >= ids.len() {
-            return Err(Error::Text(format!("the option `{option}` adds no token to its prompt")));
+    for (index, ids) in tokens.iter().enumerate() {
+        let rest = &ids[shared.len()..];
+        let mut score = log_p(&first, rest[0]);
+        if rest.len() > 1 {
+            let hidden = model.hidden(&rest[..rest.len() - 1], &mut cache.clone())?;
+            score += with_f32(&model.logits(&hidden)?, |logits| {
+                logits.chunks(vocab).zip(&rest[1..]).map(|(row, &id)| log_p(row, id)).sum::<f64>()
+            })?;
         }
-        model.expect_ids(&ids)?;
-        let hidden = model.hidden_once(&ids[..ids.len() - 1])?;
-        let rows = ids.len() - start;
-        let logits = model.logits(&hidden.narrow(0, start - 1, rows)?)?;
-        let score = with_f32(&logits, |logits| {
-            let log_p = |(row, &id): (&[f32], &u32)| f64::from(row[id as usize]) - log_sum_exp(row);
-            logits.chunks(vocab).zip(&ids[start..]).map(log_p).sum::<f64>() / rows as f64
-        })?;
-        if score > best.1 {
-            best = (index, score);
+        if score / rest.len() as f64 > best.1 {
+            best = (index, score / rest.len() as f64);
         }
     }
     Ok(best.0)
