@@ -66,30 +66,36 @@ impl Random {
 pub fn multiply_add_limit() -> Option<f64> {
     const STEPS: usize = 20_000_000;
 
-    /// `registers` independent chains of multiply-adds.
-    #[inline(always)]
-    fn chains<const REGISTERS: usize, const LANES: usize>() -> f32 {
-        let mut sums = [[1.0f32; LANES]; REGISTERS];
-        let (a, b) = (std::hint::black_box(0.999_999_9f32), std::hint::black_box(1e-9f32));
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                for value in sum {
-                    *value = value.mul_add(a, b);
-                }
-            }
-        }
-        sums.iter().flatten().sum()
-    }
-
     #[cfg(target_arch = "x86_64")]
     {
+        use std::arch::x86_64::{
+            _mm256_add_ps, _mm256_cvtss_f32, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_add_ps, _mm512_cvtss_f32,
+            _mm512_fmadd_ps, _mm512_set1_ps,
+        };
+        // Independent chains, more than the latency of two units needs.
         #[target_feature(enable = "avx512f")]
         fn wide() -> f32 {
-            chains::<16, 16>()
+            let (a, b) =
+                (_mm512_set1_ps(std::hint::black_box(0.999_999_9)), _mm512_set1_ps(std::hint::black_box(1e-9)));
+            let mut sums = [_mm512_set1_ps(1.0); 10];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(*sum, a, b);
+                }
+            }
+            _mm512_cvtss_f32(sums.into_iter().fold(a, |sum, value| _mm512_add_ps(sum, value)))
         }
         #[target_feature(enable = "avx2,fma")]
         fn narrow() -> f32 {
-            chains::<10, 8>()
+            let (a, b) =
+                (_mm256_set1_ps(std::hint::black_box(0.999_999_9)), _mm256_set1_ps(std::hint::black_box(1e-9)));
+            let mut sums = [_mm256_set1_ps(1.0); 10];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, a, b);
+                }
+            }
+            _mm256_cvtss_f32(sums.into_iter().fold(a, |sum, value| _mm256_add_ps(sum, value)))
         }
         let best = |flop: usize, run: &dyn Fn() -> f32| {
             let seconds = (0..5).map(|_| timed(|| std::hint::black_box(run())).1).fold(f64::MAX, f64::min);
@@ -97,7 +103,7 @@ pub fn multiply_add_limit() -> Option<f64> {
         };
         if std::is_x86_feature_detected!("avx512f") {
             // SAFETY: AVX-512 was detected.
-            return best(2 * 16 * 16, &|| unsafe { wide() });
+            return best(2 * 10 * 16, &|| unsafe { wide() });
         }
         if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
             // SAFETY: AVX2 and FMA were detected.
