@@ -420,8 +420,9 @@ mod tests {
                     ring.map(String::from)
                 }
                 "bigger" => {
-                    let named = words::ANIMALS.iter().filter(|animal| prompt.iter().any(|word| word == animal.name));
-                    named.last().map(|animal| animal.name.into())
+                    let mut named =
+                        words::ANIMALS.iter().filter(|animal| prompt.iter().any(|word| word == animal.name));
+                    named.next_back().map(|animal| animal.name.into())
                 }
                 kind => known(&facts[kind], &prompt),
             };
