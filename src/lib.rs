@@ -1,1 +1,61 @@
-//! x
+//! The `scruple` program: one verb a file in [`commands`], data on stdout, talk on stderr.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod commands;
+
+pub mod fixture;
+
+pub mod plot;
+
+pub mod printer;
+
+pub mod record;
+
+/// Makes neural-network weights small, and measures what that costs.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 120)]
+pub struct Arguments {
+    /// Worker threads; all cores without it. The results do not depend on it.
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Quantise a checkpoint; without a model, the small one that comes with the program
+    Compress(commands::compress::Arguments),
+    /// Perplexity of a model on a text, and its distance to a dense model
+    Eval(commands::eval::Arguments),
+    /// Continue a prompt
+    Generate(commands::generate::Arguments),
+    /// Turn a GGUF file into a Hugging Face folder
+    Convert(commands::convert::Arguments),
+    /// Prove that a compressed checkpoint is the one that was made and measured
+    Verify(commands::verify::Arguments),
+    /// List the methods with their papers and parameters
+    Methods(commands::methods::Arguments),
+}
+
+/// Runs one verb.
+///
+/// # Errors
+/// Whatever keeps the verb from being done; `main` prints it and exits with 2.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Some(threads) = arguments.threads {
+        anyhow::ensure!(threads > 0, "--threads should be at least 1, found 0");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    match arguments.verb {
+        Verb::Compress(arguments) => commands::compress::run(&arguments),
+        Verb::Eval(arguments) => commands::eval::run(&arguments),
+        Verb::Generate(arguments) => commands::generate::run(&arguments),
+        Verb::Convert(arguments) => commands::convert::run(&arguments),
+        Verb::Verify(arguments) => commands::verify::run(&arguments),
+        Verb::Methods(arguments) => commands::methods::run(&arguments),
+    }
+}

@@ -7,6 +7,8 @@
 
 pub mod error;
 
+pub mod clock;
+
 pub mod kernel;
 
 pub mod data;
@@ -22,5 +24,15 @@ pub mod pack;
 pub mod methods;
 
 pub mod export;
+
+pub mod calibration;
+
+pub mod recipe;
+
+pub mod plan;
+
+pub mod sequential;
+
+pub mod measure;
 
 pub use error::{Error, Result};

@@ -1,1 +1,479 @@
-//! placeholder
+//! A model on disk: a folder of shards (or one file), its configuration and the files beside it.
+//!
+//! Everything structural is decided when a checkpoint is opened: after that a tensor is a slice of a map. All faults of
+//! all files are reported together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
+    fmt, fs,
+    path::{Component, Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::Value;
+
+use crate::{
+    Error, Problem, Result, Shard, TensorView, digest,
+    error::Problems,
+    format::{self, Metadata},
+    name,
+};
+
+/// The index of a sharded checkpoint.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// An opened checkpoint. Opening maps the files and reads their headers, not the weights.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    /// What was opened: the folder, or the single file.
+    path: PathBuf,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorView>,
+    by_name: HashMap<Arc<str>, usize>,
+    metadata: Metadata,
+    config: OnceLock<Value>,
+}
+
+impl Checkpoint {
+    /// Opens a folder (with `model.safetensors.index.json`, or with `*.safetensors`, or with one `*.gguf`), an index
+    /// file, or a single `*.safetensors` or `*.gguf`.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Io`] if `path` is no checkpoint at all; [`Error::Malformed`] with every structural
+    /// fault otherwise: broken headers, missing shards, index entries without tensor and the reverse, names that stand
+    /// in two shards.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let kind = fs::metadata(path).map_err(|source| Error::io(path, "open the checkpoint", source))?;
+        if kind.is_dir() {
+            return Self::open_folder(path);
+        }
+        let dir = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        if path.extension().is_some_and(|extension| extension == "json") {
+            return Self::open_index(dir, path);
+        }
+        Self::join(dir, path, vec![path.to_path_buf()], Problems::default(), None)
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
+        let index = dir.join(INDEX);
+        if index.symlink_metadata().is_ok() {
+            let mut opened = Self::open_index(dir, &index)?;
+            opened.path = dir.to_path_buf();
+            return Ok(opened);
+        }
+        let names = file_names(dir)?;
+        let ending = |ending: &str| -> Vec<PathBuf> {
+            names.iter().filter(|name| name.ends_with(ending)).map(|name| dir.join(name)).collect()
+        };
+        let shards = ending(".safetensors");
+        if !shards.is_empty() {
+            let problems = missing_numbers(dir, &names);
+            return Self::join(dir, dir, shards, problems, None);
+        }
+        let gguf = ending(".gguf");
+        match gguf.as_slice() {
+            [] => {}
+            [_] => return Self::join(dir, dir, gguf, Problems::default(), None),
+            several => {
+                let what = format!("the folder holds {} GGUF files; name the one to open", several.len());
+                return Err(Error::file(dir, what));
+            }
+        }
+        let pickles =
+            names.iter().find(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|ending| name.ends_with(ending)));
+        Err(Error::file(
+            dir,
+            match pickles {
+                Some(name) => format!(
+                    "the folder holds no *.safetensors or *.gguf, only `{name}`: PyTorch pickles are not supported yet; convert it to safetensors"
+                ),
+                None => format!("expected *.safetensors, {INDEX} or *.gguf in the folder, found none"),
+            },
+        ))
+    }
+
+    fn open_index(dir: &Path, path: &Path) -> Result<Self> {
+        let index = read_index(path)?;
+        if index.weight_map.is_empty() {
+            return Err(Error::file(path, "the index lists no tensors; fetch it again"));
+        }
+        let mut problems = Problems::default();
+        for name in &index.twice {
+            problems.push(path, Some(name), "stands in `weight_map` more than once");
+        }
+        let mut files = BTreeMap::new();
+        for (tensor, file) in &index.weight_map {
+            if plain_relative(file) {
+                *files.entry(file.as_str()).or_insert(0usize) += 1;
+            } else {
+                let what = format!(
+                    "lies in `{}` according to the index; expected a file inside the checkpoint's folder",
+                    file.escape_debug()
+                );
+                problems.push(path, Some(tensor), what);
+            }
+        }
+        let mut shards = Vec::new();
+        for (file, count) in files {
+            let shard = dir.join(file);
+            // Other reasons why it cannot be opened show up when that is tried.
+            if shard.try_exists().unwrap_or(true) {
+                shards.push(shard);
+            } else {
+                let what = format!("the shard is missing: the index places {count} tensors in it; fetch it again");
+                problems.push(&shard, None, what);
+            }
+        }
+        Self::join(dir, path, shards, problems, Some((path, &index.weight_map)))
+    }
+
+    /// Opens `shards` and joins them, on top of the `problems` already known.
+    fn join(
+        dir: &Path,
+        path: &Path,
+        shards: Vec<PathBuf>,
+        mut problems: Problems,
+        index: Option<(&Path, &BTreeMap<String, String>)>,
+    ) -> Result<Self> {
+        let single = shards.len() == 1 && problems.is_empty();
+        let mut opened = Self {
+            dir: dir.to_path_buf(),
+            path: path.to_path_buf(),
+            shards: Vec::new(),
+            tensors: Vec::new(),
+            by_name: HashMap::new(),
+            metadata: Metadata::new(),
+            config: OnceLock::new(),
+        };
+        for shard in shards {
+            match opened.add_shard(&shard, &mut problems) {
+                Ok(()) => {}
+                Err(Error::Malformed(more)) => problems.extend(more),
+                Err(error) if single => return Err(error),
+                Err(error) => problems.extend([as_problem(error)]),
+            }
+        }
+        if let Some((index, weight_map)) = index {
+            opened.compare(index, weight_map, &mut problems);
+        }
+        problems.or(opened)
+    }
+
+    fn add_shard(&mut self, path: &Path, problems: &mut Problems) -> Result<()> {
+        let shard = Shard::open(path)?;
+        let (mut entries, metadata) = format::read(&shard)?;
+        entries.sort_by_key(|entry| entry.range.start);
+        self.by_name.reserve(entries.len());
+        self.tensors.reserve(entries.len());
+        for entry in entries {
+            let name: Arc<str> = entry.name.into();
+            let (block, _) = entry.dtype.block();
+            if entry.shape.last().is_some_and(|len| len % block != 0) {
+                let what =
+                    format!("has shape {:?}, whose rows are no whole {} blocks of {block}", entry.shape, entry.dtype);
+                problems.push(path, Some(&name), what);
+            }
+            if let Some(&other) = self.by_name.get(&name) {
+                let what = format!("also lies in {}", self.tensors[other].file().display());
+                problems.push(path, Some(&name), what);
+                continue;
+            }
+            self.by_name.insert(name.clone(), self.tensors.len());
+            self.tensors.push(TensorView {
+                name,
+                dtype: entry.dtype,
+                shape: entry.shape.into(),
+                shard: shard.clone(),
+                range: entry.range,
+            });
+        }
+        for (key, value) in metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        self.shards.push(shard);
+        Ok(())
+    }
+
+    /// Holds the index against what the shards really contain.
+    fn compare(&self, index: &Path, weight_map: &BTreeMap<String, String>, problems: &mut Problems) {
+        let read: HashSet<&Path> = self.shards.iter().map(Shard::path).collect();
+        for (name, file) in weight_map {
+            let file = self.dir.join(file);
+            match self.get(name) {
+                Some(tensor) if tensor.file() == file => {}
+                Some(tensor) => {
+                    let what = format!("lies in {}, not in this file as the index says", tensor.file().display());
+                    problems.push(&file, Some(name), what);
+                }
+                None if !read.contains(file.as_path()) => {} // reported already
+                None => {
+                    let what = format!("is missing, although {} places it in this file", index.display());
+                    problems.push(&file, Some(name), what);
+                }
+            }
+        }
+        for tensor in &self.tensors {
+            if !weight_map.contains_key(tensor.name()) {
+                let what = format!("is not listed in {}", index.display());
+                problems.push(tensor.file(), Some(tensor.name()), what);
+            }
+        }
+    }
+
+    /// The folder that holds the checkpoint.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was opened: the folder, the index, or the single file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mapped files, in order of their names.
+    pub fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// Every tensor: file by file in order of their names, within a file in order of its data.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorView> {
+        self.tensors.iter()
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// If there is none: the message names the checkpoint and up to three similar names.
+    pub fn tensor(&self, name: &str) -> Result<TensorView> {
+        self.get(name).ok_or_else(|| {
+            let near = name::similar(name, self.tensors().map(TensorView::name));
+            let hint = match near.as_slice() {
+                [] => String::new(),
+                near => format!(
+                    "; did you mean {}?",
+                    near.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
+                ),
+            };
+            let what = format!("is missing ({} tensors are there){hint}", self.tensors.len());
+            Error::tensor(&self.path, name, what)
+        })
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn get(&self, name: &str) -> Option<TensorView> {
+        self.by_name.get(name).map(|&index| self.tensors[index].clone())
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// `config.json`, read once.
+    ///
+    /// # Errors
+    /// If the file is absent or not JSON.
+    pub fn config(&self) -> Result<&Value> {
+        if let Some(config) = self.config.get() {
+            return Ok(config);
+        }
+        let path = self.dir.join("config.json");
+        let text = fs::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::file(
+                &path,
+                "the model's configuration is missing; a checkpoint folder needs it beside its weights (a GGUF file is made into such a folder by `scruple convert`)",
+            ),
+            _ => Error::io(&path, "read the model's configuration", source),
+        })?;
+        let config = serde_json::from_slice(&text)
+            .map_err(|error| Error::file(&path, format!("the model's configuration is not valid JSON: {error}")))?;
+        Ok(self.config.get_or_init(|| config))
+    }
+
+    /// The string metadata of the files; where shards disagree, the first one's.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.range.len() as u64).sum()
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.elements() as u64).sum()
+    }
+
+    /// Gives the resident pages of every file back to the system.
+    pub fn release_all(&self) {
+        for shard in &self.shards {
+            shard.release(0..shard.bytes().len());
+        }
+    }
+
+    /// One hash of every tensor's name, type, shape and bytes; see [`digest::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        digest::fingerprint(self.tensors())
+    }
+
+    /// The files beside the weights that belong to the model and travel with it: tokenizer, generation settings, chat
+    /// template, licence, model card. Sorted by name; `config.json` is not among them.
+    pub fn side_files(&self) -> Vec<PathBuf> {
+        let names = file_names(&self.dir).unwrap_or_default();
+        names.iter().filter(|name| is_side_file(name)).map(|name| self.dir.join(name)).collect()
+    }
+}
+
+fn is_side_file(name: &str) -> bool {
+    const EXACT: [&str; 12] = [
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "README.md",
+        "NOTICE",
+        "NOTICE.txt",
+        "USE_POLICY.md",
+    ];
+    let starts = |prefix: &str| name.starts_with(prefix);
+    EXACT.contains(&name)
+        || starts("tokenizer") && (name.ends_with(".json") || name.ends_with(".model"))
+        || name.ends_with(".spm") // sentencepiece vocabularies
+        || starts("chat_template.")
+        || starts("LICENSE")
+        || starts("LICENCE")
+}
+
+/// Names of the regular files (or links to such) in `dir`, sorted.
+fn file_names(dir: &Path) -> Result<Vec<String>> {
+    let refuse = |source| Error::io(dir, "list the folder", source);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(refuse)? {
+        let entry = entry.map_err(refuse)?;
+        if let Ok(name) = entry.file_name().into_string()
+            && !name.starts_with('.')
+            && !entry.path().is_dir()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Shards named `…-00002-of-00005.safetensors` whose siblings are absent.
+fn missing_numbers(dir: &Path, names: &[String]) -> Problems {
+    let there: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    let mut sets = BTreeMap::new();
+    for name in names {
+        if let Some(set) = numbered(name) {
+            sets.entry(set).or_insert(name);
+        }
+    }
+    let mut problems = Problems::default();
+    for ((stem, of, width), name) in sets {
+        for number in 1..=of {
+            let sibling = format!("{stem}-{number:0width$}-of-{of:0width$}.safetensors");
+            if !there.contains(sibling.as_str()) {
+                let what = format!("the shard is missing, `{name}` says that there are {of}; fetch it again");
+                problems.push(&dir.join(sibling), None, what);
+            }
+        }
+    }
+    problems
+}
+
+/// `stem`, total and digits of `stem-00002-of-00005.safetensors`.
+fn numbered(name: &str) -> Option<(&str, usize, usize)> {
+    let (rest, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == of.len() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(number) && digits(of)).then(|| Some((stem, of.parse().ok()?, of.len())))?
+}
+
+/// Whether `file` names something inside the folder it is joined to.
+fn plain_relative(file: &str) -> bool {
+    !file.is_empty()
+        && !file.contains(['\0', '\\'])
+        && Path::new(file).components().all(|component| matches!(component, Component::Normal(_)))
+}
+
+/// A failure to open one of several files, as an item of the list.
+fn as_problem(error: Error) -> Problem {
+    match error {
+        Error::Io { file, action, source } => {
+            Problem { file, tensor: None, what: format!("cannot {action}: {source}") }
+        }
+        Error::File { file, what } => Problem { file, tensor: None, what },
+        Error::Tensor { file, tensor, what } => Problem { file, tensor: Some(tensor), what },
+        other => Problem { file: PathBuf::new(), tensor: None, what: other.to_string() },
+    }
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Default)]
+struct Index {
+    /// Tensor name to file name.
+    weight_map: BTreeMap<String, String>,
+    /// Names that come twice.
+    twice: Vec<String>,
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    // A pipe or folder under this name must not be waited for or read.
+    let shard = Shard::open(path)?;
+    let bytes = shard.bytes();
+    if bytes.len() as u64 > format::safetensors::MAX_HEADER_BYTES {
+        let what = format!("the index has {} bytes, more than 100 MB: this is not an index", bytes.len());
+        return Err(Error::file(path, what));
+    }
+    if let Some(what) = format::not_safetensors(path, bytes)
+        && !bytes.starts_with(b"{")
+    {
+        return Err(Error::file(path, what));
+    }
+    #[derive(Deserialize)]
+    struct File {
+        weight_map: Index,
+    }
+    serde_json::from_slice::<File>(bytes)
+        .map(|file| file.weight_map)
+        .map_err(|error| Error::file(path, format!("the index is not valid: {error}; fetch it again")))
+}
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Index;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`weight_map`, a map from tensor names to file names")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Index, A::Error> {
+                let mut index = Index::default();
+                while let Some((name, file)) = map.next_entry::<String, String>()? {
+                    match index.weight_map.entry(name) {
+                        Entry::Occupied(entry) => index.twice.push(entry.key().clone()),
+                        Entry::Vacant(entry) => _ = entry.insert(file),
+                    }
+                }
+                Ok(index)
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}

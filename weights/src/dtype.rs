@@ -34,6 +34,25 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Every type a safetensors file can hold here.
+    pub const SAFETENSORS: [Self; 15] = [
+        Self::F64,
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::F8E4M3,
+        Self::F8E5M2,
+        Self::I64,
+        Self::I32,
+        Self::I16,
+        Self::I8,
+        Self::U64,
+        Self::U32,
+        Self::U16,
+        Self::U8,
+        Self::Bool,
+    ];
+
     /// (elements, bytes) of the smallest addressable block: `(1, size)` for plain types.
     pub const fn block(self) -> (usize, usize) {
         match self {
@@ -57,7 +76,7 @@ impl Dtype {
     /// Bytes of `elements` elements, or `None` if they do not fill whole blocks or the number overflows.
     pub fn bytes(self, elements: usize) -> Option<usize> {
         let (block, bytes) = self.block();
-        if elements % block != 0 {
+        if !elements.is_multiple_of(block) {
             return None;
         }
         (elements / block).checked_mul(bytes)
@@ -101,24 +120,7 @@ impl Dtype {
 
     /// The type a safetensors header means by `name`.
     pub fn from_safetensors_name(name: &str) -> Option<Self> {
-        const ALL: [Dtype; 15] = [
-            Dtype::F64,
-            Dtype::F32,
-            Dtype::F16,
-            Dtype::Bf16,
-            Dtype::F8E4M3,
-            Dtype::F8E5M2,
-            Dtype::I64,
-            Dtype::I32,
-            Dtype::I16,
-            Dtype::I8,
-            Dtype::U64,
-            Dtype::U32,
-            Dtype::U16,
-            Dtype::U8,
-            Dtype::Bool,
-        ];
-        ALL.into_iter().find(|dtype| dtype.safetensors_name() == Some(name))
+        Self::SAFETENSORS.into_iter().find(|dtype| dtype.safetensors_name() == Some(name))
     }
 }
 

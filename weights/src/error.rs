@@ -1,7 +1,10 @@
 //! What can be wrong with weights on disk. A message is one sentence that names the file, the tensor, what was
 //! expected, what was found, and what to do.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -62,12 +65,33 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// An output does not fit on its disk.
+    #[error("{}: {what}", file.display())]
+    DiskFull {
+        /// The file or folder that was to be written.
+        file: PathBuf,
+        /// How many bytes are needed and how many are missing.
+        what: String,
+    },
+    /// A pattern over names is not valid.
+    #[error("pattern `{pattern}` {what}")]
+    Pattern {
+        /// The pattern as written.
+        pattern: String,
+        /// What is wrong with it, and what to write instead.
+        what: String,
+    },
 }
 
 impl Error {
     /// Wraps an I/O error with its file and a verb phrase.
     pub fn io(file: impl Into<PathBuf>, action: impl Into<String>, source: io::Error) -> Self {
         Self::Io { file: file.into(), action: action.into(), source }
+    }
+
+    /// The error of a write of `len` bytes: [`DiskFull`](Self::DiskFull) where that is the reason, else as [`io`](Self::io).
+    pub fn write(file: impl AsRef<Path>, action: impl Into<String>, len: u64, source: io::Error) -> Self {
+        crate::writer::disk::write_error(file.as_ref(), action.into(), len, source)
     }
 
     /// A fault of a whole file.
@@ -78,6 +102,50 @@ impl Error {
     /// A fault of one tensor.
     pub fn tensor(file: impl Into<PathBuf>, tensor: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Tensor { file: file.into(), tensor: tensor.into(), what: what.into() }
+    }
+}
+
+/// Faults as they are found. A hostile file can have millions, so the list has an end.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    list: Vec<Problem>,
+    unlisted: usize,
+}
+
+impl Problems {
+    const MAX: usize = 1000;
+
+    pub fn push(&mut self, file: &Path, tensor: Option<&str>, what: impl Into<String>) {
+        self.extend([Problem { file: file.to_path_buf(), tensor: tensor.map(str::to_string), what: what.into() }]);
+    }
+
+    pub fn extend(&mut self, problems: impl IntoIterator<Item = Problem>) {
+        for problem in problems {
+            if self.is_full() {
+                self.unlisted += 1;
+            } else {
+                self.list.push(problem);
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether looking further is of no use.
+    pub fn is_full(&self) -> bool {
+        self.list.len() >= Self::MAX
+    }
+
+    /// `value` if there are no faults.
+    pub fn or<T>(mut self, value: T) -> Result<T> {
+        if self.unlisted > 0 {
+            let file = self.list[0].file.clone();
+            let what = format!("{} further faults are not listed", self.unlisted);
+            self.list.push(Problem { file, tensor: None, what });
+        }
+        if self.list.is_empty() { Ok(value) } else { Err(Error::Malformed(self.list)) }
     }
 }
 

@@ -21,11 +21,13 @@ impl Shard {
     /// Maps `path`. Empty files, folders and unreadable files are refused with their name.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path: PathBuf = path.into();
+        // Opening a pipe would wait for its writer, so the kind is asked first.
+        let metadata = std::fs::metadata(&path).map_err(|source| Error::io(&path, "open the file", source))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "expected a regular file, found a folder, pipe or device"));
+        }
         let file = File::open(&path).map_err(|source| Error::io(&path, "open the file", source))?;
         let metadata = file.metadata().map_err(|source| Error::io(&path, "read the file's size", source))?;
-        if !metadata.is_file() {
-            return Err(Error::file(path, "expected a regular file, found a folder or device"));
-        }
         if metadata.len() == 0 {
             return Err(Error::file(path, "the file is empty (0 bytes); fetch or write it again"));
         }

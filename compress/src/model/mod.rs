@@ -1,3 +1,14 @@
 //! Networks that run, built from a checkpoint.
 
+pub mod config;
+
 pub mod linear;
+
+pub mod decoder;
+
+pub mod text;
+
+pub mod generate;
+
+pub use config::DecoderConfig;
+pub use decoder::Decoder;

@@ -1,0 +1,149 @@
+//! GPTQ of one linear whose Hessian is given: CPU seconds of one thread, against the core's multiply-add limit in the same run.
+//!
+//! ```text
+//! cargo bench --bench gptq_solve -- [--shape 4096x4096] [--repeat 3] [--write FILE | --file FILE] [--ours FILE]
+//! ```
+//!
+//! `--write` saves the generated weight and Hessian for another program to read, `--file` reads them from such a file,
+//! `--ours` saves the dequantised result. The settings are those of the peers in `benches/peers`: asymmetric 4 bit, groups
+//! of 128, dampening 0.01, columns from left to right; ours uses scales of the original weight ("static" groups).
+
+#![allow(clippy::print_stdout, missing_docs, reason = "a program that prints its results")]
+
+mod common;
+
+use common::{Random, cpu_seconds, flag, median, option, timed};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use scruple_compress::grid::{ScaleDtype, Search, round_to_nearest};
+use scruple_compress::kernel::gemm::{matmul_nt, quadratic_form, symmetrize, syrk_accumulate};
+use scruple_compress::methods::LayerMethod;
+use scruple_compress::methods::gptq::Gptq;
+use serde_json::json;
+
+/// A Gaussian weight, and `2/t XᵀX` of correlated inputs with log-normal sizes.
+fn generate(rows: usize, n: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut random = Random(1);
+    let weight = (0..rows * n).map(|_| 0.02 * random.normal()).collect();
+    let rank = (n / 16).max(1);
+    let mix: Vec<f32> = (0..n * rank).map(|_| random.normal() / (rank as f32).sqrt()).collect(); // (n, rank)
+    let size: Vec<f32> = (0..n).map(|_| random.normal().exp()).collect();
+    let tokens = n * 5 / 4;
+    let mut hessian = vec![0.0; n * n];
+    let mut x = Vec::new();
+    for start in (0..tokens).step_by(1024) {
+        let t = 1024.min(tokens - start);
+        let factors: Vec<f32> = (0..t * rank).map(|_| random.normal()).collect();
+        x.resize(t * n, 0.0);
+        matmul_nt(&factors, &mix, &mut x, t, n, rank);
+        for row in x.chunks_exact_mut(n) {
+            row.iter_mut().zip(&size).for_each(|(x, size)| *x = (*x + 0.5 * random.normal()) * size);
+        }
+        syrk_accumulate(&x, &mut hessian, t, n, 2.0 / tokens as f32);
+    }
+    symmetrize(&mut hessian, n);
+    (weight, hessian)
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn save(path: &str, tensors: &[(&str, [usize; 2], &[f32])]) {
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).expect("the shape fits the values"))
+    });
+    safetensors::serialize_to_file(views, None, std::path::Path::new(path)).expect("the file can be written");
+}
+
+fn load(path: &str) -> (Vec<f32>, Vec<f32>, usize) {
+    let file = std::fs::read(path).expect("the file can be read");
+    let tensors = SafeTensors::deserialize(&file).expect("a safetensors file");
+    let values = |name: &str| -> (Vec<f32>, usize) {
+        let tensor = tensors.tensor(name).expect("`weight` and `hessian`");
+        assert_eq!(tensor.dtype(), Dtype::F32, "`{name}` is f32");
+        let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect();
+        (values, tensor.shape()[1])
+    };
+    let ((weight, n), (hessian, _)) = (values("weight"), values("hessian"));
+    (weight, hessian, n)
+}
+
+fn main() {
+    if flag("--test") || flag("--list") {
+        return; // run as a test harness: nothing to do
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    pool.install(run);
+}
+
+fn run() {
+    let repeat: usize = option("--repeat").map_or(3, |value| value.parse().expect("a number"));
+    let shapes = option("--shape").unwrap_or_else(|| "4096x4096,4096x11008".to_owned());
+    let mut results = Vec::new();
+    for shape in shapes.split(',') {
+        let (rows, n) = shape.split_once('x').expect("OUTxIN");
+        let (mut rows, mut n): (usize, usize) = (rows.parse().expect("rows"), n.parse().expect("columns"));
+        let (weight, hessian) = match option("--file") {
+            Some(path) => {
+                let (weight, hessian, columns) = load(&path);
+                (rows, n) = (weight.len() / columns, columns);
+                (weight, hessian)
+            }
+            None => generate(rows, n),
+        };
+        if let Some(path) = option("--write") {
+            save(&path, &[("weight", [rows, n], &weight), ("hessian", [n, n], &hessian)]);
+        }
+        let limit = common::multiply_add_limit().unwrap_or(f64::NAN);
+        let peer = Gptq {
+            symmetric: false,
+            scale_dtype: ScaleDtype::F32,
+            search: Search::None,
+            activation_order: false,
+            ..Gptq::default()
+        };
+        let error_of = |quantised: &scruple_compress::grid::Quantised| {
+            let mut delta = quantised.dequantize();
+            delta.iter_mut().zip(&weight).for_each(|(q, w)| *q -= w);
+            quadratic_form(&delta, &hessian, n)
+        };
+        let rounded = error_of(&round_to_nearest(&weight, rows, n, &peer.grid()).expect("finite weights"));
+        println!("{rows} × {n}: one thread, at most {limit:.0} GFLOP/s of multiply-adds in registers");
+        for (name, method) in [("as the peers", peer), ("default", Gptq::default())] {
+            let (mut totals, mut factors, mut solved) = (Vec::new(), Vec::new(), None);
+            for _ in 0..repeat {
+                let mut values = weight.clone();
+                let start = cpu_seconds();
+                let (prepared, factor) = timed(|| method.prepare(&hessian, n).expect("a positive definite Hessian"));
+                let (quantised, error) = method.solve(&mut values, &prepared).expect("finite weights");
+                totals.push(cpu_seconds() - start);
+                factors.push(factor);
+                solved = Some((quantised, error));
+            }
+            let (quantised, reported) = solved.expect("at least one run");
+            // Before the figures count: the error the solver reports is that of the weights it gives, and below rounding's.
+            let error = error_of(&quantised);
+            assert!((reported / error - 1.0).abs() < 1e-2, "reported {reported}, measured {error}");
+            assert!(error < rounded, "worse than rounding to nearest");
+            let (seconds, factor) = (median(totals), median(factors));
+            let flop = (n as f64).powi(3) / 3.0 + rows as f64 * (n as f64).powi(2);
+            let rate = flop / seconds / 1e9;
+            println!(
+                "  {name}: {seconds:.3} s (factor {factor:.3}), {rate:.0} GFLOP/s = {:.0} % of the limit, error {:.4} of rounding's",
+                100.0 * rate / limit,
+                error / rounded
+            );
+            results.push(json!({
+                "shape": [rows, n], "settings": name, "cpu_seconds": seconds, "factor_cpu_seconds": factor,
+                "gflop_per_s": rate, "limit_gflop_per_s": limit, "error": error, "error_over_rtn": error / rounded,
+            }));
+            if name == "as the peers"
+                && let Some(path) = option("--ours")
+            {
+                save(&path, &[("weight", [rows, n], &quantised.dequantize())]);
+            }
+        }
+    }
+    common::record("gptq_solve", json!(results));
+}

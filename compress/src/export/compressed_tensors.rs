@@ -1,0 +1,289 @@
+//! compressed-tensors' `pack-quantized`, the format of llm-compressor and vLLM.
+//!
+//! | tensor | type | shape |
+//! |---|---|---|
+//! | `P.weight_packed` | i32 | (out, in·b/32), a bit stream along the inputs |
+//! | `P.weight_scale` | the model's | (out, groups) |
+//! | `P.weight_shape` | i64 | (2): out, in |
+//! | `P.weight_zero_point` | i32 | (out·b/32, groups), a bit stream along the outputs; asymmetric only |
+//! | `P.weight_g_idx` | i32 | (in), the group of each input column; read, not written |
+//!
+//! The library means signed codes, `−2^(b−1) ..`, and stores them plus 2^(b−1), which is our unsigned code; zero points
+//! likewise. Releases before 2026 put ten 3-bit codes in a word, later ones pack densely, so only 4 and 8 bit are
+//! written; groups of their own order (`actorder: "group"`) have been removed from the library.
+
+use scruple_weights::{Dtype, TensorSpec};
+use serde_json::{Map, Value, json};
+
+use super::{
+    GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, error, expect_shape, field, flag,
+    float_bytes, group_size, whole_number, word_bytes, words,
+};
+use crate::{
+    grid::{Quantised, ScaleDtype},
+    pack,
+};
+
+/// The release whose fields the configuration has.
+const LIBRARY_VERSION: &str = "0.19.0";
+
+pub(super) struct CompressedTensors;
+
+impl Rules for CompressedTensors {
+    fn name(&self) -> &'static str {
+        "compressed-tensors"
+    }
+
+    fn scale_dtype(&self, dtype: ScaleDtype) -> ScaleDtype {
+        dtype
+    }
+
+    fn check(&self, layout: &Layout) -> Result<(), String> {
+        let bits = layout.bits;
+        if !matches!(bits, 4 | 8) {
+            return Err(format!(
+                "pack-quantized is written with 4 or 8 bits, not {bits}; use those, or the format gptq"
+            ));
+        }
+        if layout.has_g_idx {
+            return Err(
+                "groups that are not contiguous have been removed from pack-quantized; use static groups, or the \
+                        format gptq"
+                    .into(),
+            );
+        }
+        let per_word = 32 / bits as usize;
+        if !layout.in_features.is_multiple_of(per_word) {
+            let (inputs, what) = (layout.in_features, "leave this linear dense");
+            return Err(format!("its {inputs} inputs do not fill words of {per_word} codes; {what}"));
+        }
+        if !layout.symmetric && !layout.out_features.is_multiple_of(per_word) {
+            return Err(format!(
+                "the zero points of its {} outputs do not fill words of {per_word} codes; quantise it symmetrically",
+                layout.out_features
+            ));
+        }
+        Ok(())
+    }
+
+    fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
+        let (bits, groups) = (layout.bits as usize, layout.groups());
+        let spec = |part, dtype, shape| TensorSpec { name: format!("{linear}.{part}"), dtype, shape };
+        let mut specs = vec![
+            spec("weight_packed", Dtype::I32, vec![layout.out_features, layout.in_features * bits / 32]),
+            spec("weight_scale", element(layout.dtype).dtype(), vec![layout.out_features, groups]),
+            spec("weight_shape", Dtype::I64, vec![2]),
+        ];
+        if !layout.symmetric {
+            specs.push(spec("weight_zero_point", Dtype::I32, vec![layout.out_features * bits / 32, groups]));
+        }
+        specs
+    }
+
+    fn encode(&self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        let (out, groups) = (q.out_features, q.groups());
+        let name = |part| format!("{linear}.{part}");
+        let shape = [out as i64, q.in_features as i64];
+        let mut tensors = vec![
+            (name("weight_packed"), word_bytes(&pack::pack_rows(&q.codes, out, q.in_features, q.bits)?)),
+            (name("weight_scale"), float_bytes(&q.scales, dtype)),
+            (name("weight_shape"), shape.into_iter().flat_map(i64::to_le_bytes).collect()),
+        ];
+        if !q.symmetric {
+            let zeros = pack::pack_columns(&q.zeros, out, groups, q.bits)?;
+            tensors.push((name("weight_zero_point"), word_bytes(&zeros)));
+        }
+        Ok(tensors)
+    }
+
+    fn config(&self, model: &QuantisedModel<'_>) -> Result<Option<Value>> {
+        let (main, others) = model.majority()?;
+        let mut groups = Map::new();
+        let mut kinds: Vec<(Layout, Vec<&str>)> = Vec::new();
+        for (name, layout) in &others {
+            let same = |kind: &Layout| {
+                (kind.bits, kind.config_group_size(), kind.symmetric)
+                    == (layout.bits, layout.config_group_size(), layout.symmetric)
+            };
+            match kinds.iter_mut().find(|(kind, _)| same(kind)) {
+                Some((_, names)) => names.push(name),
+                None => kinds.push((*layout, vec![name])),
+            }
+        }
+        // With one setting the class of module is target enough; with several, each lists its linears.
+        let main_targets: Vec<&str> = if kinds.is_empty() {
+            vec!["Linear"]
+        } else {
+            let is_other = |name: &str| others.iter().any(|(other, _)| *other == name);
+            model.linears.iter().map(|(name, _)| name.as_str()).filter(|name| !is_other(name)).collect()
+        };
+        kinds.insert(0, (main, main_targets));
+        for (number, (layout, targets)) in kinds.iter().enumerate() {
+            groups.insert(format!("group_{number}"), scheme(layout, targets, model.activation_order));
+        }
+        let quantised = |name: &str| model.linears.iter().any(|(linear, _)| linear == name);
+        let mut ignore: Vec<&str> = model.dense.iter().map(String::as_str).collect();
+        if !quantised("lm_head") && !ignore.contains(&"lm_head") {
+            ignore.push("lm_head"); // tied to the embedding, it is still a module of class Linear
+        }
+        Ok(Some(json!({
+            "config_groups": groups,
+            "format": "pack-quantized",
+            "global_compression_ratio": null,
+            "ignore": ignore,
+            "kv_cache_scheme": null,
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
+            "sparsity_config": {},
+            "transform_config": {},
+            "version": LIBRARY_VERSION,
+        })))
+    }
+
+    fn settings(&self, config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
+        let pack_quantized = |holder: &Value| match field(holder, "format").and_then(Value::as_str) {
+            Some(format) if format != "pack-quantized" => {
+                Err(format!("has format \"{format}\", which is not read here, only \"pack-quantized\" is"))
+            }
+            format => Ok(format.is_some()),
+        };
+        pack_quantized(config)?;
+        let mut settings = Vec::new();
+        let groups = field(config, "config_groups").and_then(Value::as_object);
+        for (name, group) in groups.into_iter().flatten() {
+            let within = |what: String| format!("{what} (in config group `{name}`)");
+            pack_quantized(group).map_err(within)?;
+            for part in ["input_activations", "output_activations"] {
+                if field(group, part).is_some() {
+                    return Err(within(format!("quantises {part}, which is not read here, only weights are")));
+                }
+            }
+            let weights = field(group, "weights").ok_or_else(|| within("has no `weights`".into()))?;
+            settings.push(setting(weights).map_err(within)?);
+        }
+        if settings.is_empty() {
+            return Err("has no `config_groups`, expected at least one".into());
+        }
+        settings.dedup();
+        Ok((settings, None))
+    }
+
+    fn decode(&self, source: &Source<'_>) -> Result<Quantised> {
+        let (packed, out_features, row_words) = source.matrix("weight_packed", Dtype::I32)?;
+        let shape = source.tensor("weight_shape", Dtype::I64)?;
+        expect_shape(&shape, &[2])?;
+        let [out, inputs] = [0, 1].map(|i| i64::from_le_bytes(shape.bytes().as_chunks::<8>().0[i]));
+        let in_features = usize::try_from(inputs).ok().filter(|&inputs| inputs > 0 && inputs <= 32 * row_words);
+        let Some(in_features) = in_features.filter(|_| usize::try_from(out) == Ok(out_features)) else {
+            let what = format!(
+                "says [{out}, {inputs}], which does not fit `weight_packed` of shape {:?}: expected [{out_features}, …]",
+                packed.shape()
+            );
+            return Err(error(&shape, what));
+        };
+        let bits = (row_words * 32 / in_features) as u32;
+        if !matches!(bits, 2 | 3 | 4 | 8) || pack::words_for(in_features, bits).ok() != Some(row_words) {
+            let what = format!(
+                "has shape {:?}, expected {in_features} inputs densely packed with 2, 3, 4 or 8 bits into words \
+                 (3-bit files of releases before 2026 are packed otherwise: save them again with a later one)",
+                packed.shape()
+            );
+            return Err(error(&packed, what));
+        }
+        let scale = source.checkpoint.tensor(&format!("{}.weight_scale", source.linear))?;
+        let groups = match *scale.shape() {
+            [rows, groups] if rows == out_features && groups > 0 && in_features.is_multiple_of(groups) => groups,
+            _ => {
+                let what = format!(
+                    "has shape {:?}, expected [{out_features}, groups] with groups a divisor of {in_features}",
+                    scale.shape()
+                );
+                return Err(error(&scale, what));
+            }
+        };
+        let group_size = in_features / groups;
+        let mut setting = source.setting(bits, group_size, in_features, &packed)?;
+        let zero_point = source.get("weight_zero_point");
+        if source.quantization.settings.len() > 1 {
+            setting.symmetric = zero_point.is_none();
+        }
+        let (scales, scale_dtype) = source.scales("weight_scale", [out_features, groups])?;
+        let zeros = match (setting.symmetric, zero_point) {
+            (true, None) => vec![1 << (bits - 1); out_features * groups],
+            (true, Some(zeros)) => {
+                return Err(error(&zeros, "is there, expected none since the configuration says symmetric"));
+            }
+            (false, _) => {
+                let zeros = source.tensor("weight_zero_point", Dtype::I32)?;
+                let words_of_column =
+                    pack::words_for(out_features, bits).map_err(|why| error(&zeros, why.to_string()))?;
+                expect_shape(&zeros, &[words_of_column, groups])?;
+                pack::unpack_columns(&words(&zeros), out_features, groups, bits)?
+            }
+        };
+        Ok(Quantised {
+            out_features,
+            in_features,
+            bits,
+            group_size,
+            symmetric: setting.symmetric,
+            scale_dtype,
+            codes: pack::unpack_rows(&words(&packed), out_features, in_features, bits)?,
+            scales,
+            zeros,
+            g_idx: source.g_idx("weight_g_idx", in_features, group_size)?,
+        })
+    }
+}
+
+/// One config group: what `targets` are quantised to.
+fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
+    let per_row = layout.group_size == layout.in_features;
+    json!({
+        "format": "pack-quantized",
+        "input_activations": null,
+        "output_activations": null,
+        "targets": targets,
+        "weights": {
+            // Static groups in activation order: the file is the same as without.
+            "actorder": if activation_order { Value::from("weight") } else { Value::Null },
+            "block_structure": null,
+            "dynamic": false,
+            "group_size": if per_row { Value::Null } else { layout.group_size.into() },
+            "num_bits": layout.bits,
+            "observer": "minmax",
+            "observer_kwargs": {},
+            "scale_dtype": null,
+            "strategy": if per_row { "channel" } else { "group" },
+            "symmetric": layout.symmetric,
+            "type": "int",
+            "zp_dtype": if layout.symmetric { Value::Null } else { "torch.int8".into() },
+        },
+    })
+}
+
+/// The setting in the `weights` of a config group.
+fn setting(weights: &Value) -> Result<Setting, String> {
+    let kind = field(weights, "type").and_then(Value::as_str).unwrap_or("int");
+    if kind != "int" {
+        return Err(format!("quantises weights to type \"{kind}\", expected \"int\""));
+    }
+    let bits = whole_number(weights, "num_bits")?.ok_or("has no `num_bits`, expected 4 or 8")?;
+    let size = whole_number(weights, "group_size")?;
+    let group_size = match field(weights, "strategy").and_then(Value::as_str) {
+        Some("channel") => None,
+        Some("group") => group_size(size.ok_or("has strategy \"group\" and no `group_size`")?)?,
+        None if size.is_some() => group_size(size.unwrap_or(-1))?,
+        other => {
+            let other = other.unwrap_or("tensor");
+            return Err(format!(
+                "has strategy \"{other}\", which is not read here, only \"group\" and \"channel\" are"
+            ));
+        }
+    };
+    Ok(Setting {
+        bits: u32::try_from(bits).map_err(|_| format!("has `num_bits` {bits}, expected 4 or 8"))?,
+        group_size,
+        symmetric: flag(weights, "symmetric", true)?,
+    })
+}

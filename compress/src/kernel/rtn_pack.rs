@@ -1,0 +1,425 @@
+//! Round to nearest straight into packed words: quantises a stored weight a group at a time, without an unpacked copy.
+//!
+//! The results are bit for bit those of [`crate::grid::round_to_nearest`] followed by [`crate::pack::pack_rows`]; buffers
+//! are the caller's and are used again, since fresh pages cost more than the arithmetic.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::grid::{self, GridSpec, ScaleDtype, Search};
+use crate::pack;
+use crate::{Error, Result};
+
+/// A weight as stored, (out_features, in_features).
+#[derive(Debug, Clone, Copy)]
+pub enum Stored<'a> {
+    /// bf16, widened exactly.
+    Bf16(&'a [bf16]),
+    /// f32.
+    F32(&'a [f32]),
+}
+
+impl<'a> Stored<'a> {
+    fn len(self) -> usize {
+        match self {
+            Self::Bf16(values) => values.len(),
+            Self::F32(values) => values.len(),
+        }
+    }
+
+    fn part(self, from: usize, len: usize) -> Stored<'a> {
+        match self {
+            Self::Bf16(values) => Self::Bf16(&values[from..][..len]),
+            Self::F32(values) => Self::F32(&values[from..][..len]),
+        }
+    }
+}
+
+/// A packed weight; make one and use it for many.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// (out_features, in_features · bits / 32), lowest bits first along the input.
+    pub words: Vec<u32>,
+    /// The bits of f16 or bf16 scales, (out_features, groups).
+    pub scales: Vec<u16>,
+    /// Zero points, (out_features, groups), unpacked.
+    pub zeros: Vec<u8>,
+}
+
+/// Rows one thread takes at once.
+const ROWS: usize = 16;
+
+/// Quantises `weight` (out_features, in_features) to the nearest points of its groups' grids and packs the codes along the
+/// input into `out`, whose buffers are used again.
+///
+/// Refuses what [`crate::grid::round_to_nearest`] and [`crate::pack::pack_rows`] refuse, and f32 scales.
+///
+/// # Panics
+/// If `weight` does not hold out_features · in_features values.
+pub fn rtn_pack(
+    weight: Stored<'_>,
+    out_features: usize,
+    in_features: usize,
+    spec: &GridSpec,
+    out: &mut Packed,
+) -> Result<()> {
+    assert_eq!(weight.len(), out_features * in_features, "the weight is not ({out_features}, {in_features})");
+    let group_size = spec.group_size_for(in_features)?;
+    let words = pack::words_for(in_features, spec.bits)?;
+    if spec.scale_dtype == ScaleDtype::F32 {
+        return Err(Error::Recipe("packed scales are F16 or BF16, not F32".to_owned()));
+    }
+    let groups = in_features / group_size.max(1);
+    out.words.resize(out_features * words, 0);
+    out.scales.resize(out_features * groups, 0);
+    out.zeros.resize(out_features * groups, 0);
+    if out.words.is_empty() {
+        return Ok(());
+    }
+    let failed = out
+        .words
+        .par_chunks_mut(ROWS * words)
+        .zip(out.scales.par_chunks_mut(ROWS * groups).zip(out.zeros.par_chunks_mut(ROWS * groups)))
+        .enumerate()
+        .map_init(Scratch::default, |scratch, (chunk, (word_rows, (scale_rows, zero_rows)))| {
+            let rows = word_rows.chunks_exact_mut(words);
+            let grids = scale_rows.chunks_exact_mut(groups).zip(zero_rows.chunks_exact_mut(groups));
+            for (within, (words, (scales, zeros))) in rows.zip(grids).enumerate() {
+                let row = chunk * ROWS + within;
+                let weight = weight.part(row * in_features, in_features);
+                if let Err((group, cause)) = pack_row(weight, group_size, spec, scratch, words, scales, zeros) {
+                    return Some((row, group, cause));
+                }
+            }
+            None
+        })
+        .find_first(Option::is_some);
+    match failed.flatten() {
+        Some((row, group, cause)) => Err(Error::Numeric(format!("row {row}, group {group}: {cause}"))),
+        None => Ok(()),
+    }
+}
+
+/// Room for a row on the general path.
+#[derive(Default)]
+struct Scratch {
+    values: Vec<f32>,
+    codes: Vec<u8>,
+}
+
+/// One row; names the group that fails.
+fn pack_row(
+    weight: Stored<'_>,
+    group_size: usize,
+    spec: &GridSpec,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+    scales: &mut [u16],
+    zeros: &mut [u8],
+) -> Result<(), (usize, Error)> {
+    #[cfg(target_arch = "x86_64")]
+    if spec.bits == 4
+        && spec.search == Search::None
+        && group_size.is_multiple_of(avx512::STEP)
+        && super::isa() == super::Isa::Avx512
+    {
+        let max_scale = match spec.scale_dtype {
+            ScaleDtype::F16 => half::f16::MAX.to_f32(),
+            _ => bf16::MAX.to_f32(),
+        };
+        for group in 0..scales.len() {
+            let values = weight.part(group * group_size, group_size);
+            let words = &mut words[group * group_size / 8..][..group_size / 8];
+            // SAFETY: AVX-512 was detected; `values` are whole steps and `words` an eighth of them.
+            let fitted = unsafe {
+                match values {
+                    Stored::Bf16(values) => avx512::group::<true>(values.as_ptr().cast(), spec, words),
+                    Stored::F32(values) => avx512::group::<false>(values.as_ptr().cast(), spec, words),
+                }
+            };
+            match fitted {
+                Some((scale, zero)) if scale <= max_scale => {
+                    scales[group] = bits_of(scale, spec.scale_dtype);
+                    zeros[group] = zero;
+                }
+                // The general path names what is wrong.
+                _ => pack_group(values, group, spec, scratch, words, scales, zeros)?,
+            }
+        }
+        return Ok(());
+    }
+    // Groups need not fill words here; rows do.
+    scratch.codes.resize(weight.len(), 0);
+    for group in 0..scales.len() {
+        let codes = group * group_size;
+        fit_and_code(weight.part(codes, group_size), group, spec, scratch, codes, scales, zeros)?;
+    }
+    pack::pack_run(&scratch.codes[..weight.len()], spec.bits, words);
+    Ok(())
+}
+
+/// One group whose codes fill words, on the general path.
+#[cfg(target_arch = "x86_64")]
+fn pack_group(
+    values: Stored<'_>,
+    group: usize,
+    spec: &GridSpec,
+    scratch: &mut Scratch,
+    words: &mut [u32],
+    scales: &mut [u16],
+    zeros: &mut [u8],
+) -> Result<(), (usize, Error)> {
+    scratch.codes.resize(values.len(), 0);
+    fit_and_code(values, group, spec, scratch, 0, scales, zeros)?;
+    pack::pack_run(&scratch.codes[..values.len()], spec.bits, words);
+    Ok(())
+}
+
+/// The grid of one group, and its codes into the scratch at `codes`.
+fn fit_and_code(
+    values: Stored<'_>,
+    group: usize,
+    spec: &GridSpec,
+    scratch: &mut Scratch,
+    codes: usize,
+    scales: &mut [u16],
+    zeros: &mut [u8],
+) -> Result<(), (usize, Error)> {
+    let wide = match values {
+        Stored::F32(values) => values,
+        Stored::Bf16(values) => {
+            scratch.values.resize(values.len(), 0.0);
+            super::gemm::widen_bf16(values, &mut scratch.values);
+            &scratch.values
+        }
+    };
+    let (scale, zero) = grid::fit_group(wide, spec).map_err(|cause| (group, cause))?;
+    grid::quantize_group(wide, scale, zero, spec.max_code(), &mut scratch.codes[codes..][..wide.len()]);
+    scales[group] = bits_of(scale, spec.scale_dtype);
+    zeros[group] = zero;
+    Ok(())
+}
+
+/// The bits of a scale that is already a value of `dtype`.
+fn bits_of(scale: f32, dtype: ScaleDtype) -> u16 {
+    match dtype {
+        ScaleDtype::F16 => half::f16::from_f32(scale).to_bits(),
+        _ => (scale.to_bits() >> 16) as u16,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use crate::grid::{GridSpec, ScaleDtype};
+
+    /// Values handled at once: 32 bytes of nibbles.
+    pub(super) const STEP: usize = 64;
+
+    /// Sixteen values from place `at` on.
+    ///
+    /// # Safety
+    /// `at + 16` values are readable.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load<const BF16: bool>(values: *const u8, at: usize) -> __m512 {
+        // SAFETY: the contract, for elements of 2 or 4 bytes.
+        unsafe {
+            if BF16 {
+                let halves = _mm256_loadu_si256(values.add(2 * at).cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+            } else {
+                _mm512_loadu_ps(values.add(4 * at).cast())
+            }
+        }
+    }
+
+    /// Fits the grid of one group and packs its codes of 4 bits; gives the scale and the zero point, or nothing if a value is
+    /// not finite. Nothing useful is in `words` if the scale is beyond its type.
+    ///
+    /// # Safety
+    /// `values` points to 8 · words.len() values of bf16 or f32, a multiple of [`STEP`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn group<const BF16: bool>(
+        values: *const u8,
+        spec: &GridSpec,
+        words: &mut [u32],
+    ) -> Option<(f32, u8)> {
+        let len = words.len() * 8;
+        // SAFETY: every load stays inside the `len` values.
+        let (lo, hi) = unsafe { extremes::<BF16>(values, len)? };
+        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+        let (lo, hi) = if lo == 0.0 && hi == 0.0 { (-1.0, 1.0) } else { (lo, hi) };
+        let (lo, hi) = if spec.symmetric { (-hi.max(-lo), hi.max(-lo)) } else { (lo, hi) };
+        let exact = (hi - lo) / 15.0;
+        let scale = match spec.scale_dtype {
+            ScaleDtype::F16 => {
+                let half = _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(exact));
+                _mm_cvtss_f32(_mm_cvtph_ps(half))
+            }
+            dtype => dtype.round(exact),
+        };
+        let scale = if scale == 0.0 { spec.scale_dtype.smallest() } else { scale };
+        let zero = if spec.symmetric { 8.0 } else { (-lo / scale).round_ties_even().clamp(0.0, 15.0) };
+        let (divisor, offset) = (_mm512_set1_ps(scale), _mm512_set1_ps(zero));
+        let (least, most) = (_mm512_setzero_ps(), _mm512_set1_ps(15.0));
+        // Packing to bytes works in 128-bit lanes: byte 4·(4l + v) + b of the result is value 16·v + 4·l + b.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let pairs = _mm512_set1_epi16(0x1001); // low code + 16 · high code
+        for (step, words) in words.chunks_exact_mut(STEP / 8).enumerate() {
+            let mut codes = [_mm512_setzero_si512(); 4];
+            for v in 0..4 {
+                // SAFETY: inside the `len` values.
+                let value = unsafe { load::<BF16>(values, step * STEP + v * 16) };
+                let rounded = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_div_ps(
+                    value, divisor,
+                ));
+                let code = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(rounded, offset), least), most);
+                codes[v] = _mm512_cvtps_epi32(code);
+            }
+            let bytes =
+                _mm512_packus_epi16(_mm512_packus_epi32(codes[0], codes[1]), _mm512_packus_epi32(codes[2], codes[3]));
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            let packed = _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(bytes, pairs));
+            // SAFETY: `words` is 8 words, 32 bytes.
+            unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), packed) };
+        }
+        Some((scale, zero as u8))
+    }
+
+    /// The smallest and the largest value, or nothing if one is not finite.
+    ///
+    /// # Safety
+    /// `len` values are readable; `len` is a positive multiple of [`STEP`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+    unsafe fn extremes<const BF16: bool>(values: *const u8, len: usize) -> Option<(f32, f32)> {
+        if BF16 {
+            // As integers whose order is that of the values: negative ones have their magnitude bits inverted.
+            let magnitude = _mm512_set1_epi16(0x7FFF);
+            let mut lo = _mm512_set1_epi16(i16::MAX);
+            let mut hi = _mm512_set1_epi16(i16::MIN);
+            for at in (0..len).step_by(32) {
+                // SAFETY: 32 of the `len` values.
+                let bits = unsafe { _mm512_loadu_si512(values.add(2 * at).cast()) };
+                let key = _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi16::<15>(bits), magnitude));
+                lo = _mm512_min_epi16(lo, key);
+                hi = _mm512_max_epi16(hi, key);
+            }
+            let (lo, hi) = (least_i16(lo), greatest_i16(hi));
+            let value = |key: i16| f32::from_bits(u32::from((key ^ ((key >> 15) & 0x7FFF)) as u16) << 16);
+            let (lo, hi) = (value(lo), value(hi));
+            return (lo.is_finite() && hi.is_finite()).then_some((lo, hi));
+        }
+        // SAFETY: the first of the `len` values.
+        let first = unsafe { load::<false>(values, 0) };
+        let (mut lo, mut hi) = (first, first);
+        let mut sick = 0;
+        for at in (0..len).step_by(16) {
+            // SAFETY: 16 of the `len` values.
+            let value = unsafe { load::<false>(values, at) };
+            lo = _mm512_min_ps(lo, value);
+            hi = _mm512_max_ps(hi, value);
+            sick |= _mm512_fpclass_ps_mask::<0x99>(value); // quiet and signalling NaN, both infinities
+        }
+        (sick == 0).then(|| (_mm512_reduce_min_ps(lo), _mm512_reduce_max_ps(hi)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn least_i16(values: __m512i) -> i16 {
+        let half = _mm256_min_epi16(_mm512_castsi512_si256(values), _mm512_extracti64x4_epi64::<1>(values));
+        let quarter = _mm_min_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+        // The one horizontal minimum there is takes unsigned values.
+        let shifted = _mm_xor_si128(quarter, _mm_set1_epi16(i16::MIN));
+        (_mm_extract_epi16::<0>(_mm_minpos_epu16(shifted)) as u16 ^ 0x8000) as i16
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn greatest_i16(values: __m512i) -> i16 {
+        !least_i16(_mm512_xor_si512(values, _mm512_set1_epi16(-1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::test_values::uniform;
+    use super::*;
+
+    fn assert_equals_the_general_path(values: &[f32], rows: usize, columns: usize, spec: &GridSpec) {
+        let narrow: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+        let wide: Vec<f32> = narrow.iter().map(|value| value.to_f32()).collect();
+        for (stored, values) in [(Stored::F32(values), values), (Stored::Bf16(&narrow), &wide)] {
+            let expected = grid::round_to_nearest(values, rows, columns, spec).unwrap();
+            let mut out = Packed { words: vec![7; 3], scales: vec![7; 1], zeros: vec![7; 9] };
+            rtn_pack(stored, rows, columns, spec, &mut out).unwrap();
+            assert_eq!(out.words, pack::pack_rows(&expected.codes, rows, columns, spec.bits).unwrap());
+            assert_eq!(out.zeros, expected.zeros);
+            let scales: Vec<f32> = out
+                .scales
+                .iter()
+                .map(|&bits| match spec.scale_dtype {
+                    ScaleDtype::F16 => half::f16::from_bits(bits).to_f32(),
+                    _ => bf16::from_bits(bits).to_f32(),
+                })
+                .collect();
+            assert_eq!(scales, expected.scales);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn packs_what_the_general_path_does(
+            bits in proptest::sample::select(vec![2u32, 3, 4, 8]),
+            group_size in proptest::sample::select(vec![0usize, 32, 48, 64, 128, 192]),
+            symmetric: bool,
+            f16: bool,
+            search in 0u8..4,
+            magnitude in proptest::sample::select(vec![1e-30f32, 1e-9, 1e-3, 1.0, 1e4]),
+            shift in -1i8..2,
+            rows in 1usize..20,
+            seed: u64,
+        ) {
+            let columns = 384;
+            let values: Vec<f32> = uniform(rows * columns, seed)
+                .into_iter()
+                .enumerate()
+                .map(|(i, x)| if i / columns % 5 == 4 { 0.0 } else { magnitude * (x.powi(3) + f32::from(shift)) })
+                .collect();
+            let spec = GridSpec {
+                bits,
+                group_size,
+                symmetric,
+                scale_dtype: if f16 { ScaleDtype::F16 } else { ScaleDtype::Bf16 },
+                search: if search == 0 { Search::Mse } else { Search::None },
+            };
+            assert_equals_the_general_path(&values, rows, columns, &spec);
+        }
+    }
+
+    #[test]
+    fn refuses_what_the_general_path_does_in_the_same_words() {
+        let spec =
+            GridSpec { bits: 4, group_size: 64, symmetric: true, scale_dtype: ScaleDtype::F16, search: Search::None };
+        for sick in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
+            let mut values = uniform(3 * 128, 1);
+            values[2 * 128 + 70] = sick;
+            let expected = grid::round_to_nearest(&values, 3, 128, &spec).unwrap_err().to_string();
+            let mut out = Packed::default();
+            let found = rtn_pack(Stored::F32(&values), 3, 128, &spec, &mut out).unwrap_err().to_string();
+            assert_eq!(found, expected);
+            let narrow: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
+            let found = rtn_pack(Stored::Bf16(&narrow), 3, 128, &spec, &mut out).unwrap_err().to_string();
+            assert!(found.starts_with("row 2, group 1: "), "{found}");
+        }
+        let f32_scales = GridSpec { scale_dtype: ScaleDtype::F32, ..spec };
+        assert!(rtn_pack(Stored::F32(&[0.0; 64]), 1, 64, &f32_scales, &mut Packed::default()).is_err());
+        let ragged = GridSpec { group_size: 0, ..spec };
+        assert!(rtn_pack(Stored::F32(&[0.0; 60]), 1, 60, &ragged, &mut Packed::default()).is_err());
+    }
+}

@@ -1,0 +1,321 @@
+//! What a recipe means for one model: every linear with its method and layout, every tensor of the result, the size of
+//! the file and the memory the run will take, all before any work.
+
+use std::collections::HashSet;
+
+use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
+
+use crate::{
+    Error, Result,
+    calibration::ActivationStore,
+    export::{Format, Layout, QuantisedModel},
+    grid::ScaleDtype,
+    methods::LayerMethod,
+    model::{
+        DecoderConfig,
+        decoder::{Decoder, Stage, linear_shape},
+    },
+    recipe::Recipe,
+    sequential::TOKENS_PER_UPDATE,
+};
+
+/// Memory of the program itself, its threads and tables, bytes (measured; `benches/record/memory.json`).
+const FIXED_BYTES: u64 = 24 << 20;
+
+/// Memory the tokenizer takes a byte of text while it works: it keeps where every piece came from (measured).
+const BYTES_PER_TEXT_BYTE: u64 = 135;
+
+/// What a run does beside compressing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Around {
+    /// Calibration sequences.
+    pub n_samples: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Length of the calibration text.
+    pub text_bytes: u64,
+    /// Bytes of dense blocks run to measure the speed; 0 where it is not measured.
+    pub speed_bytes: u64,
+    /// Both models are run on a text afterwards.
+    pub evaluates: bool,
+}
+
+/// One linear and what is to be done to it.
+#[derive(Debug, Clone)]
+pub struct PlannedLinear {
+    /// Full name, without `.weight`.
+    pub name: String,
+    /// Index of its block.
+    pub block: usize,
+    /// Where it reads its input.
+    pub stage: Stage,
+    /// Which of the stage's linears it is.
+    pub index: usize,
+    /// Index of its method (its stage in the recipe).
+    pub method: usize,
+    /// Shape and grid.
+    pub layout: Layout,
+}
+
+/// What a run is expected to take.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Forecast {
+    /// Bytes of the written tensors.
+    pub output_bytes: u64,
+    /// Bytes of the source's tensors.
+    pub dense_bytes: u64,
+    /// Bits a compressed linear's weight takes on average, scales included.
+    pub bits_per_weight: f64,
+    /// Resident memory at its peak.
+    pub peak_rss_bytes: u64,
+    /// Activations on disk while the run lasts.
+    pub activation_bytes: u64,
+}
+
+/// What a result says about its quantisation.
+#[derive(Debug, Clone)]
+pub struct Quantisation {
+    /// `quantization_config` of `config.json`; none for dense formats.
+    pub config: Option<serde_json::Value>,
+    /// Names and contents of further files.
+    pub files: Vec<(String, serde_json::Value)>,
+}
+
+/// A recipe resolved for one model.
+#[derive(Debug)]
+pub struct Plan {
+    /// The recipe as it was given.
+    pub recipe: Recipe,
+    /// The model.
+    pub config: DecoderConfig,
+    /// How the result is written.
+    pub format: Format,
+    /// The model's floats, where the format stores any.
+    pub float_dtype: ScaleDtype,
+    /// The type of the model's linears in the source.
+    pub weight_dtype: Dtype,
+    /// All linears that change, in the order of the data.
+    pub linears: Vec<PlannedLinear>,
+    /// Linears of the blocks that no stage names: they stay dense.
+    pub left_dense: Vec<String>,
+    /// Every tensor of the result, in the source's order.
+    pub tensors: Vec<TensorSpec>,
+    /// NaN and infinite weights are let through.
+    pub allow_nonfinite: bool,
+    methods: Vec<Box<dyn LayerMethod>>,
+    replaced: HashSet<String>,
+}
+
+impl Plan {
+    /// Resolves `recipe` for `checkpoint`. All faults of all linears are reported together.
+    ///
+    /// # Errors
+    /// A model that does not run, linears that a method or the format cannot hold (with the settings that would work),
+    /// a stage that names no linear.
+    pub fn new(mut recipe: Recipe, checkpoint: &Checkpoint) -> Result<Self> {
+        let config = DecoderConfig::from_checkpoint(checkpoint)?;
+        let folder = checkpoint.dir().display();
+        if crate::export::detect(checkpoint)?.is_some() {
+            return Err(Error::Recipe(format!(
+                "{folder}: the model is quantised already; compress its dense original"
+            )));
+        }
+        Decoder::check(checkpoint, &config)?;
+        let format = recipe.export.format;
+        let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();
+        let float_dtype = match weight_dtype {
+            Dtype::F16 => ScaleDtype::F16,
+            Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
+            _ => ScaleDtype::Bf16,
+        };
+        // Scales are rounded to what the format stores before codes are chosen; a recipe does not choose them.
+        let scale_dtype = format.scale_dtype(float_dtype);
+        recipe.set_scale_dtype(scale_dtype)?;
+        let methods = recipe.methods()?;
+        let filters = recipe
+            .stages
+            .iter()
+            .enumerate()
+            .map(|(index, stage)| {
+                PathFilter::new(stage.targets.clone(), stage.ignore.clone())
+                    .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
+            })
+            .collect::<Result<Vec<_>>>()?;
+
+        let mut linears = Vec::new();
+        let mut left_dense = Vec::new();
+        let mut problems = Vec::new();
+        for block in 0..config.n_blocks {
+            for stage in Stage::ALL {
+                for (index, short) in stage.linears().iter().enumerate() {
+                    let name = format!("model.layers.{block}.{short}");
+                    let (out_features, in_features, _) = linear_shape(&config, short);
+                    let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
+                        left_dense.push(name);
+                        continue;
+                    };
+                    let grid = methods[method].grid();
+                    let layout = grid.group_size_for(in_features).map(|group_size| Layout {
+                        out_features,
+                        in_features,
+                        bits: grid.bits,
+                        group_size,
+                        symmetric: grid.symmetric,
+                        has_g_idx: methods[method].stores_g_idx(),
+                        dtype: float_dtype,
+                    });
+                    match layout.and_then(|layout| format.check(&name, &layout).map(|()| layout)) {
+                        Ok(layout) => linears.push(PlannedLinear { name, block, stage, index, method, layout }),
+                        Err(error) if error.to_string().contains(&name) => problems.push(error.to_string()),
+                        Err(error) => problems.push(format!("linear `{name}`: {error}")),
+                    }
+                }
+            }
+        }
+        if let Some(first) = problems.first() {
+            let more = match problems.len() {
+                1 => String::new(),
+                n => format!(" (and so for {} more)", n - 1),
+            };
+            return Err(Error::Recipe(format!("{folder}: {first}{more}")));
+        }
+        for (index, stage) in recipe.stages.iter().enumerate() {
+            if !linears.iter().any(|linear| linear.method == index) {
+                let stage_name = format!("stage {} (`{}`)", index + 1, stage.method);
+                let targets = &stage.targets;
+                return Err(Error::Recipe(match linears.iter().any(|linear| filters[index].matches(&linear.name)) {
+                    true => format!(
+                        "{stage_name} is left without a linear: all that its targets {targets:?} name belong to earlier \
+                         stages; put the stage with the narrower targets first"
+                    ),
+                    false => format!(
+                        "{stage_name} names no linear of this model: its targets are {targets:?}, names look like \
+                         model.layers.0.self_attn.q_proj"
+                    ),
+                }));
+            }
+        }
+        let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
+        let mut tensors = Vec::new();
+        for view in checkpoint.tensors() {
+            let linear = view.name().strip_suffix(".weight").and_then(|name| {
+                replaced.contains(view.name()).then(|| linears.iter().find(|linear| linear.name == name)).flatten()
+            });
+            match linear {
+                Some(linear) => tensors.extend(format.specs(&linear.name, &linear.layout)),
+                None => tensors.push(TensorSpec {
+                    name: view.name().to_string(),
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                }),
+            }
+        }
+        let plan = Self {
+            recipe,
+            config,
+            format,
+            float_dtype,
+            weight_dtype,
+            linears,
+            left_dense,
+            tensors,
+            allow_nonfinite: false,
+            methods,
+            replaced,
+        };
+        plan.quantisation()?; // settings that cannot stand in one file
+        Ok(plan)
+    }
+
+    /// Whether tensor `name` is written anew rather than copied.
+    pub fn replaces(&self, name: &str) -> bool {
+        self.replaced.contains(name)
+    }
+
+    /// The method of `linear`.
+    pub fn method(&self, linear: &PlannedLinear) -> &dyn LayerMethod {
+        self.methods[linear.method].as_ref()
+    }
+
+    /// Whether any method looks at activations.
+    pub fn needs_calibration(&self) -> bool {
+        self.methods.iter().any(|method| method.needs().hessian)
+    }
+
+    /// What `config.json` and the files beside it say about the quantisation.
+    pub fn quantisation(&self) -> Result<Quantisation> {
+        let linears: Vec<(String, Layout)> =
+            self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
+        let mut dense = self.left_dense.clone();
+        dense.push("lm_head".into());
+        let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
+        let model = QuantisedModel {
+            linears: &linears,
+            dense: &dense,
+            activation_order: parameters("activation_order").and_then(|value| value.as_bool()).unwrap_or(false),
+            true_sequential: self.needs_calibration(),
+            dampening: parameters("dampening").and_then(|value| value.as_float()),
+        };
+        Ok(Quantisation { config: self.format.config(&model)?, files: self.format.side_files(&model)? })
+    }
+
+    /// Bits `linear` takes on disk.
+    pub fn storage_bits(&self, linear: &PlannedLinear) -> u64 {
+        self.format.storage_bits(&linear.layout)
+    }
+
+    /// What the run will take.
+    pub fn forecast(&self, checkpoint: &Checkpoint, around: Around) -> Forecast {
+        let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
+        let weights: u64 = self.linears.iter().map(|l| (l.layout.out_features * l.layout.in_features) as u64).sum();
+        let bits: u64 = self.linears.iter().map(|linear| self.storage_bits(linear)).sum();
+        let output_bytes = self.tensors.iter().map(bytes).sum();
+        let dense_bytes = checkpoint.bytes();
+        let config = &self.config;
+        let calibrated = self.needs_calibration();
+        let activation_bytes = if calibrated {
+            let width = 2 * config.hidden_size
+                + Stage::AttentionOutput.in_features(config)
+                + Stage::MlpOutput.in_features(config);
+            ActivationStore::bytes(around.n_samples * around.seq_len, width)
+        } else {
+            0
+        };
+
+        // Compressing: the largest group (its Hessian and factor; its weights as f32, as targets and as codes), beside one
+        // block as it is stored and as codes, and the inputs of one Hessian update.
+        let size = |name: &str| {
+            let (out_features, in_features, _) = linear_shape(config, name);
+            (out_features * in_features) as u64
+        };
+        let stage_bytes = |stage: Stage| {
+            let n = stage.in_features(config) as u64;
+            let hessian = if calibrated { 4 * n * n } else { 0 };
+            2 * hessian + stage.linears().iter().map(|name| size(name)).sum::<u64>() * (4 + 4 + 1)
+        };
+        let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
+        let block: u64 = Stage::ALL.iter().flat_map(|stage| stage.linears()).map(|name| size(name)).sum();
+        let block_bytes = (block as f64 * (self.weight_dtype.bits() / 8.0 + 1.0)) as u64;
+        let inputs = match calibrated {
+            true => 4 * 3 * (TOKENS_PER_UPDATE + around.seq_len) as u64 * config.intermediate_size as u64,
+            false => 0,
+        };
+        let compressing = largest_stage + block_bytes + inputs;
+
+        // Tokenising before, measuring after.
+        let head = (config.vocab_size * config.hidden_size) as u64 * (self.weight_dtype.bits() / 8.0) as u64;
+        let measuring = match around.speed_bytes {
+            0 => 0,
+            limit => (dense_bytes.saturating_sub(head)).min(limit) + head,
+        };
+        let evaluating = if around.evaluates { dense_bytes + output_bytes } else { 0 };
+        let tokenising = around.text_bytes * BYTES_PER_TEXT_BYTE;
+        Forecast {
+            output_bytes,
+            dense_bytes,
+            bits_per_weight: bits as f64 / weights.max(1) as f64,
+            peak_rss_bytes: FIXED_BYTES + compressing.max(tokenising).max(measuring).max(evaluating),
+            activation_bytes,
+        }
+    }
+}

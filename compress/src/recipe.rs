@@ -1,0 +1,138 @@
+//! What the user asks for: methods, their parameters, and the linears they are for. Parsed without touching a model.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    export::Format,
+    grid::ScaleDtype,
+    methods::{self, LayerMethod},
+};
+
+/// A whole recipe.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Methods, each for its linears; a linear belongs to the first stage that names it.
+    #[serde(rename = "stage")]
+    pub stages: Vec<StageRecipe>,
+    /// How much text is looked at.
+    #[serde(default)]
+    pub calibration: CalibrationRecipe,
+    /// How the result is written.
+    #[serde(default)]
+    pub export: ExportRecipe,
+}
+
+/// One method and the linears it is for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecipe {
+    /// A name from the list of methods.
+    pub method: String,
+    /// Globs over the names of linears (`model.layers.*.mlp.*`); all linears of all blocks without it.
+    #[serde(default = "everything")]
+    pub targets: Vec<String>,
+    /// Globs over the names of linears to leave alone.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// The method's parameters.
+    #[serde(default)]
+    pub params: toml::Table,
+}
+
+fn everything() -> Vec<String> {
+    vec!["*".into()]
+}
+
+/// How much text is looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CalibrationRecipe {
+    /// Sequences.
+    pub n_samples: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+}
+
+impl Default for CalibrationRecipe {
+    fn default() -> Self {
+        Self { n_samples: 128, seq_len: 512 }
+    }
+}
+
+/// How the result is written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportRecipe {
+    /// `gptq`, `compressed-tensors` or `dense`.
+    pub format: Format,
+}
+
+impl Default for ExportRecipe {
+    fn default() -> Self {
+        Self { format: Format::Gptq }
+    }
+}
+
+/// The line of `text` that `error` is about, and its stage if it stands in one.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return String::new() };
+    let line = before.matches('\n').count() + 1;
+    let heads = || text.lines().take(line).map(str::trim_start).filter(|line| line.starts_with('['));
+    let stage = heads().filter(|head| head.starts_with("[[stage]]")).count();
+    match heads().last() {
+        Some(head) if head.starts_with("[[stage]]") || head.starts_with("[stage.") => {
+            format!(", line {line} (stage {stage})")
+        }
+        _ => format!(", line {line}"),
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// A syntax error with its line, an unknown key, an unknown method or parameter with its stage.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::Recipe(format!("{}: cannot read the recipe: {error}", path.display())))?;
+        let recipe: Self = toml::from_str(&text).map_err(|error| {
+            let reason = error.message().lines().collect::<Vec<_>>().join(", ");
+            Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(&text, &error)))
+        })?;
+        recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        Ok(recipe)
+    }
+
+    /// Fills in every stage's parameters, with scales of the type `dtype`.
+    ///
+    /// # Errors
+    /// As [`Recipe::methods`].
+    pub(crate) fn set_scale_dtype(&mut self, dtype: ScaleDtype) -> Result<()> {
+        let methods = self.methods()?;
+        for (stage, method) in self.stages.iter_mut().zip(methods) {
+            stage.params = method.parameters();
+            let name = toml::Value::try_from(dtype).map_err(|error| Error::Recipe(error.to_string()))?;
+            stage.params.insert("scale_dtype".into(), name);
+        }
+        Ok(())
+    }
+
+    /// The methods of the stages, in order.
+    ///
+    /// # Errors
+    /// An unknown method or parameter, with the number and method of its stage.
+    pub fn methods(&self) -> Result<Vec<Box<dyn LayerMethod>>> {
+        if self.stages.is_empty() {
+            return Err(Error::Recipe("there is no stage; add at least one `[[stage]]` with a `method`".into()));
+        }
+        let build = |(index, stage): (usize, &StageRecipe)| {
+            methods::build(&stage.method, stage.params.clone())
+                .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
+        };
+        self.stages.iter().enumerate().map(build).collect()
+    }
+}

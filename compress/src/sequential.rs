@@ -1,0 +1,587 @@
+//! The one loop: a block's inputs, what its linears see, their compression, and the block's outputs by the compressed
+//! weights, which are the next block's inputs.
+//!
+//! Within a block the order is true-sequential: q, k, v; then o; then gate, up; then down, each calibrated on what the
+//! already compressed linears before it produce. A block is walked through once: at each [`Stage`] the inputs of the next
+//! group are formed from what the stage before has left on disk, so no linear is run twice (peers run each block twice).
+//!
+//! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
+//! the same bytes.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use candle_core::Tensor;
+use half::{bf16, f16};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error, Result,
+    calibration::{ActivationStore, CalibrationSet},
+    clock::cpu_seconds,
+    export::{self, Format, Layout, Quantization},
+    grid::{Quantised, ScaleDtype, Search},
+    kernel::{
+        gemm::{symmetrize, syrk_accumulate},
+        rtn_pack::{self, Packed},
+        tensor::with_f32,
+    },
+    methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
+    model::{
+        decoder::{Block, BlockCache, Ends, Stage, embed},
+        linear::Linear,
+    },
+    pack,
+    plan::{Plan, PlannedLinear},
+};
+
+/// Tokens whose inputs are gathered before they enter a Hessian: enough that its update is bound by arithmetic.
+pub(crate) const TOKENS_PER_UPDATE: usize = 2048;
+
+/// Bytes of a tensor copied at a time.
+const COPY_BYTES: usize = 8 << 20;
+
+/// What was done to one linear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinearRecord {
+    /// The method's account, with the linear's name.
+    #[serde(flatten)]
+    pub report: LinearReport,
+    /// Number of weights.
+    pub weights: u64,
+    /// Bits on disk, scales and indices included.
+    pub storage_bits: u64,
+    /// SHA-256 of the dequantised weight (f32, little endian, row by row): the numbers that were used from here on.
+    pub dequantised_sha256: String,
+}
+
+/// What the loop has done.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// All linears, in the order of the plan.
+    pub linears: Vec<LinearRecord>,
+    /// Wall seconds spent on each linear in this run, by name (resumed blocks have none).
+    pub seconds: Vec<(String, f64)>,
+    /// Where the time went.
+    pub phases: Phases,
+    /// Blocks that an earlier run had finished.
+    pub resumed_blocks: usize,
+}
+
+/// Where the time of a run went, CPU seconds of all threads.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub struct Phases {
+    /// Running blocks and gathering statistics.
+    pub calibrate: f64,
+    /// Choosing codes.
+    pub solve: f64,
+    /// Encoding and writing.
+    pub write: f64,
+    /// SHA-256 of what was used.
+    pub hash: f64,
+    /// Copying tensors that stay as they are.
+    pub copy: f64,
+}
+
+/// What a finished block leaves in the journal.
+#[derive(Debug, Serialize, Deserialize)]
+struct BlockUnit {
+    linears: Vec<LinearRecord>,
+    activations: Option<String>,
+}
+
+/// Hears what happens: `(linears done, linears in all, name of the last)`.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize, &str);
+
+const REST: &str = "rest";
+
+/// SHA-256 of rows of f32 as little-endian bytes.
+fn digest_rows(rows: usize, columns: usize, mut read: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut row = vec![0.0f32; columns];
+    for index in 0..rows {
+        read(index, &mut row)?;
+        if cfg!(target_endian = "little") {
+            hash.update(bytemuck::cast_slice::<f32, u8>(&row));
+        } else {
+            row.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// SHA-256 of the weight that reading `q` back from a file of `format` gives, in a model whose floats are `dtype`.
+fn digest_as_stored(format: Format, q: &Quantised, dtype: ScaleDtype) -> String {
+    let read = |index: usize, row: &mut [f32]| {
+        q.dequantize_row(index, row);
+        if format == Format::Dense {
+            row.iter_mut().for_each(|value| *value = dtype.round(*value));
+        }
+        Ok(())
+    };
+    digest_rows(q.out_features, q.in_features, read).unwrap_or_default() // reading codes cannot fail
+}
+
+/// SHA-256 of the weight that the written file holds for `linear`, dequantised.
+///
+/// # Errors
+/// If the file does not hold it.
+pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Option<&Quantization>) -> Result<String> {
+    if let Some(view) = checkpoint.get(&format!("{linear}.weight")) {
+        let (rows, columns) = view.rows();
+        let digest = digest_rows(rows, columns, |index, row| Ok(view.read_rows(index..index + 1, row)?));
+        view.release();
+        return digest;
+    }
+    let Some(quantization) = quantization else {
+        return Err(checkpoint.tensor(&format!("{linear}.weight")).unwrap_err().into());
+    };
+    let q = export::decode(checkpoint, linear, quantization)?;
+    digest_rows(q.out_features, q.in_features, |index, row| {
+        q.dequantize_row(index, row);
+        Ok(())
+    })
+}
+
+/// Refuses a tensor with a NaN or an infinity, by name and index.
+pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
+    match view.nonfinite() {
+        None => Ok(()),
+        Some((index, value)) => Err(Error::Numeric(format!(
+            "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
+             so fetch it again or take another",
+            view.file().display(),
+            view.name()
+        ))),
+    }
+}
+
+/// Carries out `plan` on `checkpoint`, writing every tensor of the plan.
+///
+/// # Errors
+/// Non-finite weights, a method that cannot finish, a full disk; finished blocks stay in the writer's folder.
+pub fn compress(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    calibration: Option<&CalibrationSet>,
+    writer: &mut CheckpointWriter,
+    progress: Progress<'_>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let finished = writer.finished_units();
+    let total = plan.linears.len();
+
+    if !finished.iter().any(|(unit, _)| unit == REST) {
+        let started = cpu_seconds();
+        copy_rest(checkpoint, plan, writer)?;
+        writer.commit_unit(REST, serde_json::Value::Null)?;
+        outcome.phases.copy = cpu_seconds() - started;
+    }
+
+    let mut walk = match calibration {
+        Some(set) if plan.needs_calibration() => Some(Walk::open(checkpoint, plan, set, writer)?),
+        None if plan.needs_calibration() => {
+            return Err(Error::Recipe("the recipe's methods need a calibration text; give --calibration FILE".into()));
+        }
+        _ => None,
+    };
+    for index in 0..plan.config.n_blocks {
+        let unit = format!("block {index}");
+        if let Some((_, value)) = finished.iter().find(|(name, _)| *name == unit) {
+            let value: BlockUnit = serde_json::from_value(value.clone())
+                .map_err(|error| Error::Recipe(format!("the journal's entry for {unit} is unreadable: {error}")))?;
+            outcome.linears.extend(value.linears);
+            outcome.resumed_blocks += 1;
+            if let Some(walk) = &mut walk {
+                let expected = value.activations.filter(|_| index + 1 == count_blocks(&finished));
+                walk.skip_to(index + 1, expected.as_deref())?;
+            }
+            continue;
+        }
+        let records = match &mut walk {
+            Some(walk) => walk.block(index, writer, &mut outcome, total, progress)?,
+            None => without_statistics(checkpoint, plan, index, writer, &mut outcome, total, progress)?,
+        };
+        let activations = walk.as_ref().map(Walk::digest).transpose()?;
+        let value = serde_json::to_value(BlockUnit { linears: records, activations })
+            .map_err(|error| Error::Recipe(format!("cannot note {unit} in the journal: {error}")))?;
+        writer.commit_unit(&unit, value)?;
+    }
+    Ok(outcome)
+}
+
+fn count_blocks(finished: &[(String, serde_json::Value)]) -> usize {
+    finished.iter().filter(|(name, _)| name != REST).count()
+}
+
+/// Copies every tensor that no method changes.
+fn copy_rest(checkpoint: &Checkpoint, plan: &Plan, writer: &mut CheckpointWriter) -> Result<()> {
+    for view in checkpoint.tensors().filter(|view| !plan.replaces(view.name())) {
+        if !plan.allow_nonfinite {
+            refuse_nonfinite(view)?;
+        }
+        for (index, part) in view.bytes().chunks(COPY_BYTES).enumerate() {
+            writer.write_at(view.name(), (index * COPY_BYTES) as u64, part)?;
+        }
+        view.release();
+    }
+    Ok(())
+}
+
+/// A weight as f32, checked.
+fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite: bool) -> Result<Vec<f32>> {
+    let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
+    if !allow_nonfinite {
+        refuse_nonfinite(&view)?;
+    }
+    let values = view.to_f32()?;
+    view.release();
+    Ok(values)
+}
+
+/// Compresses the linears of one group with what is known of their inputs, writes them, and returns their records and
+/// runnable forms.
+fn compress_group(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    group: &[&PlannedLinear],
+    method: &dyn LayerMethod,
+    stats: &GroupStats,
+    writer: &mut CheckpointWriter,
+    outcome: &mut Outcome,
+) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
+    let started = cpu_seconds();
+    let mut values: Vec<Vec<f32>> =
+        group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
+    let mut weights: Vec<Weight<'_>> = group
+        .iter()
+        .zip(&mut values)
+        .map(|(linear, values)| Weight {
+            name: &linear.name,
+            out_features: linear.layout.out_features,
+            in_features: linear.layout.in_features,
+            values,
+        })
+        .collect();
+    let compressed = method.compress(&mut weights, stats)?;
+    drop(values);
+    outcome.phases.solve += cpu_seconds() - started;
+
+    let mut done = Vec::new();
+    for (linear, compressed) in group.iter().zip(compressed) {
+        let started = cpu_seconds();
+        for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
+            writer.write(&name, &bytes)?;
+        }
+        outcome.phases.write += cpu_seconds() - started;
+        let started = cpu_seconds();
+        let record = LinearRecord {
+            report: compressed.report,
+            weights: (linear.layout.out_features * linear.layout.in_features) as u64,
+            storage_bits: plan.storage_bits(linear),
+            dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype),
+        };
+        outcome.phases.hash += cpu_seconds() - started;
+        outcome.seconds.push((linear.name.clone(), record.report.seconds));
+        let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
+        done.push((record, plan.format.linear(&compressed.weight, bias, plan.float_dtype)?));
+    }
+    Ok(done)
+}
+
+/// One block by methods that look at weights alone.
+fn without_statistics(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    index: usize,
+    writer: &mut CheckpointWriter,
+    outcome: &mut Outcome,
+    total: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<LinearRecord>> {
+    let mut records = Vec::new();
+    let mut packed = Packed::default();
+    for linear in plan.linears.iter().filter(|linear| linear.block == index) {
+        if let Some(record) = round_and_pack(checkpoint, plan, linear, &mut packed, writer, outcome)? {
+            outcome.linears.push(record.clone());
+            records.push(record);
+            progress(outcome.linears.len(), total, &linear.name);
+            continue;
+        }
+        let stats = GroupStats { in_features: linear.layout.in_features, hessian: None, tokens: 0 };
+        let method = plan.method(linear);
+        let done = compress_group(checkpoint, plan, &[linear], method, &stats, writer, outcome)?;
+        records.extend(done.into_iter().map(|(record, _)| record));
+        outcome.linears.push(records[records.len() - 1].clone());
+        progress(outcome.linears.len(), total, &linear.name);
+    }
+    Ok(records)
+}
+
+/// The codes and scales of `packed`.
+fn unpack(packed: &Packed, layout: &Layout, scale_dtype: ScaleDtype) -> Result<Quantised> {
+    let scale = |&bits: &u16| match scale_dtype {
+        ScaleDtype::F16 => f16::from_bits(bits).to_f32(),
+        _ => bf16::from_bits(bits).to_f32(),
+    };
+    Ok(Quantised {
+        out_features: layout.out_features,
+        in_features: layout.in_features,
+        bits: layout.bits,
+        group_size: layout.group_size,
+        symmetric: layout.symmetric,
+        scale_dtype,
+        codes: pack::unpack_rows(&packed.words, layout.out_features, layout.in_features, layout.bits)?,
+        scales: packed.scales.iter().map(scale).collect(),
+        zeros: packed.zeros.clone(),
+        g_idx: None,
+    })
+}
+
+/// Rounds a weight to nearest straight from the mapped file into packed words, where method, format and types allow it:
+/// the same bytes as by way of [`compress_group`], at the speed of memory. `None` where they do not.
+fn round_and_pack(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    linear: &PlannedLinear,
+    packed: &mut Packed,
+    writer: &CheckpointWriter,
+    outcome: &mut Outcome,
+) -> Result<Option<LinearRecord>> {
+    let method = plan.method(linear);
+    let grid = method.grid();
+    let layout = linear.layout;
+    let plain = method.name() == Rtn::NAME && grid.search == Search::None && grid.symmetric;
+    if !plain || plan.format != Format::CompressedTensors || grid.scale_dtype == ScaleDtype::F32 {
+        return Ok(None);
+    }
+    let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
+    let stored = match view.dtype() {
+        Dtype::Bf16 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::Bf16),
+        Dtype::F32 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::F32),
+        _ => None,
+    };
+    let Some(stored) = stored else { return Ok(None) };
+    let (started, wall) = (cpu_seconds(), Instant::now());
+    if let Err(error) = rtn_pack::rtn_pack(stored, layout.out_features, layout.in_features, &grid, packed) {
+        refuse_nonfinite(&view)?;
+        return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
+    }
+    outcome.phases.solve += cpu_seconds() - started;
+    let seconds = wall.elapsed().as_secs_f64();
+    outcome.seconds.push((linear.name.clone(), seconds));
+
+    let started = cpu_seconds();
+    for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
+        writer.write(&name, &bytes)?;
+    }
+    view.release();
+    outcome.phases.write += cpu_seconds() - started;
+
+    let started = cpu_seconds();
+    let q = unpack(packed, &layout, grid.scale_dtype)?;
+    let record = LinearRecord {
+        report: LinearReport {
+            linear: linear.name.clone(),
+            method: method.name().into(),
+            bits: layout.bits,
+            group_size: layout.group_size,
+            output_error: None,
+            dampening: None,
+            escalations: Vec::new(),
+            dead_inputs: 0,
+            seconds,
+        },
+        weights: (layout.out_features * layout.in_features) as u64,
+        storage_bits: plan.storage_bits(linear),
+        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype),
+    };
+    outcome.phases.hash += cpu_seconds() - started;
+    Ok(Some(record))
+}
+
+/// The calibration tokens on their way through the model.
+struct Walk<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
+    set: &'a CalibrationSet,
+    /// Residual streams: the one a block reads, and the one it writes; they change roles after each block.
+    residual: [ActivationStore; 2],
+    heads: ActivationStore,
+    hidden: ActivationStore,
+    next: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn open(
+        checkpoint: &'a Checkpoint,
+        plan: &'a Plan,
+        set: &'a CalibrationSet,
+        writer: &CheckpointWriter,
+    ) -> Result<Self> {
+        let scratch = writer.scratch()?;
+        let config = &plan.config;
+        let store = |name: &str, width| ActivationStore::open(scratch.join(name), width);
+        let walk = Self {
+            checkpoint,
+            plan,
+            set,
+            residual: [store("residual-0", config.hidden_size)?, store("residual-1", config.hidden_size)?],
+            heads: store("heads", Stage::AttentionOutput.in_features(config))?,
+            hidden: store("hidden", Stage::MlpOutput.in_features(config))?,
+            next: 0,
+        };
+        if count_blocks(&writer.finished_units()) == 0 {
+            let ends = Ends::load(checkpoint, config)?;
+            for (sample, ids) in set.ids.chunks(set.seq_len).enumerate() {
+                walk.residual[0].write(sample * set.seq_len, &embed(&ends.embedding, ids)?)?;
+            }
+            ends.embedding.release();
+        }
+        Ok(walk)
+    }
+
+    fn digest(&self) -> Result<String> {
+        self.residual[self.next % 2].digest(self.set.tokens())
+    }
+
+    /// Goes on at block `next`; `expected` is the digest of its inputs, where they should be there.
+    fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
+        self.next = next;
+        match expected {
+            Some(expected) if next < self.plan.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
+                Err(Error::Recipe(format!(
+                    "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
+                     folder, which this file lies in, to start over",
+                    self.residual[next % 2].path().display()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, (seq_len, in_features), into
+    /// a Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
+    fn observe(
+        &self,
+        stage: Stage,
+        hessian: bool,
+        mut form: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<GroupStats> {
+        let features = stage.in_features(&self.plan.config);
+        let mut h = if hessian { vec![0.0f32; features * features] } else { Vec::new() };
+        let scale = 2.0 / self.set.n_samples() as f32;
+        let mut inputs: Vec<f32> = Vec::with_capacity((TOKENS_PER_UPDATE + self.set.seq_len) * features);
+        for sample in 0..self.set.n_samples() {
+            let x = form(sample * self.set.seq_len)?;
+            if !hessian {
+                continue;
+            }
+            with_f32(&x, |x| inputs.extend_from_slice(x))?;
+            if inputs.len() >= TOKENS_PER_UPDATE * features || sample + 1 == self.set.n_samples() {
+                syrk_accumulate(&inputs, &mut h, inputs.len() / features, features, scale);
+                inputs.clear();
+            }
+        }
+        if hessian {
+            symmetrize(&mut h, features);
+        }
+        Ok(GroupStats { in_features: features, hessian: hessian.then_some(h), tokens: self.set.tokens() })
+    }
+
+    fn rows(&self, first: usize) -> std::ops::Range<usize> {
+        first..first + self.set.seq_len
+    }
+
+    /// Compresses block `index` and leaves its outputs as the next block's inputs.
+    fn block(
+        &mut self,
+        index: usize,
+        writer: &mut CheckpointWriter,
+        outcome: &mut Outcome,
+        total: usize,
+        progress: Progress<'_>,
+    ) -> Result<Vec<LinearRecord>> {
+        let mut block = Block::load(self.checkpoint, &self.plan.config, None, index)?;
+        let (input, output) = match index % 2 {
+            0 => (&self.residual[0], &self.residual[1]),
+            _ => (&self.residual[1], &self.residual[0]),
+        };
+        let mut records = Vec::new();
+        for stage in Stage::ALL {
+            let linears: Vec<&PlannedLinear> =
+                self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
+            let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
+            let started = cpu_seconds();
+            let stats = match stage {
+                Stage::Attention => {
+                    self.observe(stage, hessian, |first| block.attention_input(&input.read(self.rows(first))?))?
+                }
+                Stage::AttentionOutput => self.observe(stage, hessian, |first| {
+                    let h = block.attention_input(&input.read(self.rows(first))?)?;
+                    let heads = block.attention(&h, &mut BlockCache::default())?;
+                    self.heads.write(first, &heads)?;
+                    Ok(heads)
+                })?,
+                Stage::Mlp => self.observe(stage, hessian, |first| {
+                    let rows = self.rows(first);
+                    let x = block.attention_output(&input.read(rows.clone())?, &self.heads.read(rows)?)?;
+                    output.write(first, &x)?;
+                    block.mlp_input(&x)
+                })?,
+                Stage::MlpOutput => self.observe(stage, hessian, |first| {
+                    let hidden = block.mlp(&block.mlp_input(&output.read(self.rows(first))?)?)?;
+                    self.hidden.write(first, &hidden)?;
+                    Ok(hidden)
+                })?,
+            };
+            outcome.phases.calibrate += cpu_seconds() - started;
+
+            // One call a method: linears of one group share its statistics.
+            let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
+            let mut finished = Vec::new();
+            for method in methods {
+                let group: Vec<&PlannedLinear> =
+                    linears.iter().copied().filter(|linear| linear.method == method).collect();
+                let done = compress_group(
+                    self.checkpoint,
+                    self.plan,
+                    &group,
+                    self.plan.method(group[0]),
+                    &stats,
+                    writer,
+                    outcome,
+                )?;
+                for (linear, (record, weight)) in group.iter().zip(done) {
+                    block.replace(stage, linear.index, weight);
+                    finished.push((linear.index, record));
+                    progress(outcome.linears.len() + finished.len(), total, &linear.name);
+                }
+            }
+            finished.sort_by_key(|(index, _)| *index); // the plan's order, whatever the methods'
+            for (_, record) in finished {
+                outcome.linears.push(record.clone());
+                records.push(record);
+            }
+        }
+        let started = cpu_seconds();
+        for sample in 0..self.set.n_samples() {
+            let rows = self.rows(sample * self.set.seq_len);
+            let x = block.mlp_output(&output.read(rows.clone())?, &self.hidden.read(rows.clone())?)?;
+            output.write(rows.start, &x)?;
+        }
+        outcome.phases.calibrate += cpu_seconds() - started;
+        self.release(index);
+        self.next = index + 1;
+        Ok(records)
+    }
+
+    /// Gives the mapped pages of block `index` back.
+    fn release(&self, index: usize) {
+        let prefix = format!("model.layers.{index}.");
+        for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
+            view.release();
+        }
+    }
+}

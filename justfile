@@ -1,0 +1,38 @@
+# Long forms of what the ordinary test command does in short; results are kept under benches/record/.
+
+# Everything a change must pass
+ci:
+    .ci/run
+
+# All tests
+test:
+    cargo test --release --workspace
+
+# Train the embedded model anew from its seed
+fixture out="fixtures/tiny-world":
+    cargo run --release -p scruple-compress --example train_fixture -- --seed 1 --out {{out}}
+
+# One linear's GPTQ against the machine's limit
+bench-gptq:
+    RAYON_NUM_THREADS=1 cargo bench --bench gptq_solve
+
+# Round-to-nearest and packing against memory speed
+bench-rtn:
+    RAYON_NUM_THREADS=1 cargo bench --bench rtn_pack
+
+# Round-to-nearest folder to folder
+bench-rtn-folder:
+    RAYON_NUM_THREADS=1 cargo bench --bench rtn_folder
+
+# Tokens a second of a prompt, against candle's own Llama built as it ships
+bench-prefill model windows:
+    cargo build --release --manifest-path benches/peers/candle/Cargo.toml
+    RAYON_NUM_THREADS=1 cargo bench --bench prefill -- --model {{model}} --windows {{windows}} --peer benches/peers/candle/target/release/peers-candle
+
+# A whole GPTQ run against llm-compressor (a Python with llmcompressor==0.14.0.1)
+bench-whole-gptq model text python:
+    cargo bench --bench whole_gptq -- --model {{model}} --text {{text}} --python {{python}}
+
+# Peak memory of compress on a synthetic model of a billion parameters
+bench-memory:
+    cargo bench --bench memory

@@ -1,0 +1,8 @@
+//! The verbs, one file each: arguments, and what is done with them.
+
+pub mod compress;
+pub mod convert;
+pub mod eval;
+pub mod generate;
+pub mod methods;
+pub mod verify;

@@ -1,0 +1,153 @@
+//! `scruple verify`: proof that a compressed checkpoint holds the numbers that were made and measured.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use scruple_compress::{export, plan::Plan, sequential};
+use scruple_weights::Checkpoint;
+use serde_json::json;
+
+use super::compress::Provenance;
+use crate::{
+    printer::{self, Progress},
+    record::{self, Run},
+};
+
+/// The options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Folder that `compress` wrote
+    model: PathBuf,
+    /// The dense model it was made from: tensors that stayed as they are must equal its bytes
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+    /// Write `verify.json` and `run.json` into this folder
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+/// Reads the provenance that `compress` left in `folder`.
+pub fn provenance(folder: &Path) -> Result<Provenance> {
+    let file = folder.join("scruple.json");
+    let text = std::fs::read(&file).with_context(|| {
+        format!("{}: cannot read the provenance; verify takes a folder that `scruple compress` wrote", file.display())
+    })?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not the provenance of a compressed model", file.display()))
+}
+
+/// Checks the compressed checkpoint in `folder`; the faults found, and the numbers of linears and copied tensors checked.
+pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize, usize)> {
+    let provenance = provenance(folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
+    let quantization = export::detect(&checkpoint)?;
+    let mut faults = Vec::new();
+    let mut progress = Progress::new("verify", provenance.linears.len() as u64);
+    for (done, record) in provenance.linears.iter().enumerate() {
+        let linear = &record.report.linear;
+        match sequential::digest_from_file(&checkpoint, linear, quantization.as_ref()) {
+            Ok(digest) if digest == record.dequantised_sha256 => {}
+            Ok(digest) => faults.push(format!(
+                "{}: linear `{linear}` dequantises to SHA-256 {digest}, expected {} from scruple.json",
+                folder.display(),
+                record.dequantised_sha256
+            )),
+            Err(error) => faults.push(printer::sentence(&error.into())),
+        }
+        progress.at(done as u64 + 1, linear);
+    }
+    progress.finish();
+
+    let mut copied = 0;
+    if let Some(dense) = dense {
+        let source = Checkpoint::open(dense)?;
+        let fingerprint = source.fingerprint();
+        if fingerprint != provenance.source_fingerprint {
+            faults.push(format!(
+                "{}: the dense model's fingerprint is {fingerprint}, the compressed one was made from {}",
+                dense.display(),
+                provenance.source_fingerprint
+            ));
+        }
+        let plan = match Plan::new(provenance.recipe.clone(), &source) {
+            Ok(plan) => plan,
+            // A model of another architecture: the fingerprint has said so, this says how.
+            Err(error) => {
+                faults.push(printer::sentence(&error.into()));
+                return Ok((faults, provenance.linears.len(), copied));
+            }
+        };
+        for spec in &plan.tensors {
+            let written = match checkpoint.tensor(&spec.name) {
+                Ok(written) => written,
+                Err(error) => {
+                    faults.push(printer::sentence(&error.into()));
+                    continue;
+                }
+            };
+            if written.dtype() != spec.dtype || written.shape() != spec.shape {
+                faults.push(format!(
+                    "{}: tensor `{}` is {} {:?}, expected {} {:?}",
+                    folder.display(),
+                    spec.name,
+                    written.dtype(),
+                    written.shape(),
+                    spec.dtype,
+                    spec.shape
+                ));
+            }
+            if let Some(original) = source.get(&spec.name).filter(|view| !plan.replaces(view.name())) {
+                copied += 1;
+                if original.bytes() != written.bytes() {
+                    faults.push(format!(
+                        "{}: tensor `{}` should be a copy of the dense model's, its bytes differ",
+                        folder.display(),
+                        spec.name
+                    ));
+                }
+                original.release();
+                written.release();
+            }
+        }
+        for view in checkpoint.tensors() {
+            if !plan.tensors.iter().any(|spec| spec.name == view.name()) {
+                faults.push(format!("{}: tensor `{}` does not belong there", folder.display(), view.name()));
+            }
+        }
+    }
+    Ok((faults, provenance.linears.len(), copied))
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let clock = Run::start("verify");
+    let (faults, linears, copied) = check(&arguments.model, arguments.against.as_deref())?;
+    let record = json!({
+        "verified": faults.is_empty(),
+        "linears": linears,
+        "copied_tensors": copied,
+        "faults": faults,
+    });
+    if let Some(out) = &arguments.output {
+        record::save(out, "verify", &record, &clock)?;
+    }
+    if arguments.json {
+        printer::json(&record)?;
+    } else if faults.is_empty() {
+        printer::data(format!(
+            "verified: {linears} linears dequantise to the very numbers that were used, {copied} other tensors equal the \
+             dense model's bytes"
+        ));
+    } else {
+        for fault in &faults {
+            printer::data(fault);
+        }
+    }
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}

@@ -1,0 +1,155 @@
+//! stdout is data, stderr is talk. The only file that prints.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::{
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// Prints `error` and the chain of its causes.
+pub fn error(error: &anyhow::Error) {
+    eprintln!("error: {}", sentence(error));
+}
+
+/// `error` and the chain of its causes in one line.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // A wrapper that only repeats its cause adds nothing.
+        if !line.ends_with(&cause) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
+/// A line of talk.
+pub fn say(line: impl AsRef<str>) {
+    eprintln!("{}", line.as_ref());
+}
+
+/// A warning.
+pub fn warn(line: impl AsRef<str>) {
+    eprintln!("warning: {}", line.as_ref());
+}
+
+/// A line of data. A closed pipe ends the program quietly.
+pub fn data(line: impl AsRef<str>) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{}", line.as_ref()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Data without a line end, at once.
+pub fn data_now(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if write!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Data as JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    data(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// A table whose columns are as wide as their widest cell; columns of numbers are right-aligned, others left.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these column heads.
+    pub fn new<const N: usize>(heads: [&str; N]) -> Self {
+        Self { rows: vec![heads.iter().map(|head| (*head).to_string()).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.into());
+    }
+
+    /// Prints the table as data.
+    pub fn print(&self) {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        let numbers: Vec<bool> = (0..columns)
+            .map(|column| column > 0 && self.rows[1..].iter().filter_map(|row| row.get(column)).all(is_number))
+            .collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let gap = " ".repeat(widths[column] - cell.chars().count());
+                let space = if column > 0 { "  " } else { "" };
+                match numbers[column] {
+                    true => line.push_str(&format!("{space}{gap}{cell}")),
+                    false => line.push_str(&format!("{space}{cell}{gap}")),
+                }
+            }
+            data(line.trim_end());
+        }
+    }
+}
+
+/// Progress of long work on stderr: a bar with an ETA on a terminal, a line every ten seconds elsewhere.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    label: String,
+    total: u64,
+    started: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    /// Starts counting to `total`.
+    pub fn new(label: &str, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total);
+            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} eta {eta}");
+            bar.set_style(style.expect("the template is constant and valid"));
+            bar.set_prefix(label.to_string());
+            bar
+        });
+        let now = Instant::now();
+        Self { bar, label: label.to_string(), total, started: now, told: now }
+    }
+
+    /// `done` of the total are done.
+    pub fn at(&mut self, done: u64, message: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(message.to_string());
+        } else if self.told.elapsed() > Duration::from_secs(10) && done > 0 {
+            self.told = Instant::now();
+            let left = self.started.elapsed().as_secs_f64() * (self.total.saturating_sub(done)) as f64 / done as f64;
+            eprintln!("{} {done}/{} {message} eta {left:.0}s", self.label, self.total);
+        }
+    }
+
+    /// Ends the bar.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

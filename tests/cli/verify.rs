@@ -1,0 +1,78 @@
+//! `verify`: a good folder passes, a changed one is named.
+
+use std::fs;
+
+use crate::{
+    scruple,
+    support::{Model, Place, Run, copy_folder, flip, json_file},
+};
+
+/// Found a difference: exit code 1, and `words` on stdout.
+#[track_caller]
+fn finds(run: Run, words: &[&str]) {
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert_eq!(run.stderr, "", "{run:#?}");
+    for word in words {
+        assert!(run.stdout.contains(word), "`{word}` is not in: {}", run.stdout);
+    }
+}
+
+#[test]
+fn one_changed_bit_is_found_and_its_tensor_named() {
+    const Q: &str = "model.layers.0.self_attn.q_proj";
+    const DOWN: &str = "model.layers.1.mlp.down_proj";
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    for (format, parts) in [
+        ("gptq", &["qweight", "scales", "qzeros", "g_idx"][..]),
+        ("compressed-tensors", &["weight_packed", "weight_scale", "weight_shape"]),
+        ("dense", &["weight"]),
+    ] {
+        let out = place.out(format);
+        scruple!["compress", model, "--method rtn --group-size 32 --format", format, "-o", out, "--no-speed"]
+            .succeeds();
+        let good = scruple!["verify", out, "--against", model].succeeds();
+        assert!(good.stdout.contains("14 linears") && good.stdout.contains("7 other tensors"), "{good:#?}");
+        for (number, part) in parts.iter().enumerate() {
+            let linear = [Q, DOWN][number % 2];
+            let bad = copy_folder(&out, place.path(&format!("{format} {part}")));
+            flip(&bad, &format!("{linear}.{part}"));
+            finds(scruple!["verify", bad], &[linear]);
+            let found = scruple!["verify", bad, "--against", model, "--json"];
+            assert_eq!(found.code, Some(1));
+            let found: serde_json::Value = serde_json::from_str(&found.stdout).unwrap();
+            assert_eq!(found["verified"], false);
+            assert!(found["faults"].as_array().unwrap().len() == 1, "{found:#}");
+        }
+        let copied = "model.layers.1.input_layernorm.weight";
+        let bad = copy_folder(&out, place.path(&format!("{format} copied")));
+        flip(&bad, copied);
+        finds(scruple!["verify", bad, "--against", model], &[copied, "should be a copy"]);
+    }
+}
+
+#[test]
+fn another_dense_model_is_told_from_the_right_one() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let out = place.out("out");
+    scruple!["compress", model, "--method rtn --group-size 32 -o", out, "--no-speed"].succeeds();
+    let other = Model::tiny().set("model.norm.weight", 3, 0.5).write(place.path("other"));
+    finds(scruple!["verify", out, "--against", other], &["fingerprint", "model.norm.weight"]);
+    let wider = Model::sized(2, 128, 96).write(place.path("wider"));
+    finds(scruple!["verify", out, "--against", wider], &["fingerprint"]);
+    let taller = Model::sized(3, 64, 96).write(place.path("taller"));
+    finds(scruple!["verify", out, "--against", taller], &["fingerprint", "model.layers.2.mlp.up_proj.qweight"]);
+}
+
+#[test]
+fn a_folder_without_its_provenance_is_refused() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    scruple!["verify", model].refuses(&["scruple.json", "verify takes a folder that `scruple compress` wrote"]);
+    let out = place.out("out");
+    scruple!["compress", model, "--method rtn --group-size 32 -o", out, "--no-speed"].succeeds();
+    assert_eq!(json_file(&out.join("scruple.json"))["linears"].as_array().unwrap().len(), 14);
+    fs::write(out.join("scruple.json"), "{}").unwrap();
+    scruple!["verify", out].refuses(&["scruple.json", "not the provenance"]);
+}

@@ -1,0 +1,7 @@
+//! GGUF: blocks against the Python package, hostile files, and conversion to a Hugging Face folder.
+
+mod blocks;
+mod convert;
+mod hostile;
+mod tokenizer;
+mod writer;
