@@ -13,12 +13,6 @@ use super::llama::LlamaConfig;
 use crate::data::tokenizer::{BOS, EOS, PAD};
 use crate::{Error, Result};
 
-/// The weights rounded to bf16, the numbers [`write`] stores.
-pub fn round_to_bf16(weights: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    let round = |(name, weight): (&String, &Tensor)| Ok((name.clone(), weight.to_dtype(DType::BF16)?));
-    weights.iter().map(round).collect()
-}
-
 /// Writes `model.safetensors` and `config.json` into `folder`. `note` goes into the file's metadata, a word on where the
 /// weights come from.
 pub fn write(folder: &Path, config: &LlamaConfig, weights: &HashMap<String, Tensor>, note: &str) -> Result<()> {
@@ -76,7 +70,7 @@ pub fn write(folder: &Path, config: &LlamaConfig, weights: &HashMap<String, Tens
     fs::write(folder.join("config.json"), text + "\n").map_err(fail)
 }
 
-/// The weights and config of a folder [`write`] made, as stored.
+/// The weights and config of a folder [`write()`] made, as stored.
 pub fn open(folder: &Path) -> Result<(LlamaConfig, HashMap<String, Tensor>)> {
     let path = folder.join("config.json");
     let text = fs::read_to_string(&path).map_err(|error| Error::Model(format!("{}: {error}", path.display())))?;

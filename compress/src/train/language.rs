@@ -88,7 +88,7 @@ pub fn train(
                 phase.window
             )));
         }
-        if !recipe.batch_tokens.is_multiple_of(phase.window) {
+        if recipe.batch_tokens == 0 || !recipe.batch_tokens.is_multiple_of(phase.window) {
             return Err(Error::Recipe(format!(
                 "a step of {} tokens cannot be cut into windows of {}",
                 recipe.batch_tokens, phase.window

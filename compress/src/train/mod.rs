@@ -3,7 +3,7 @@
 //!
 //! [`llama`] is the network with its loss, [`adamw`] the step, [`language`] the loop over text; [`channels`] makes the
 //! result as uneven as large models are; [`answer`] asks the trained
-//! model the world's questions, and [`file`] puts it on disk in Hugging Face's names. Nothing here prints.
+//! model the world's questions, and [`mod@file`] puts it on disk in Hugging Face's names. Nothing here prints.
 
 pub mod llama;
 
