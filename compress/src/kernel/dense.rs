@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::SharedMut;
 
-/// Up to this many tokens the product is bound by reading the weights, and [`few_tokens`] reads them once.
+/// Up to this many tokens the product is bound by reading the weights, and the memory-bound form reads them once.
 pub const FEW_TOKENS: usize = 4;
 
 /// Rows widened together before they meet the activations: a panel of 4096 columns is 1 MiB, a core's share of cache.
