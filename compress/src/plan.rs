@@ -282,25 +282,26 @@ impl Plan {
             0
         };
 
-        // Compressing: the largest group (its Hessian and factor; its weights as f32, as targets and as codes), beside one
-        // block as it is stored and as codes, and the inputs of one Hessian update.
+        // Compressing: the group that takes most, either while its Hessian is summed (with the inputs of one update) or
+        // while it is solved (Hessian and factor; all its weights as f32 and as codes, the targets of one); beside it the
+        // block's linears that are packed already.
         let size = |name: &str| {
             let (out_features, in_features, _) = linear_shape(config, name);
             (out_features * in_features) as u64
         };
         let stage_bytes = |stage: Stage| {
             let n = stage.in_features(config) as u64;
-            let hessian = if calibrated { 4 * n * n } else { 0 };
-            2 * hessian + stage.linears().iter().map(|name| size(name)).sum::<u64>() * (4 + 4 + 1)
+            let (hessian, inputs) = match calibrated {
+                true => (4 * n * n, 4 * n * (TOKENS_PER_UPDATE + 2 * around.seq_len) as u64),
+                false => (0, 0),
+            };
+            let sizes = stage.linears().iter().map(|name| size(name));
+            let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
+            hessian + inputs.max(solving)
         };
         let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
         let block: u64 = Stage::ALL.iter().flat_map(|stage| stage.linears()).map(|name| size(name)).sum();
-        let block_bytes = (block as f64 * (self.weight_dtype.bits() / 8.0 + 1.0)) as u64;
-        let inputs = match calibrated {
-            true => 4 * 3 * (TOKENS_PER_UPDATE + around.seq_len) as u64 * config.intermediate_size as u64,
-            false => 0,
-        };
-        let compressing = largest_stage + block_bytes + inputs;
+        let compressing = largest_stage + block;
 
         // Tokenising before, measuring after.
         let head = (config.vocab_size * config.hidden_size) as u64 * (self.weight_dtype.bits() / 8.0) as u64;

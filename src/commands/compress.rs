@@ -183,7 +183,7 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
     Ok(set)
 }
 
-/// Hands the memory that tokenising took back to the system, before the blocks are walked through.
+/// Hands freed memory back to the system between the phases of a run, so that their peaks do not add up.
 fn give_back_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: malloc_trim only gives back pages that the allocator holds free.
@@ -325,6 +325,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     clock.extra.insert("compress_peak_rss_bytes".into(), record::peak_rss().into());
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
+    give_back_memory();
     let cost = Cost::measure(arguments, &model, &out, text.as_deref(), embedded.as_ref())?;
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
