@@ -9,6 +9,8 @@ pub mod error;
 
 pub mod clock;
 
+pub mod memory;
+
 pub mod kernel;
 
 pub mod data;

@@ -27,6 +27,7 @@ use crate::{
         rtn_pack::{self, Packed},
         tensor::with_f32,
     },
+    memory,
     methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
     model::{
         decoder::{Block, BlockCache, Ends, Stage, embed},
@@ -207,6 +208,7 @@ pub fn compress(
         let value = serde_json::to_value(BlockUnit { linears: records, activations })
             .map_err(|error| Error::Recipe(format!("cannot note {unit} in the journal: {error}")))?;
         writer.commit_unit(&unit, value)?;
+        memory::give_back();
     }
     Ok(outcome)
 }

@@ -14,6 +14,7 @@ use scruple_compress::{
     data::world::Question,
     export::Format,
     measure::Evaluation,
+    memory,
     model::{
         Decoder, DecoderConfig,
         decoder::{KvCache, expect_ids},
@@ -170,7 +171,7 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
     let wanted = &plan.recipe.calibration;
     let set = CalibrationSet::from_ids(ids, file, wanted.n_samples, wanted.seq_len)?;
     drop(text);
-    give_back_memory();
+    memory::give_back();
     if set.n_samples() < set.asked {
         printer::warn(format!(
             "{}: the text holds {} sequences of {} tokens, {} were asked for",
@@ -181,15 +182,6 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
         ));
     }
     Ok(set)
-}
-
-/// Hands freed memory back to the system between the phases of a run, so that their peaks do not add up.
-fn give_back_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: malloc_trim only gives back pages that the allocator holds free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Runs the verb.
@@ -325,7 +317,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     clock.extra.insert("compress_peak_rss_bytes".into(), record::peak_rss().into());
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
-    give_back_memory();
+    memory::give_back();
     let cost = Cost::measure(arguments, &model, &out, text.as_deref(), embedded.as_ref())?;
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
