@@ -139,6 +139,7 @@ pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Opt
         return Err(checkpoint.tensor(&format!("{linear}.weight")).unwrap_err().into());
     };
     let q = export::decode(checkpoint, linear, quantization)?;
+    checkpoint.release_all(); // the codes are in memory now; a walk through all linears must not map the whole file
     digest_rows(q.out_features, q.in_features, |index, row| {
         q.dequantize_row(index, row);
         Ok(())
