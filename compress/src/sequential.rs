@@ -152,7 +152,7 @@ pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
         None => Ok(()),
         Some((index, value)) => Err(Error::Numeric(format!(
             "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
-             so fetch it again or take another",
+             so fetch it again or take another, or give --allow-nonfinite to go on all the same",
             view.file().display(),
             view.name()
         ))),

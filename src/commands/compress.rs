@@ -292,6 +292,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     drop(set);
     checkpoint.release_all();
+    if let Err(error) = checkpoint.expect_unchanged() {
+        writer.discard();
+        return Err(error.into());
+    }
     if outcome.resumed_blocks > 0 {
         printer::say(format!("went on after {} blocks that an earlier run had finished", outcome.resumed_blocks));
     }

@@ -147,6 +147,7 @@ pub fn evaluate(
     let evaluation = measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))
         .map_err(|error| blame(error, &checkpoint))?;
     progress.finish();
+    checkpoint.expect_unchanged()?;
     let (bits, weights) = decoder.linear_bits();
     Ok(EvalRecord { evaluation, model_bytes: checkpoint.bytes(), bits_per_weight: bits as f64 / weights as f64 })
 }

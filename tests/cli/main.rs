@@ -8,6 +8,8 @@ mod support;
 mod gguf_writer;
 
 mod bad_input;
+mod changed_inputs;
+mod convert;
 mod determinism;
 mod embedded;
 mod measure;

@@ -321,6 +321,11 @@ impl Checkpoint {
         }
     }
 
+    /// Refuses a checkpoint one of whose files was written to since it was opened; see [`Shard::expect_unchanged`].
+    pub fn expect_unchanged(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::expect_unchanged)
+    }
+
     /// One hash of every tensor's name, type, shape and bytes; see [`digest::fingerprint`].
     pub fn fingerprint(&self) -> String {
         digest::fingerprint(self.tensors())

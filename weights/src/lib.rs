@@ -25,6 +25,8 @@ pub mod error;
 
 pub mod dtype;
 
+pub mod guard;
+
 pub mod shard;
 
 pub mod format;

@@ -1,20 +1,49 @@
 //! One file, mapped into memory. The only `unsafe` of the crate's readers is here.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    guard::{self, Watched},
+};
 
 /// A whole file mapped read-only; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shard {
     path: Arc<Path>,
-    map: Arc<Mmap>,
+    map: Arc<Mapped>,
+}
+
+/// The map and the watch over it, which ends first: the address may belong to something else a moment later.
+#[derive(Debug)]
+struct Mapped {
+    _watched: Watched,
+    bytes: Mmap,
+    opened: Identity,
+}
+
+/// Which file it is, and in what state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        Self { device, inode, len: metadata.len(), modified: metadata.modified().ok() }
+    }
 }
 
 impl Shard {
@@ -33,9 +62,11 @@ impl Shard {
         }
         // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers, for
         // which every bit pattern is valid. What the map cannot exclude is another program truncating the file while
-        // it is mapped; writers of this project never do that (they write a sibling file and rename it).
+        // it is mapped; writers of this project never do that (they write a sibling file and rename it), and the guard
+        // says so in words when others do.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        Ok(Self { path: path.into(), map: Arc::new(map) })
+        let mapped = Mapped { _watched: guard::watch(&map, &path), bytes: map, opened: Identity::of(&metadata) };
+        Ok(Self { path: path.into(), map: Arc::new(mapped) })
     }
 
     /// Where the file lies.
@@ -45,23 +76,44 @@ impl Shard {
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.map.bytes
+    }
+
+    /// Refuses a file that was written to since it was opened: what was read from it may be a mix of old and new.
+    ///
+    /// # Errors
+    /// [`Error::File`] if its size or time of change differ. A file that was moved, deleted or replaced by a new one
+    /// under its name is unharmed: the map holds on to the old one.
+    pub fn expect_unchanged(&self) -> Result<()> {
+        let opened = self.map.opened;
+        let Ok(now) = std::fs::metadata(self.path()).as_ref().map(Identity::of) else { return Ok(()) };
+        if now == opened || (now.device, now.inode) != (opened.device, opened.inode) {
+            return Ok(());
+        }
+        let what = match (opened.len, now.len) {
+            (before, after) if before != after => {
+                format!("the file had {before} bytes when it was opened and has {after} now")
+            }
+            _ => "the file was written to while it was being read".to_string(),
+        };
+        Err(Error::file(self.path(), format!("{what}; what was read is not to be trusted, start anew")))
     }
 
     /// Tells the system that `range` is read next (ignored where unsupported).
     pub fn will_need(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.len() && !range.is_empty() {
-            let _ = self.map.advise_range(Advice::WillNeed, range.start, range.len());
+        if range.end <= self.map.bytes.len() && !range.is_empty() {
+            let _ = self.map.bytes.advise_range(Advice::WillNeed, range.start, range.len());
         }
     }
 
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
     /// This keeps the process small while it walks through a model larger than memory.
     pub fn release(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.len() && !range.is_empty() {
+        if range.end <= self.map.bytes.len() && !range.is_empty() {
             // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next read brings
             // the same bytes back from the file.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let _ =
+                unsafe { self.map.bytes.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
     }
 }
