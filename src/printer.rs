@@ -14,7 +14,8 @@ pub fn error(error: &anyhow::Error) {
     eprintln!("error: {}", sentence(error));
 }
 
-/// `error` and the chain of its causes in one line.
+/// `error` and the chain of its causes in one line. Names from files and paths may hold line ends and the terminal's
+/// control sequences; they are shown escaped.
 pub fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -27,7 +28,10 @@ pub fn sentence(error: &anyhow::Error) -> String {
             line.push_str(&cause);
         }
     }
-    line
+    match line.contains(char::is_control) {
+        true => line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect(),
+        false => line,
+    }
 }
 
 /// A line of talk.

@@ -205,7 +205,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
     let checkpoint = Checkpoint::open(&model)?;
-    let mut plan = Plan::new(recipe, &checkpoint)?;
+    let plan = Plan::new(recipe, &checkpoint);
+    let mut plan = match &arguments.recipe {
+        Some(file) => plan.with_context(|| file.display().to_string())?,
+        None => plan?,
+    };
     plan.allow_nonfinite = arguments.allow_nonfinite;
     if let Some(text) = &text {
         anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");

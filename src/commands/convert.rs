@@ -127,8 +127,10 @@ enum Beside {
 
 fn is_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    path.is_file() && read.is_ok() && &magic == b"GGUF"
+    // The kind is asked first: opening a pipe would wait for its writer.
+    path.is_file()
+        && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+        && &magic == b"GGUF"
 }
 
 /// The one GGUF file a path leads to, if it leads to one.

@@ -12,6 +12,7 @@ mod changed_inputs;
 mod convert;
 mod determinism;
 mod embedded;
+mod hostile;
 mod measure;
 mod recipes;
 mod resume;
