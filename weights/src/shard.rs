@@ -1,7 +1,8 @@
-//! One file, mapped into memory. The only `unsafe` of the crate's readers is here.
+//! One file, mapped into memory, or bytes that were made from one. The only `unsafe` of the crate's readers is here.
 
 use std::{
     fs::{File, Metadata},
+    ops::Deref,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,18 +16,28 @@ use crate::{
     guard::{self, Watched},
 };
 
-/// A whole file mapped read-only; cheap to clone.
+/// A whole file mapped read-only, or bytes in memory that stand for (a part of) one: what was unpacked or put in another
+/// order because it did not lie in the file as a tensor does. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shard {
-    path: Arc<Path>,
-    map: Arc<Mapped>,
+pub struct Shard(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mapped),
+    Owned(Vec<u8>),
 }
 
 /// The map and the watch over it, which ends first: the address may belong to something else a moment later.
 #[derive(Debug)]
 struct Mapped {
     _watched: Watched,
-    bytes: Mmap,
+    map: Mmap,
     opened: Identity,
 }
 
@@ -43,6 +54,17 @@ impl Identity {
     fn of(metadata: &Metadata) -> Self {
         let (device, inode) = (metadata.dev(), metadata.ino());
         Self { device, inode, len: metadata.len(), modified: metadata.modified().ok() }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(mapped) => &mapped.map,
+            Self::Owned(bytes) => bytes,
+        }
     }
 }
 
@@ -65,18 +87,28 @@ impl Shard {
         // it is mapped; writers of this project never do that (they write a sibling file and rename it), and the guard
         // says so in words when others do.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        let mapped = Mapped { _watched: guard::watch(&map, &path), bytes: map, opened: Identity::of(&metadata) };
-        Ok(Self { path: path.into(), map: Arc::new(mapped) })
+        let mapped = Mapped { _watched: guard::watch(&map, &path), map, opened: Identity::of(&metadata) };
+        Ok(Self(Arc::new(Inner { path, bytes: Bytes::Mapped(mapped) })))
+    }
+
+    /// Bytes in memory under the name of the file they come from; errors name that file.
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Inner { path: name.into(), bytes: Bytes::Owned(bytes) }))
+    }
+
+    /// Whether the bytes lie in the file itself, as against in memory of this process.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.0.bytes, Bytes::Mapped(_))
     }
 
     /// Where the file lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map.bytes
+        &self.0.bytes
     }
 
     /// Refuses a file that was written to since it was opened: what was read from it may be a mix of old and new.
@@ -85,9 +117,9 @@ impl Shard {
     /// [`Error::File`] if its size or time of change differ. A file that was moved, deleted or replaced by a new one
     /// under its name is unharmed: the map holds on to the old one.
     pub fn expect_unchanged(&self) -> Result<()> {
-        let opened = self.map.opened;
+        let Bytes::Mapped(Mapped { opened, .. }) = &self.0.bytes else { return Ok(()) };
         let Ok(now) = std::fs::metadata(self.path()).as_ref().map(Identity::of) else { return Ok(()) };
-        if now == opened || (now.device, now.inode) != (opened.device, opened.inode) {
+        if now == *opened || (now.device, now.inode) != (opened.device, opened.inode) {
             return Ok(());
         }
         let what = match (opened.len, now.len) {
@@ -101,19 +133,24 @@ impl Shard {
 
     /// Tells the system that `range` is read next (ignored where unsupported).
     pub fn will_need(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.bytes.len() && !range.is_empty() {
-            let _ = self.map.bytes.advise_range(Advice::WillNeed, range.start, range.len());
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.0.bytes
+            && range.end <= map.len()
+            && !range.is_empty()
+        {
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
         }
     }
 
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
-    /// This keeps the process small while it walks through a model larger than memory.
+    /// This keeps the process small while it walks through a model larger than memory. Bytes in memory stay.
     pub fn release(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.bytes.len() && !range.is_empty() {
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.0.bytes
+            && range.end <= map.len()
+            && !range.is_empty()
+        {
             // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next read brings
             // the same bytes back from the file.
-            let _ =
-                unsafe { self.map.bytes.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
     }
 }
