@@ -7,6 +7,9 @@ mod support;
 #[allow(dead_code)] // its own tests use all of it
 mod gguf_writer;
 
+#[path = "../../weights/tests/containers/zip.rs"]
+mod zip_writer;
+
 mod bad_input;
 mod changed_inputs;
 mod convert;

@@ -2,6 +2,7 @@
 //! and the words that the program must answer with: one sentence on stderr, nothing on stdout, nothing written, no signal,
 //! within the memory and time of a small program.
 
+mod arrays;
 mod config;
 mod gguf;
 mod index;
@@ -180,7 +181,16 @@ fn listing(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn corpus() -> Vec<Case> {
-    [safetensors::cases(), index::cases(), gguf::cases(), config::cases(), recipe::cases(), places::cases()].concat()
+    [
+        arrays::cases(),
+        safetensors::cases(),
+        index::cases(),
+        gguf::cases(),
+        config::cases(),
+        recipe::cases(),
+        places::cases(),
+    ]
+    .concat()
 }
 
 #[test]
