@@ -12,7 +12,7 @@ use std::{
 use crate::{Error, Result};
 
 /// Bytes an ordinary user may still write to the disk that holds `path`, or `None` where the system does not say.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `path` is a NUL-terminated string that lives through the call, and `stat` is writable memory of the right
