@@ -8,6 +8,7 @@ use scruple_weights::{
     CheckpointWriter, Dtype, Error, Shard, TensorSpec,
     format::gguf,
     gguf_to_hf::{self, HfTensor},
+    hub::Want,
     writer::WriterOptions,
 };
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
+    source,
 };
 
 /// Values decoded at a time.
@@ -23,7 +25,7 @@ const VALUES_AT_ONCE: usize = 1 << 20;
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The GGUF file
+    /// The GGUF file, or `org/name[@revision][:file]` of a hub
     input: PathBuf,
     /// Folder to write; it must not exist
     #[arg(short, long)]
@@ -110,7 +112,8 @@ fn write_tensor(tensor: &HfTensor, target: Target, writer: &mut CheckpointWriter
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("convert");
-    let file = gguf::read(&Shard::open(&arguments.input)?)?;
+    let located = source::locate_as(&arguments.input, &Want::Gguf)?;
+    let file = gguf::read(&Shard::open(located.path())?)?;
     let model = gguf_to_hf::convert(&file)?;
     let spec = |tensor: &HfTensor| TensorSpec {
         name: tensor.name.clone(),
@@ -135,7 +138,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     writer.add_file("run.json", &record::pretty(&clock.to_json())?)?;
     let written = writer.finish()?;
     let parameters: usize = model.tensors.iter().map(|tensor| tensor.shape().iter().product::<usize>()).sum();
-    let summary = json!({
+    let mut summary = json!({
         "output": arguments.output.display().to_string(),
         "architecture": config["architectures"][0],
         "tensors": model.tensors.len(),
@@ -143,6 +146,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "dtype": arguments.dtype.torch_name(),
         "bytes": written.bytes,
     });
+    if let Some(origin) = located.origin() {
+        summary["source"] = serde_json::to_value(origin)?;
+    }
     if arguments.json {
         printer::json(&summary)?;
     } else {

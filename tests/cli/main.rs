@@ -7,9 +7,14 @@ mod support;
 #[allow(dead_code)] // its own tests use all of it
 mod gguf_writer;
 
+#[path = "../../weights/tests/hub/server.rs"]
+#[allow(dead_code)] // its own tests use all of it
+mod hub_server;
+
 mod bad_input;
 mod determinism;
 mod embedded;
+mod hub;
 mod measure;
 mod recipes;
 mod resume;

@@ -7,7 +7,7 @@
 //! (checksums, continued files, waiting when asked to, a token that stays with its host) is what those leave out.
 //!
 //! The modules in the order of the data: [`Settings`] of the environment, names, the client, the choice of files, the
-//! cache, one file.
+//! cache, one file, and a copy for those who want the files elsewhere.
 
 mod settings;
 
@@ -20,6 +20,8 @@ mod choice;
 mod cache;
 
 mod blob;
+
+mod export;
 
 use std::{
     fs,
@@ -182,7 +184,10 @@ impl Hub {
             files.push(self.describe(model, &cache, &mut listing, path)?);
         }
         let snapshot = cache.snapshot(&listing.commit);
-        let folder = snapshot.join(&choice.folder);
+        let folder = match choice.folder.trim_end_matches('/') {
+            "" => snapshot.clone(),
+            folder => snapshot.join(folder),
+        };
         Ok(Plan {
             origin: Origin {
                 repo: model.repo.to_string(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
@@ -107,6 +107,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub cut: Option<usize>,
+    /// Keep the connection open instead, without a further word, until the other side goes.
+    pub hold: bool,
     /// The body that would be sent without a range.
     pub whole: Vec<u8>,
 }
@@ -263,6 +265,9 @@ impl Shared {
         if request.method != "HEAD" {
             let _ = stream.write_all(&reply.body[..sent]);
         }
+        if reply.hold {
+            let _ = stream.read(&mut [0]);
+        }
     }
 
     fn reply(&self, request: &Request) -> Reply {
@@ -280,9 +285,8 @@ impl Shared {
                 let info = json!({ "id": format!("{org}/{name}"), "sha": repo.commit, "siblings": siblings });
                 Reply::status(200).header("Content-Type", "application/json").body(info.to_string())
             }
-            ["cdn", tag] => {
-                let files = repos.values().flat_map(|repo| repo.files.values());
-                let file = files.into_iter().find(|bytes| super::server::tag(bytes) == *tag);
+            ["cdn", wanted] => {
+                let file = repos.values().flat_map(|repo| repo.files.values()).find(|bytes| tag(bytes) == *wanted);
                 file.map_or(Reply::status(404), |bytes| ranged(request, bytes))
             }
             [org, name, "resolve", revision, file @ ..] => {
