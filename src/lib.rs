@@ -14,6 +14,8 @@ pub mod printer;
 
 pub mod record;
 
+pub mod source;
+
 /// Makes neural-network weights small, and measures what that costs.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 120)]
@@ -27,6 +29,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Bring a model of a hub to this machine (all verbs do so where they are given one)
+    Fetch(commands::fetch::Arguments),
     /// Quantise a checkpoint; without a model, the small one that comes with the program
     Compress(commands::compress::Arguments),
     /// Perplexity of a model on a text, and its distance to a dense model
@@ -51,6 +55,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     match arguments.verb {
+        Verb::Fetch(arguments) => commands::fetch::run(&arguments),
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),

@@ -24,7 +24,7 @@ use scruple_compress::{
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     sequential::{self, LinearRecord, Outcome},
 };
-use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions};
+use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,6 +34,7 @@ use crate::{
     plot,
     printer::{self, Progress, Table},
     record::{self, Run},
+    source,
 };
 
 /// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
@@ -47,7 +48,7 @@ const DECODE_TOKENS: usize = 16;
 /// What to compress, and how.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model; without it, the small one that comes with the program
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with the program
     model: Option<PathBuf>,
     /// How codes are chosen: see `scruple methods`
     #[arg(long, default_value = "gptq")]
@@ -106,6 +107,9 @@ pub struct Provenance {
     pub version: String,
     /// Hash of the dense model's tensors: names, types, shapes, bytes.
     pub source_fingerprint: String,
+    /// Where a dense model of a hub came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
     /// What was asked for.
     pub recipe: Recipe,
     /// Samples, their length, and the SHA-256 of the token ids.
@@ -192,19 +196,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => Some(Fixture::unpack()?),
         Some(_) => None,
     };
-    let model = match (&arguments.model, &embedded) {
-        (Some(model), _) => model.clone(),
-        (None, Some(fixture)) => fixture.path().to_path_buf(),
+    let located = match (&arguments.model, &embedded) {
+        (Some(model), _) => source::locate(model)?,
+        (None, Some(fixture)) => source::locate(fixture.path())?,
         (None, None) => unreachable!("a model is given or embedded"),
     };
-    let name = match &arguments.model {
-        None => fixture::NAME.to_string(),
-        Some(model) => name_of(model),
+    let model = located.path();
+    let name = match (&arguments.model, located.name()) {
+        (None, _) => fixture::NAME.to_string(),
+        (_, Some(name)) => name.to_string(),
+        (Some(model), None) => name_of(model),
     };
     let calibration_file = arguments.calibration.clone().or_else(|| embedded.as_ref().map(Fixture::calibration));
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
-    let checkpoint = Checkpoint::open(&model)?;
+    let checkpoint = located.open()?;
     let plan = Plan::new(recipe, &checkpoint);
     let mut plan = match &arguments.recipe {
         Some(file) => plan.with_context(|| file.display().to_string())?,
@@ -248,7 +254,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let out = match &arguments.output {
         Some(out) => out.clone(),
-        None => free_folder(&format!("{name}-{}", plan.recipe.stages[0].method)),
+        None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
     if !arguments.allow_nonfinite {
         // Before the work: in the last block it would show after hours.
@@ -307,6 +313,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let provenance = Provenance {
         version: env!("CARGO_PKG_VERSION").into(),
         source_fingerprint,
+        source: located.origin().cloned(),
         recipe: plan.recipe.clone(),
         calibration,
         left_dense: plan.left_dense.clone(),
@@ -326,7 +333,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
     memory::give_back();
-    let cost = Cost::measure(arguments, &model, &out, text.as_deref(), embedded.as_ref())?;
+    let cost = Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?;
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
     }
@@ -428,8 +435,10 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     card.push_str(&format!("base_model: {name}\ntags:\n- scruple\n- {}\n---\n\n", plan.format));
     card.push_str(&format!("# {name}, compressed\n\n"));
     card.push_str(&format!(
-        "Made from the dense checkpoint `{name}` (tensors' fingerprint `{}`) by scruple {}.\n\n",
-        provenance.source_fingerprint, provenance.version
+        "Made from the dense checkpoint `{name}` ({}tensors' fingerprint `{}`) by scruple {}.\n\n",
+        provenance.source.as_ref().map(|origin| format!("commit `{}`, ", origin.commit)).unwrap_or_default(),
+        provenance.source_fingerprint,
+        provenance.version
     ));
     card.push_str(&format!(
         "{} of the decoder blocks' linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \

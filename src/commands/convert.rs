@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
+    source,
 };
 
 /// Values decoded at a time.
@@ -33,7 +34,7 @@ const BYTES_AT_ONCE: usize = 8 << 20;
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The file, or the folder, to convert
+    /// The file or the folder to convert, or `org/name[@revision][:file]` of a hub
     input: PathBuf,
     /// Folder to write; it must not exist
     #[arg(short, long)]
@@ -258,8 +259,9 @@ fn write_beside(beside: &Beside, dtype: Option<Target>, writer: &mut CheckpointW
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("convert");
-    let (items, beside) = read(&arguments.input, arguments.dtype)?;
-    anyhow::ensure!(!items.is_empty(), "{}: the file holds no tensors; name one that does", arguments.input.display());
+    let located = source::locate(&arguments.input)?;
+    let (items, beside) = read(located.path(), arguments.dtype)?;
+    anyhow::ensure!(!items.is_empty(), "{}: the file holds no tensors; name one that does", located.path().display());
     let metadata = [("format".to_string(), "pt".to_string())].into_iter().collect();
     let options = WriterOptions { metadata, ..WriterOptions::default() };
     let specs = items.iter().map(|item| item.spec.clone()).collect();
@@ -280,7 +282,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     dtypes.sort();
     dtypes.dedup();
     let dtypes = dtypes.join(", ");
-    let summary = json!({
+    let mut summary = json!({
         "output": arguments.output.display().to_string(),
         "architecture": architecture,
         "tensors": items.len(),
@@ -288,6 +290,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "dtype": dtypes,
         "bytes": written.bytes,
     });
+    if let Some(origin) = located.origin() {
+        summary["source"] = serde_json::to_value(origin)?;
+    }
     if arguments.json {
         printer::json(&summary)?;
     } else {

@@ -3,6 +3,7 @@
 pub mod compress;
 pub mod convert;
 pub mod eval;
+pub mod fetch;
 pub mod generate;
 pub mod methods;
 pub mod verify;

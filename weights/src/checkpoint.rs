@@ -344,7 +344,7 @@ impl Checkpoint {
     }
 }
 
-fn is_side_file(name: &str) -> bool {
+pub(crate) fn is_side_file(name: &str) -> bool {
     const EXACT: [&str; 12] = [
         "generation_config.json",
         "special_tokens_map.json",
