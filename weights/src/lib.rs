@@ -46,7 +46,7 @@ pub mod gguf_to_hf;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Problem, Result};
-pub use name::PathFilter;
+pub use name::{PathFilter, Place, place};
 pub use shard::Shard;
 pub use tensor::TensorView;
 pub use writer::{CheckpointWriter, TensorSpec, WriterOptions, Written};
