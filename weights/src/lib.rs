@@ -43,6 +43,8 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
+pub mod lineage;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Problem, Result};
