@@ -10,9 +10,13 @@ pub mod fixture;
 
 pub mod plot;
 
+pub mod plot_diff;
+
 pub mod printer;
 
 pub mod record;
+
+pub mod sides;
 
 pub mod source;
 
@@ -41,6 +45,8 @@ enum Verb {
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
     Verify(commands::verify::Arguments),
+    /// What changed between two checkpoints, tensor by tensor and in one sentence
+    Diff(commands::diff::Arguments),
     /// List the methods with their papers and parameters
     Methods(commands::methods::Arguments),
 }
@@ -61,6 +67,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Generate(arguments) => commands::generate::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
+        Verb::Diff(arguments) => commands::diff::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),
     }
 }

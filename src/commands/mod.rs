@@ -2,6 +2,7 @@
 
 pub mod compress;
 pub mod convert;
+pub mod diff;
 pub mod eval;
 pub mod fetch;
 pub mod generate;

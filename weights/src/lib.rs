@@ -49,10 +49,12 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
+pub mod lineage;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, HubFault, Problem, Result};
-pub use name::PathFilter;
+pub use name::{PathFilter, Place, place};
 pub use shard::Shard;
 pub use source::ModelSource;
 pub use tensor::TensorView;
