@@ -4,6 +4,8 @@ pub mod config;
 
 pub mod linear;
 
+pub mod norm;
+
 pub mod decoder;
 
 pub mod text;
