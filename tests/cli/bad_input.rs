@@ -71,8 +71,8 @@ fn damaged(good: &[u8]) -> Vec<(&'static str, Vec<u8>, &'static [&'static str])>
             &["git-LFS pointer", "269060552", "git lfs pull"],
         ),
         ("web page", b"<!DOCTYPE html>\n<html><body>Sign in</body></html>".to_vec(), &["web page (HTML)", "download"]),
-        ("pickle", b"PK\x03\x04archive/data.pkl".to_vec(), &["PyTorch pickle", "convert it to safetensors"]),
-        ("GGUF", b"GGUF\x03\0\0\0".to_vec(), &["this is a GGUF file"]),
+        ("pickle", b"PK\x03\x04archive/data.pkl".to_vec(), &["zip archive", "truncated", "fetch it again"]),
+        ("GGUF", b"GGUF\x03\0\0\0".to_vec(), &["number of tensors", "truncated"]),
     ]
 }
 

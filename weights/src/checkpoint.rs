@@ -4,7 +4,7 @@
 //! all files are reported together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry, hash_map},
     fmt, fs,
     path::{Component, Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -19,12 +19,16 @@ use serde_json::Value;
 use crate::{
     Error, Problem, Result, Shard, TensorView, digest,
     error::Problems,
-    format::{self, Metadata},
+    format::{self, FORMATS, Format, Metadata},
     name,
 };
 
 /// The index of a sharded checkpoint.
 const INDEX: &str = "model.safetensors.index.json";
+/// The index of one in PyTorch's form.
+const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
+/// What training leaves beside a model in the same form: optimiser, schedule, random numbers, arguments.
+const NOT_WEIGHTS: [&str; 6] = ["training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states"];
 
 /// An opened checkpoint. Opening maps the files and reads their headers, not the weights.
 #[derive(Debug)]
@@ -40,8 +44,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder (with `model.safetensors.index.json`, or with `*.safetensors`, or with one `*.gguf`), an index
-    /// file, or a single `*.safetensors` or `*.gguf`.
+    /// Opens a folder, an index file, or a single file in any of the [`FORMATS`], which is recognised by its content.
+    ///
+    /// Of a folder, the first of these is opened: `model.safetensors.index.json`, all `*.safetensors`,
+    /// `pytorch_model.bin.index.json`, `pytorch_model.bin` or the numbered parts of a PyTorch checkpoint, then the one
+    /// file that is there of PyTorch, GGUF, ONNX and the rest in the order of [`FORMATS`].
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Io`] if `path` is no checkpoint at all; [`Error::Malformed`] with every structural
@@ -76,29 +83,26 @@ impl Checkpoint {
         };
         let shards = ending(".safetensors");
         if !shards.is_empty() {
-            let problems = missing_numbers(dir, &names);
+            let problems = missing_numbers(dir, &names, ".safetensors");
             return Self::join(dir, dir, shards, problems, None);
         }
-        let gguf = ending(".gguf");
-        match gguf.as_slice() {
-            [] => {}
-            [_] => return Self::join(dir, dir, gguf, Problems::default(), None),
-            several => {
-                let what = format!("the folder holds {} GGUF files; name the one to open", several.len());
-                return Err(Error::file(dir, what));
-            }
+        let index = dir.join(TORCH_INDEX);
+        if index.symlink_metadata().is_ok() {
+            let mut opened = Self::open_index(dir, &index)?;
+            opened.path = dir.to_path_buf();
+            return Ok(opened);
         }
-        let pickles =
-            names.iter().find(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|ending| name.ends_with(ending)));
-        Err(Error::file(
-            dir,
-            match pickles {
-                Some(name) => format!(
-                    "the folder holds no *.safetensors or *.gguf, only `{name}`: PyTorch pickles are not supported yet; convert it to safetensors"
-                ),
-                None => format!("expected *.safetensors, {INDEX} or *.gguf in the folder, found none"),
-            },
-        ))
+        if names.iter().any(|name| name == "pytorch_model.bin") {
+            return Self::join(dir, dir, vec![dir.join("pytorch_model.bin")], Problems::default(), None);
+        }
+        let parts: Vec<PathBuf> =
+            names.iter().filter(|name| numbered(name, ".bin").is_some()).map(|name| dir.join(name)).collect();
+        if !parts.is_empty() {
+            let problems = missing_numbers(dir, &names, ".bin");
+            return Self::join(dir, dir, parts, problems, None);
+        }
+        let shard = single_file(dir, &names)?;
+        Self::join(dir, dir, vec![shard], Problems::default(), None)
     }
 
     fn open_index(dir: &Path, path: &Path) -> Result<Self> {
@@ -170,36 +174,35 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: &Path, problems: &mut Problems) -> Result<()> {
         let shard = Shard::open(path)?;
-        let (mut entries, metadata) = format::read(&shard)?;
-        entries.sort_by_key(|entry| entry.range.start);
-        self.by_name.reserve(entries.len());
-        self.tensors.reserve(entries.len());
-        for entry in entries {
-            let name: Arc<str> = entry.name.into();
-            let (block, _) = entry.dtype.block();
-            if entry.shape.last().is_some_and(|len| len % block != 0) {
+        let contents = format::read(&shard)?;
+        self.by_name.reserve(contents.tensors.len());
+        self.tensors.reserve(contents.tensors.len());
+        for tensor in contents.tensors {
+            let (block, _) = tensor.dtype.block();
+            if tensor.shape.last().is_some_and(|len| len % block != 0) {
                 let what =
-                    format!("has shape {:?}, whose rows are no whole {} blocks of {block}", entry.shape, entry.dtype);
-                problems.push(path, Some(&name), what);
+                    format!("has shape {:?}, whose rows are no whole {} blocks of {block}", tensor.shape, tensor.dtype);
+                problems.push(path, Some(&tensor.name), what);
             }
-            if let Some(&other) = self.by_name.get(&name) {
-                let what = format!("also lies in {}", self.tensors[other].file().display());
-                problems.push(path, Some(&name), what);
-                continue;
+            match self.by_name.entry(tensor.name.clone()) {
+                hash_map::Entry::Occupied(other) => {
+                    let what = format!("also lies in {}", self.tensors[*other.get()].file().display());
+                    problems.push(path, Some(&tensor.name), what);
+                }
+                hash_map::Entry::Vacant(place) => {
+                    place.insert(self.tensors.len());
+                    self.tensors.push(tensor);
+                }
             }
-            self.by_name.insert(name.clone(), self.tensors.len());
-            self.tensors.push(TensorView {
-                name,
-                dtype: entry.dtype,
-                shape: entry.shape.into(),
-                shard: shard.clone(),
-                range: entry.range,
-            });
         }
-        for (key, value) in metadata {
+        for (key, value) in contents.metadata {
             self.metadata.entry(key).or_insert(value);
         }
+        if let Some(config) = contents.config {
+            self.config.get_or_init(|| config);
+        }
         self.shards.push(shard);
+        self.shards.extend(contents.parts);
         Ok(())
     }
 
@@ -239,12 +242,13 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The mapped files, in order of their names.
+    /// The mapped files, in order of their names; behind each the further files that its tensors lie in.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
 
-    /// Every tensor: file by file in order of their names, within a file in order of its data.
+    /// Every tensor: file by file in order of their names, within a file in order of its data, or in the order in which
+    /// the file names them where it holds them in another order.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorView> {
         self.tensors.iter()
     }
@@ -278,7 +282,8 @@ impl Checkpoint {
         self.by_name.contains_key(name)
     }
 
-    /// `config.json`, read once.
+    /// The model's configuration: what the weights' own file says where it says so (llama2.c), else `config.json`, read
+    /// once.
     ///
     /// # Errors
     /// If the file is absent or not JSON.
@@ -375,19 +380,60 @@ fn file_names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Shards named `…-00002-of-00005.safetensors` whose siblings are absent.
-fn missing_numbers(dir: &Path, names: &[String]) -> Problems {
+/// The one file of a folder that holds weights: of the first kind of which there is any, by name and content.
+fn single_file(dir: &Path, names: &[String]) -> Result<PathBuf> {
+    let mut named = None;
+    for format in FORMATS {
+        let fits = |name: &&String| {
+            let stem = name.split('.').next().unwrap_or_default();
+            format.endings.iter().any(|ending| name.ends_with(ending))
+                && !NOT_WEIGHTS.iter().any(|other| stem.starts_with(other))
+        };
+        let fitting: Vec<&String> = names.iter().filter(fits).collect();
+        let is = |name: &&&String| {
+            Shard::open(dir.join(name))
+                .is_ok_and(|shard| format::recognise(&shard).is_some_and(|found| found.name == format.name))
+        };
+        let there: Vec<&&String> = fitting.iter().filter(is).collect();
+        match there.as_slice() {
+            [] => named = named.or(fitting.first().copied()),
+            [one] => return Ok(dir.join(one)),
+            several => return Err(Error::file(dir, which(format, several))),
+        }
+    }
+    // A file that has the name of weights and is something else: opening it says what.
+    if let Some(name) = named {
+        return Ok(dir.join(name));
+    }
+    let endings: Vec<String> =
+        FORMATS.iter().flat_map(|format| format.endings).map(|ending| format!("*{ending}")).collect();
+    let mut seen = BTreeSet::new();
+    let endings: Vec<&str> = endings.iter().map(String::as_str).filter(|ending| seen.insert(*ending)).collect();
+    Err(Error::file(dir, format!("expected {} or {INDEX} in the folder, found none", endings.join(", "))))
+}
+
+fn which(format: &Format, several: &[&&String]) -> String {
+    const MOST: usize = 8;
+    let mut names: Vec<String> = several.iter().take(MOST).map(|name| format!("`{name}`")).collect();
+    if several.len() > MOST {
+        names.push(format!("and {} more", several.len() - MOST));
+    }
+    format!("the folder holds {} {} files ({}); name the one to open", several.len(), format.name, names.join(", "))
+}
+
+/// Shards named `…-00002-of-00005` and `ending` whose siblings are absent.
+fn missing_numbers(dir: &Path, names: &[String], ending: &str) -> Problems {
     let there: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let mut sets = BTreeMap::new();
     for name in names {
-        if let Some(set) = numbered(name) {
+        if let Some(set) = numbered(name, ending) {
             sets.entry(set).or_insert(name);
         }
     }
     let mut problems = Problems::default();
     for ((stem, of, width), name) in sets {
         for number in 1..=of {
-            let sibling = format!("{stem}-{number:0width$}-of-{of:0width$}.safetensors");
+            let sibling = format!("{stem}-{number:0width$}-of-{of:0width$}{ending}");
             if !there.contains(sibling.as_str()) {
                 let what = format!("the shard is missing, `{name}` says that there are {of}; fetch it again");
                 problems.push(&dir.join(sibling), None, what);
@@ -397,9 +443,9 @@ fn missing_numbers(dir: &Path, names: &[String]) -> Problems {
     problems
 }
 
-/// `stem`, total and digits of `stem-00002-of-00005.safetensors`.
-fn numbered(name: &str) -> Option<(&str, usize, usize)> {
-    let (rest, of) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+/// `stem`, total and digits of `stem-00002-of-00005` with `ending` behind.
+fn numbered<'a>(name: &'a str, ending: &str) -> Option<(&'a str, usize, usize)> {
+    let (rest, of) = name.strip_suffix(ending)?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let digits = |text: &str| text.len() == of.len() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
     (digits(number) && digits(of)).then(|| Some((stem, of.parse().ok()?, of.len())))?
@@ -441,7 +487,7 @@ fn read_index(path: &Path) -> Result<Index> {
         let what = format!("the index has {} bytes, more than 100 MB: this is not an index", bytes.len());
         return Err(Error::file(path, what));
     }
-    if let Some(what) = format::not_safetensors(path, bytes)
+    if let Some(what) = format::foreign(path, bytes)
         && !bytes.starts_with(b"{")
     {
         return Err(Error::file(path, what));

@@ -29,7 +29,31 @@ static F8E4M3: [f32; 256] = {
     table
 };
 
-/// Decodes `bytes`, `out.len()` elements of `dtype`, to f32.
+/// The f32 of an eight-bit code with `mantissa_bits` in the `fnuz` variants: no infinities, no negative zero (that code
+/// is the only NaN), and a bias one higher than IEEE's rule would give (Noune et al. 2022).
+fn fnuz(code: u8, mantissa_bits: u32) -> f32 {
+    if code == 0x80 {
+        return f32::NAN;
+    }
+    let bias = 1 << (6 - mantissa_bits); // 8 for E4M3, 16 for E5M2
+    let exponent = i32::from(code & 0x7f) >> mantissa_bits;
+    let mantissa = i32::from(code) & ((1 << mantissa_bits) - 1);
+    let (whole, exponent) = if exponent == 0 { (mantissa, 1) } else { (mantissa + (1 << mantissa_bits), exponent) };
+    let magnitude = whole as f32 * 2f32.powi(exponent - bias - mantissa_bits as i32);
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// 2^(code - 127), the scale of a microscaling block; 255 is NaN (OCP MX v1.0, section 5.4.1).
+fn e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::from_bits(1 << 22), // 2⁻¹²⁷ is subnormal in f32
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(code) << 23),
+    }
+}
+
+/// Decodes `bytes`, `out.len()` elements of `dtype`, to f32. Complex numbers and packed elements that mean nothing
+/// without their scales are refused with a sentence.
 pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
     debug_assert_eq!(dtype.bytes(out.len()), Some(bytes.len()));
     match dtype {
@@ -46,6 +70,17 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), 
                 map(bytes, copy, |[b]| [0, b]);
                 f16_to_f32(copy.as_flattened(), out);
             }
+        }
+        Dtype::F8E4M3Fnuz => map(bytes, out, |[b]| fnuz(b, 3)),
+        Dtype::F8E5M2Fnuz => map(bytes, out, |[b]| fnuz(b, 2)),
+        Dtype::F8E8M0 => map(bytes, out, |[b]| e8m0(b)),
+        Dtype::C64 => {
+            return Err("holds complex numbers (C64), which have no real value; take their parts apart first".into());
+        }
+        Dtype::F6E2M3 | Dtype::F6E3M2 | Dtype::F4 => {
+            return Err(format!(
+                "holds packed {dtype} elements, whose values depend on the scales of a quantised layer; dequantise the model first"
+            ));
         }
         Dtype::I64 => map(bytes, out, |b| i64::from_le_bytes(b) as f32),
         Dtype::I32 => map(bytes, out, |b| i32::from_le_bytes(b) as f32),
@@ -242,6 +277,26 @@ mod tests {
                 _ => definition(code as u32, 5, 10) as f32,
             };
             assert!(same(value, expected), "{code:#06x}: {value} {expected}");
+        }
+    }
+
+    #[test]
+    fn codes_of_the_fnuz_types_and_of_block_scales() {
+        for code in 0..=255u8 {
+            for (dtype, exponent_bits, mantissa_bits) in [(Dtype::F8E4M3Fnuz, 4, 3), (Dtype::F8E5M2Fnuz, 5, 2)] {
+                // One more in the bias halves every value.
+                let expected = definition(code.into(), exponent_bits, mantissa_bits) as f32 / 2.0;
+                let expected = if code == 0x80 { f32::NAN } else { expected };
+                assert!(same(decode(dtype, &[code])[0], expected), "{dtype} {code:#04x}");
+            }
+            let scale = if code == 255 { f32::NAN } else { 2f64.powi(i32::from(code) - 127) as f32 };
+            assert!(same(decode(Dtype::F8E8M0, &[code])[0], scale), "{code:#04x}");
+        }
+        assert_eq!(nonfinite(Dtype::F8E8M0, &[127, 255]).unwrap().0, 1);
+        for dtype in [Dtype::C64, Dtype::F4, Dtype::F6E2M3, Dtype::F6E3M2] {
+            let (block, size) = dtype.block();
+            assert!(to_f32(dtype, &vec![0; size], &mut vec![0.0; block]).is_err());
+            assert_eq!(nonfinite(dtype, &vec![255; 64 * size]), None);
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// The element type of a tensor on disk. The `Q…` types are ggml's blocks: several elements share scales.
+/// The element type of a tensor on disk. The `Q…` types are ggml's blocks: several elements share scales. `F4` (E2M1) and
+/// the two `F6` are the packed elements of the OCP microscaling formats, `F8E8M0` their scales; `C64` is a complex number
+/// of two f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are the documentation
 pub enum Dtype {
@@ -12,6 +14,13 @@ pub enum Dtype {
     Bf16,
     F8E4M3,
     F8E5M2,
+    F8E4M3Fnuz,
+    F8E5M2Fnuz,
+    F8E8M0,
+    F6E2M3,
+    F6E3M2,
+    F4,
+    C64,
     I64,
     I32,
     I16,
@@ -35,13 +44,20 @@ pub enum Dtype {
 
 impl Dtype {
     /// Every type a safetensors file can hold here.
-    pub const SAFETENSORS: [Self; 15] = [
+    pub const SAFETENSORS: [Self; 22] = [
         Self::F64,
         Self::F32,
         Self::F16,
         Self::Bf16,
         Self::F8E4M3,
         Self::F8E5M2,
+        Self::F8E4M3Fnuz,
+        Self::F8E5M2Fnuz,
+        Self::F8E8M0,
+        Self::F6E2M3,
+        Self::F6E3M2,
+        Self::F4,
+        Self::C64,
         Self::I64,
         Self::I32,
         Self::I16,
@@ -56,10 +72,13 @@ impl Dtype {
     /// (elements, bytes) of the smallest addressable block: `(1, size)` for plain types.
     pub const fn block(self) -> (usize, usize) {
         match self {
-            Self::F64 | Self::I64 | Self::U64 => (1, 8),
+            Self::F64 | Self::I64 | Self::U64 | Self::C64 => (1, 8),
             Self::F32 | Self::I32 | Self::U32 => (1, 4),
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => (1, 2),
-            Self::F8E4M3 | Self::F8E5M2 | Self::I8 | Self::U8 | Self::Bool => (1, 1),
+            Self::F8E4M3 | Self::F8E5M2 | Self::F8E4M3Fnuz | Self::F8E5M2Fnuz | Self::F8E8M0 => (1, 1),
+            Self::I8 | Self::U8 | Self::Bool => (1, 1),
+            Self::F6E2M3 | Self::F6E3M2 => (4, 3),
+            Self::F4 => (2, 1),
             Self::Q4_0 => (32, 18),
             Self::Q4_1 => (32, 20),
             Self::Q5_0 => (32, 22),
@@ -88,11 +107,20 @@ impl Dtype {
         8.0 * bytes as f64 / block as f64
     }
 
-    /// Whether the values are real numbers (as against indices, masks and packed codes).
+    /// Whether the values are real numbers (as against indices, masks and complex numbers).
     pub const fn is_float(self) -> bool {
         !matches!(
             self,
-            Self::I64 | Self::I32 | Self::I16 | Self::I8 | Self::U64 | Self::U32 | Self::U16 | Self::U8 | Self::Bool
+            Self::I64
+                | Self::I32
+                | Self::I16
+                | Self::I8
+                | Self::U64
+                | Self::U32
+                | Self::U16
+                | Self::U8
+                | Self::Bool
+                | Self::C64
         )
     }
 
@@ -105,6 +133,13 @@ impl Dtype {
             Self::Bf16 => "BF16",
             Self::F8E4M3 => "F8_E4M3",
             Self::F8E5M2 => "F8_E5M2",
+            Self::F8E4M3Fnuz => "F8_E4M3FNUZ",
+            Self::F8E5M2Fnuz => "F8_E5M2FNUZ",
+            Self::F8E8M0 => "F8_E8M0",
+            Self::F6E2M3 => "F6_E2M3",
+            Self::F6E3M2 => "F6_E3M2",
+            Self::F4 => "F4",
+            Self::C64 => "C64",
             Self::I64 => "I64",
             Self::I32 => "I32",
             Self::I16 => "I16",

@@ -16,7 +16,10 @@ use serde_json::json;
 
 use crate::{
     Dtype, Error, Problem, Result, TensorView,
-    format::gguf::{Gguf, Value, dequantize, shown},
+    format::{
+        gguf::{Gguf, Value, dequantize},
+        shown,
+    },
 };
 
 mod architecture;

@@ -1,7 +1,8 @@
-//! One file, mapped into memory. The only `unsafe` of the crate's readers is here.
+//! One file, mapped into memory, or bytes that were made from one. The only `unsafe` of the crate's readers is here.
 
 use std::{
     fs::File,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,11 +11,32 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::{Error, Result};
 
-/// A whole file mapped read-only; cheap to clone.
+/// A whole file mapped read-only, or bytes in memory that stand for (a part of) one: what was unpacked or put in another
+/// order because it did not lie in the file as a tensor does. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shard {
-    path: Arc<Path>,
-    map: Arc<Mmap>,
+pub struct Shard(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
 }
 
 impl Shard {
@@ -35,33 +57,49 @@ impl Shard {
         // which every bit pattern is valid. What the map cannot exclude is another program truncating the file while
         // it is mapped; writers of this project never do that (they write a sibling file and rename it).
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        Ok(Self { path: path.into(), map: Arc::new(map) })
+        Ok(Self(Arc::new(Inner { path, bytes: Bytes::Mapped(map) })))
+    }
+
+    /// Bytes in memory under the name of the file they come from; errors name that file.
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Inner { path: name.into(), bytes: Bytes::Owned(bytes) }))
+    }
+
+    /// Whether the bytes lie in the file itself, as against in memory of this process.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.0.bytes, Bytes::Mapped(_))
     }
 
     /// Where the file lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.0.bytes
     }
 
     /// Tells the system that `range` is read next (ignored where unsupported).
     pub fn will_need(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.len() && !range.is_empty() {
-            let _ = self.map.advise_range(Advice::WillNeed, range.start, range.len());
+        if let Bytes::Mapped(map) = &self.0.bytes
+            && range.end <= map.len()
+            && !range.is_empty()
+        {
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
         }
     }
 
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
-    /// This keeps the process small while it walks through a model larger than memory.
+    /// This keeps the process small while it walks through a model larger than memory. Bytes in memory stay.
     pub fn release(&self, range: std::ops::Range<usize>) {
-        if range.end <= self.map.len() && !range.is_empty() {
+        if let Bytes::Mapped(map) = &self.0.bytes
+            && range.end <= map.len()
+            && !range.is_empty()
+        {
             // SAFETY: the map is a read-only view of a file, so dropping its pages loses nothing: the next read brings
             // the same bytes back from the file.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
     }
 }

@@ -20,6 +20,7 @@ use std::{
     path::Path,
 };
 
+use super::{Contents, shown};
 use crate::{Dtype, Error, Problem, Result, Shard, TensorView};
 
 mod blocks;
@@ -91,7 +92,7 @@ impl Gguf {
 /// tensor types that are not read (named), shapes that overflow or leave a block unfilled, data that is misaligned,
 /// outside the file or shared by two tensors.
 pub fn read(shard: &Shard) -> Result<Gguf> {
-    recognise(shard)?;
+    refuse_others(shard)?;
     let mut reader = Reader { shard, problems: Vec::new() };
     match reader.read() {
         Ok(gguf) if reader.problems.is_empty() => Ok(gguf),
@@ -103,8 +104,25 @@ pub fn read(shard: &Shard) -> Result<Gguf> {
     }
 }
 
+/// Whether the file begins with GGUF's magic number.
+pub fn recognise(shard: &Shard) -> bool {
+    shard.bytes().starts_with(b"GGUF")
+}
+
+/// [`read`] as every container is read: GGUF's metadata is typed, of which only the texts fit here. Whoever converts
+/// the file reads the rest there.
+///
+/// # Errors
+/// As [`read`].
+pub fn contents(shard: &Shard) -> Result<Contents> {
+    let Gguf { mut tensors, metadata, .. } = read(shard)?;
+    tensors.sort_by_key(|tensor| tensor.range.start);
+    let text = |(key, value): (String, Value)| value.as_str().map(str::to_owned).map(|text| (key, text));
+    Ok(Contents { tensors, metadata: metadata.into_iter().filter_map(text).collect(), ..Contents::default() })
+}
+
 /// Refuses files that are not GGUF at all, by what they look like instead.
-fn recognise(shard: &Shard) -> Result<()> {
+fn refuse_others(shard: &Shard) -> Result<()> {
     let bytes = shard.bytes();
     let found = match bytes {
         [b'G', b'G', b'U', b'F', ..] => return Ok(()),
@@ -131,16 +149,6 @@ impl From<String> for Fault {
     fn from(what: String) -> Self {
         Self { tensor: None, what }
     }
-}
-
-/// A name from the file as it may stand in a message: escaped and not too long.
-pub(crate) fn shown(name: &str) -> String {
-    const LONGEST: usize = 100;
-    let mut text: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if name.chars().nth(LONGEST).is_some() {
-        text.push('…');
-    }
-    text
 }
 
 /// The bytes not read yet of the header, and where they begin.

@@ -1,22 +1,36 @@
-//! Containers: one file that holds several tensors. A container yields names, types, shapes and byte ranges, all of
-//! them checked, so that whoever holds an [`Entry`] may slice the file without a further thought.
+//! Containers: one file that holds several tensors. A container yields names, types, shapes and bytes, all of them
+//! checked, so that whoever holds a [`TensorView`] may slice the file without a further thought.
+//!
+//! [`FORMATS`] lists every container that is read. A file is recognised by what it holds, not by what it is called: a
+//! name is only asked where the content says nothing, and then for a better sentence. Adding a container is one module
+//! and one line in that list.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use crate::{Dtype, Result, Shard, TensorView};
+use serde_json::Value;
 
+use crate::{Dtype, Error, Result, Shard, TensorView};
+
+mod foreign;
 pub mod gguf;
+pub mod llama2c;
+pub mod numpy;
+pub mod onnx;
 pub mod safetensors;
+pub mod torch;
+pub mod zip;
+
+pub(crate) use foreign::foreign;
 
 /// One tensor of a container. `range` lies inside the file and is exactly as long as `dtype` and `shape` demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The tensor's name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its element type.
     pub dtype: Dtype,
     /// Its shape, slowest dimension first.
-    pub shape: Vec<usize>,
+    pub shape: Arc<[usize]>,
     /// Where its bytes lie, counted from the start of the file.
     pub range: Range<usize>,
 }
@@ -24,73 +38,244 @@ pub struct Entry {
 /// String metadata of a container.
 pub type Metadata = BTreeMap<String, String>;
 
+/// What one file holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Its tensors. Their bytes lie in the mapped file where the file holds them as a tensor does (rows first, little
+    /// endian, not compressed), and in memory otherwise.
+    pub tensors: Vec<TensorView>,
+    /// What it says about itself, and what the reader looked through or left out.
+    pub metadata: Metadata,
+    /// Other files that its tensors lie in.
+    pub parts: Vec<Shard>,
+    /// The model's configuration as its `config.json` would say it, where the file states it.
+    pub config: Option<Value>,
+}
+
+/// A container that is read.
+#[derive(Debug)]
+pub struct Format {
+    /// What it is called in messages and in the metadata key `container`.
+    pub name: &'static str,
+    /// Endings of names under which a folder is searched for it. They only matter in folders.
+    pub endings: &'static [&'static str],
+    /// Whether the content is of this kind, whatever its name.
+    pub recognise: fn(&Shard) -> bool,
+    /// Reads it.
+    pub read: fn(&Shard) -> Result<Contents>,
+}
+
+/// Every container, in the order in which a folder is searched for it: the first kind that is there is opened.
+pub const FORMATS: &[Format] = &[
+    Format {
+        name: "safetensors",
+        endings: &[".safetensors"],
+        recognise: safetensors::recognise,
+        read: safetensors::contents,
+    },
+    Format {
+        name: "PyTorch",
+        endings: &[".bin", ".pt", ".pth", ".th", ".ckpt", ".jit"],
+        recognise: torch::recognise,
+        read: torch::read,
+    },
+    Format { name: "GGUF", endings: &[".gguf"], recognise: gguf::recognise, read: gguf::contents },
+    Format { name: "ONNX", endings: &[".onnx"], recognise: onnx::recognise, read: onnx::read },
+    Format { name: "npz", endings: &[".npz"], recognise: numpy::recognise_npz, read: numpy::read_npz },
+    Format { name: "npy", endings: &[".npy"], recognise: numpy::recognise_npy, read: numpy::read_npy },
+    // Recognised by arithmetic alone, so asked last.
+    Format { name: "llama2.c", endings: &[".bin"], recognise: llama2c::recognise, read: llama2c::read },
+];
+
 /// Number of elements of `shape`, or `None` if it overflows.
 pub fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))
 }
 
-/// Says what `bytes` (a whole file) are when they are plainly not a safetensors file: a web page saved under the
-/// file's name, a git-LFS pointer, JSON, GGUF, a pickle or an archive. The sentence ends with what to do.
-pub(crate) fn not_safetensors(path: &Path, bytes: &[u8]) -> Option<String> {
-    let text = bytes.trim_ascii_start();
-    let starts =
-        |prefix: &str| text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()));
-    if bytes.starts_with(b"version https://git-lfs.github.com/spec") {
-        let size = std::str::from_utf8(&bytes[..bytes.len().min(1024)])
-            .ok()
-            .and_then(|text| text.lines().find_map(|line| line.strip_prefix("size ")))
-            .map(|size| format!(" of {} bytes", size.trim()))
-            .unwrap_or_default();
-        return Some(format!(
-            "this is a git-LFS pointer, not the file{size} it points to; run `git lfs pull` in its folder"
-        ));
-    }
-    if starts("<!doctype") || starts("<html") || starts("<?xml") || starts("<head") {
-        return Some("this is a web page (HTML), not a safetensors file; download the file itself".into());
-    }
-    if bytes.starts_with(b"GGUF") {
-        return Some("this is a GGUF file, not safetensors; give it a name that ends in `.gguf`".into());
-    }
-    if is_pickle(path, bytes) {
-        return Some(
-            "this is a PyTorch pickle or zip archive, which is not supported yet; convert it to safetensors".into(),
-        );
-    }
-    if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Some("this is a compressed archive (gzip or zstd), not a safetensors file; unpack it first".into());
-    }
-    if bytes.starts_with(b"{") && std::str::from_utf8(&bytes[..bytes.len().min(8)]).is_ok() && bytes.get(7) != Some(&0)
-    {
-        return Some("this is JSON text, not a safetensors file; name the file that holds the weights".into());
-    }
-    None
+/// The container that `shard` is, by its content.
+pub fn recognise(shard: &Shard) -> Option<&'static Format> {
+    FORMATS.iter().find(|format| (format.recognise)(shard))
 }
 
-fn is_pickle(path: &Path, bytes: &[u8]) -> bool {
-    let pickle_name = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .is_some_and(|extension| matches!(extension, "bin" | "pt" | "pth" | "pkl" | "ckpt"));
-    let pickle_head = bytes.len() >= 3 && bytes[0] == 0x80 && (2..=5).contains(&bytes[1]) && bytes[2] != 0;
-    bytes.starts_with(b"PK\x03\x04") || pickle_name && pickle_head
-}
-
-/// Reads the container `shard`: GGUF if its name ends in `.gguf`, safetensors otherwise.
+/// Reads the container `shard`, whichever of [`FORMATS`] it is.
 ///
 /// # Errors
-/// If the file is something else, or malformed.
-pub fn read(shard: &Shard) -> Result<(Vec<Entry>, Metadata)> {
-    if shard.path().extension().is_some_and(|extension| extension == "gguf") {
-        let file = gguf::read(shard)?;
-        let entry = |tensor: TensorView| Entry {
-            name: tensor.name.to_string(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.to_vec(),
-            range: tensor.range,
-        };
-        // GGUF's metadata is typed; only its texts fit here, and whoever converts the file reads it there.
-        let text = |(key, value): (&str, &gguf::Value)| Some((key.to_string(), value.as_str()?.to_string()));
-        return Ok((file.tensors().iter().cloned().map(entry).collect(), file.metadata().filter_map(text).collect()));
+/// If the file is something else (the sentence says what, and what to do), or malformed.
+pub fn read(shard: &Shard) -> Result<Contents> {
+    if let Some(format) = recognise(shard) {
+        return (format.read)(shard);
     }
-    safetensors::read(shard)
+    if zip::recognise(shard.bytes()) {
+        zip::Archive::read(shard)?; // says what is wrong with a damaged one
+    }
+    if let Some(what) = foreign(shard.path(), shard.bytes()) {
+        return Err(Error::file(shard.path(), what));
+    }
+    // Something unknown, or a damaged file of a kind that only its name tells.
+    let named = |format: &&Format| {
+        let name = shard.path().to_string_lossy();
+        format.endings.iter().any(|&ending| ending != ".bin" && name.ends_with(ending))
+    };
+    match FORMATS.iter().find(named) {
+        Some(format) => (format.read)(shard),
+        None => safetensors::contents(shard),
+    }
+}
+
+impl TensorView {
+    /// A view of `shard`, or the sentence why it is none: the one place where a reader's numbers meet the bytes.
+    pub(crate) fn new(
+        shard: &Shard,
+        name: impl Into<Arc<str>>,
+        dtype: Dtype,
+        shape: impl Into<Arc<[usize]>>,
+        start: usize,
+    ) -> Result<Self> {
+        let (name, shape) = (name.into(), shape.into());
+        let refuse = |what: String| Error::tensor(shard.path(), name.to_string(), what);
+        let bytes = elements(&shape)
+            .and_then(|elements| dtype.bytes(elements))
+            .ok_or_else(|| refuse(format!("has shape {shape:?}, whose size in bytes as {dtype} cannot be counted")))?;
+        let end = start.checked_add(bytes).filter(|&end| end <= shard.bytes().len()).ok_or_else(|| {
+            let len = shard.bytes().len();
+            refuse(format!("takes {bytes} bytes from byte {start}, but {len} are there: truncated or damaged"))
+        })?;
+        Ok(Self { name, dtype, shape, shard: shard.clone(), range: start..end })
+    }
+
+    /// A tensor whose bytes are in memory: exactly `bytes`, which came from the file of `shard`.
+    pub(crate) fn owned(
+        shard: &Shard,
+        name: impl Into<Arc<str>>,
+        dtype: Dtype,
+        shape: impl Into<Arc<[usize]>>,
+        bytes: Vec<u8>,
+    ) -> Result<Self> {
+        Self::new(&Shard::from_bytes(shard.path(), bytes), name, dtype, shape, 0)
+    }
+}
+
+/// Puts the bytes of each element in the other order: big endian to little endian. A complex number is two elements.
+pub(crate) fn swap_bytes(dtype: Dtype, bytes: &mut [u8]) {
+    let size = if dtype == Dtype::C64 { 4 } else { dtype.block().1 };
+    for element in bytes.chunks_exact_mut(size) {
+        element.reverse();
+    }
+}
+
+/// Gathers a tensor whose elements lie `strides` (in elements) apart, from element `offset` of `bytes`, into rows-first
+/// order. `None` if an element lies outside, or the result's size is beyond the computer.
+pub(crate) fn gather(bytes: &[u8], size: usize, offset: usize, shape: &[usize], strides: &[usize]) -> Option<Vec<u8>> {
+    let count = elements(shape)?;
+    if count == 0 {
+        return Some(Vec::new());
+    }
+    // The element furthest out decides whether all lie inside.
+    let last = shape
+        .iter()
+        .zip(strides)
+        .try_fold(offset, |at, (&dim, &stride)| (dim - 1).checked_mul(stride).and_then(|step| at.checked_add(step)))?;
+    if last.checked_add(1)?.checked_mul(size)? > bytes.len() {
+        return None;
+    }
+    let mut out = Vec::with_capacity(count.checked_mul(size)?);
+    let (row, step) = match (shape.last(), strides.last()) {
+        (Some(&row), Some(&step)) => (row, step),
+        _ => (1, 1),
+    };
+    let outer = shape.len().saturating_sub(1);
+    let mut index = vec![0; outer];
+    let mut start = offset;
+    loop {
+        if step == 1 {
+            out.extend_from_slice(&bytes[start * size..(start + row) * size]);
+        } else {
+            for at in (0..row).map(|i| (start + i * step) * size) {
+                out.extend_from_slice(&bytes[at..at + size]);
+            }
+        }
+        // The next row: count up from the fastest of the outer dimensions.
+        let mut dimension = outer;
+        loop {
+            if dimension == 0 {
+                return Some(out);
+            }
+            dimension -= 1;
+            index[dimension] += 1;
+            start += strides[dimension];
+            if index[dimension] < shape[dimension] {
+                break;
+            }
+            start -= strides[dimension] * shape[dimension];
+            index[dimension] = 0;
+        }
+    }
+}
+
+/// The strides of rows-first order, in elements.
+pub(crate) fn row_strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1usize; shape.len()];
+    for dimension in (1..shape.len()).rev() {
+        strides[dimension - 1] = strides[dimension].saturating_mul(shape[dimension]);
+    }
+    strides
+}
+
+/// A name from a file as it may stand in a message: escaped and not too long.
+pub(crate) fn shown(name: &str) -> String {
+    const LONGEST: usize = 100;
+    let mut text: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_have_names_and_endings_of_their_own() {
+        for (at, format) in FORMATS.iter().enumerate() {
+            assert!(FORMATS[..at].iter().all(|other| other.name != format.name), "{}", format.name);
+            assert!(!format.endings.is_empty());
+            assert!(format.endings.iter().all(|ending| ending.starts_with('.')), "{}", format.name);
+        }
+    }
+
+    #[test]
+    fn no_format_takes_what_is_nothing() {
+        for bytes in [&b""[..], b"x", &[0; 64], &[0xff; 64], b"{}", b"\x80\x02", b"PK\x05\x06", b"\x08\x07"] {
+            let shard = Shard::from_bytes("model", bytes.to_vec());
+            assert!(recognise(&shard).is_none(), "{bytes:?} as {:?}", recognise(&shard).map(|format| format.name));
+            assert!(read(&shard).is_err());
+            for format in FORMATS {
+                assert!((format.read)(&shard).is_err(), "{} reads {bytes:?}", format.name);
+            }
+        }
+    }
+
+    #[test]
+    fn gathering_is_indexing() {
+        let bytes: Vec<u8> = (0..60).collect();
+        let (shape, strides) = ([2, 3, 2], [1, 10, 4]);
+        let mut expected = Vec::new();
+        for i in 0..2 {
+            for j in 0..3 {
+                for k in 0..2 {
+                    let at = 2 * (3 + i + 10 * j + 4 * k);
+                    expected.extend([bytes[at], bytes[at + 1]]);
+                }
+            }
+        }
+        assert_eq!(gather(&bytes, 2, 3, &shape, &strides).unwrap(), expected);
+        assert_eq!(gather(&bytes, 2, 4, &[3, 2], &[2, 1]).unwrap(), bytes[8..20]);
+        assert_eq!(gather(&bytes, 2, 0, &[3, 2], &[0, 0]).unwrap(), [0, 1].repeat(6)); // an expanded tensor
+        assert_eq!(gather(&bytes, 1, 7, &[], &[]).unwrap(), [7]);
+        assert_eq!(gather(&bytes, 1, 60, &[], &[]), None);
+        assert_eq!(gather(&bytes, 2, 5, &[2, 2], &[24, 1]), None);
+        assert_eq!(gather(&bytes, 2, 0, &[2, usize::MAX], &[1, 1]), None);
+        assert_eq!(gather(&bytes, 2, 0, &[2], &[usize::MAX]), None);
+    }
 }

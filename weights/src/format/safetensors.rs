@@ -20,14 +20,31 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::{Entry, Metadata, elements, not_safetensors};
-use crate::{Dtype, Error, Result, Shard, error::Problems};
+use super::{Contents, Entry, Metadata, elements, foreign};
+use crate::{Dtype, Error, Result, Shard, TensorView, error::Problems};
 
 /// Longer headers are refused, as the reference implementation does: 100 MB.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The header key that holds string metadata, so no tensor may have this name.
 pub const METADATA_KEY: &str = "__metadata__";
+
+/// Whether the file begins as this container does: a believable length, then `{`.
+pub fn recognise(shard: &Shard) -> bool {
+    let bytes = shard.bytes();
+    let length = bytes.first_chunk().map(|&length| u64::from_le_bytes(length));
+    length.is_some_and(|length| length <= MAX_HEADER_BYTES) && bytes.get(8) == Some(&b'{')
+}
+
+/// [`read`] as every container is read.
+///
+/// # Errors
+/// As [`read`].
+pub fn contents(shard: &Shard) -> Result<Contents> {
+    let (entries, metadata) = read(shard)?;
+    let view = |Entry { name, dtype, shape, range }| TensorView { name, dtype, shape, shard: shard.clone(), range };
+    Ok(Contents { tensors: entries.into_iter().map(view).collect(), metadata, ..Contents::default() })
+}
 
 /// Reads and checks the header of `shard`. The entries come in the order of their data.
 ///
@@ -69,7 +86,7 @@ fn header<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a str, usize)> {
     if bytes.is_empty() {
         return Err(refuse("the file is empty (0 bytes); fetch or write it again".into()));
     }
-    if let Some(what) = not_safetensors(path, bytes) {
+    if let Some(what) = foreign(path, bytes) {
         return Err(refuse(what));
     }
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
@@ -123,7 +140,9 @@ impl<'de> Visitor<'de> for &mut Reader<'_> {
                 self.metadata(value);
             } else {
                 match entry(value) {
-                    Ok((dtype, shape, range)) => self.entries.push(Entry { name, dtype, shape, range }),
+                    Ok((dtype, shape, range)) => {
+                        self.entries.push(Entry { name: name.into(), dtype, shape: shape.into(), range });
+                    }
                     Err(what) => self.problems.push(self.path, Some(&name), what),
                 }
             }
@@ -242,7 +261,7 @@ fn supported() -> String {
 fn unique_names(path: &Path, entries: &[Entry], problems: &mut Problems) {
     let mut seen = HashSet::with_capacity(entries.len());
     for entry in entries {
-        if !seen.insert(entry.name.as_str()) {
+        if !seen.insert(&*entry.name) {
             problems.push(path, Some(&entry.name), "stands in the header more than once");
         }
     }

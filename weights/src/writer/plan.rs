@@ -155,7 +155,11 @@ fn split(sizes: &[u64], max_shard_bytes: u64) -> Vec<Vec<usize>> {
 /// The order of one shard's tensors in its file: the given one if every tensor then starts at a multiple of its element
 /// size (which other readers rely on), otherwise larger elements first, which guarantees it.
 fn aligned_order(mut members: Vec<usize>, tensors: &[TensorSpec], sizes: &[u64]) -> Vec<usize> {
-    let width = |index: usize| tensors[index].dtype.block().1 as u64;
+    // Packed elements are read byte by byte.
+    let width = |index: usize| match tensors[index].dtype.block() {
+        (1, width) => width as u64,
+        _ => 1,
+    };
     let mut position = 0;
     let aligned = members.iter().all(|&index| {
         let fits = position % width(index) == 0;
