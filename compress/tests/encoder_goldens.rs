@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Largest accepted difference of a hidden state, embedding or logit, relative to the largest of its kind. Both sides
-/// compute in f32 but add in another order: 2e-6 is seen; the goldens are rounded to 5e-6.
+/// compute in f32 but add in another order: 2e-6 is seen; the goldens are rounded to 5e-7.
 const MAX_RELATIVE_DIFFERENCE: f32 = 2e-5;
 
 /// Smallest relative difference that a changed setting must make, so that the goldens can tell: the exact and the tanh
