@@ -36,3 +36,7 @@ bench-whole-gptq model text python:
 # Peak memory of compress on a synthetic model of a billion parameters
 bench-memory:
     cargo bench --bench memory
+
+# The trained residual nets on all 10,000 CIFAR-10 test images (SCRUPLE_DATA names the data pack)
+resnet-all:
+    cargo test --release --workspace --test resnet_cifar10 -- --include-ignored --nocapture

@@ -24,6 +24,8 @@ pub mod activation;
 
 pub mod attention;
 
+pub mod conv;
+
 /// Compiles one body for each instruction set and picks at run time.
 ///
 /// `dispatch! { pub fn name(a: T, …) -> R = body }` makes `name` call the `#[inline(always)]` function `body`, which the

@@ -13,12 +13,13 @@ use scruple_weights::{Checkpoint, TensorView};
 use super::{
     config::DecoderConfig,
     linear::{self, Linear, expect_shape},
+    norm::RmsNorm,
 };
 use crate::{
     Error, Result,
     export::Quantization,
     kernel::{
-        activation::{add, rms_norm_row, silu_mul},
+        activation::{add, silu_mul},
         attention::{Heads, attention},
         tensor::{from_vec, with_f32},
     },
@@ -26,52 +27,6 @@ use crate::{
 
 /// Rows of an elementwise operation one task works on.
 const ROWS_PER_TASK: usize = 32;
-
-/// RMS norm with its weight, (features).
-#[derive(Debug, Clone)]
-pub struct RmsNorm {
-    weight: Vec<f32>,
-    eps: f32,
-}
-
-impl RmsNorm {
-    fn load(checkpoint: &Checkpoint, name: &str, features: usize, eps: f32) -> Result<Self> {
-        Ok(Self { weight: vector(checkpoint, name, features)?, eps })
-    }
-
-    /// `x` (rows, features) to the same shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let features = self.weight.len();
-        let out = with_f32(x, |x| {
-            let mut out = vec![0.0; x.len()];
-            out.par_chunks_mut(ROWS_PER_TASK * features).zip(x.par_chunks(ROWS_PER_TASK * features)).for_each(
-                |(out, x)| {
-                    for (out, x) in out.chunks_exact_mut(features).zip(x.chunks_exact(features)) {
-                        rms_norm_row(x, &self.weight, self.eps, out);
-                    }
-                },
-            );
-            out
-        })?;
-        from_vec(out, x.dims2()?)
-    }
-
-    /// Each row of `head_dim` numbers of a flat array, in place.
-    fn heads_in_place(&self, x: &mut [f32]) {
-        let features = self.weight.len();
-        let mut row = vec![0.0; features];
-        for x in x.chunks_exact_mut(features) {
-            rms_norm_row(x, &self.weight, self.eps, &mut row);
-            x.copy_from_slice(&row);
-        }
-    }
-}
-
-fn vector(checkpoint: &Checkpoint, name: &str, features: usize) -> Result<Vec<f32>> {
-    let view = checkpoint.tensor(name)?;
-    expect_shape(&view, &[features])?;
-    Ok(view.to_f32()?)
-}
 
 /// cos and sin of the rotations (Su et al. 2021, eq. 34, with the halves of a head paired as Hugging Face stores them).
 #[derive(Debug, Clone)]
@@ -221,10 +176,8 @@ impl Block {
         let head_norm = |name: &str| if config.qk_norm { norm(name, config.head_dim).map(Some) } else { Ok(None) };
         Ok(Self {
             heads: Heads {
-                n_heads: config.n_heads,
-                n_kv_heads: config.n_kv_heads,
-                head_dim: config.head_dim,
                 window: config.sliding_window,
+                ..Heads::causal(config.n_heads, config.n_kv_heads, config.head_dim)
             },
             rope: Rope::new(config),
             attention_norm: norm("input_layernorm", config.hidden_size)?,
@@ -274,7 +227,7 @@ impl Block {
         let mut q = with_f32(&self.linears[Q].forward(h)?, <[f32]>::to_vec)?; // (tokens, n_heads · head_dim)
         q.par_chunks_mut(n_heads * head_dim).enumerate().for_each(|(token, heads)| {
             if let Some(norm) = &self.q_norm {
-                norm.heads_in_place(heads);
+                norm.in_place(heads);
             }
             heads.chunks_exact_mut(head_dim).for_each(|head| turn(head, token));
         });
@@ -289,7 +242,7 @@ impl Block {
                     let start = keys.len();
                     keys.extend_from_slice(&row[head * head_dim..][..head_dim]);
                     if let Some(norm) = &self.k_norm {
-                        norm.heads_in_place(&mut keys[start..]);
+                        norm.in_place(&mut keys[start..]);
                     }
                     turn(&mut keys[start..], token);
                 }

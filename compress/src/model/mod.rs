@@ -4,7 +4,21 @@ pub mod config;
 
 pub mod linear;
 
+pub mod norm;
+
+pub mod settings;
+
+mod self_attention;
+
 pub mod decoder;
+
+pub mod encoder;
+
+pub mod vit;
+
+pub mod resnet;
+
+pub mod any;
 
 pub mod text;
 
@@ -12,3 +26,6 @@ pub mod generate;
 
 pub use config::DecoderConfig;
 pub use decoder::Decoder;
+pub use encoder::Encoder;
+pub use resnet::ResNet;
+pub use vit::Vit;

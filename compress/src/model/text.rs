@@ -9,7 +9,7 @@ use minijinja::{
 };
 use scruple_weights::Checkpoint;
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::{Error, Result};
 
@@ -99,6 +99,34 @@ impl Text {
             .encode_fast(text, special)
             .map_err(|error| Error::Text(format!("{}: cannot tokenise the text: {error}", self.file.display())))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// From now on texts are cut to `max_tokens` tokens, those that are put around them included.
+    ///
+    /// # Errors
+    /// If nothing of a text would be left.
+    pub fn truncate_to(&mut self, max_tokens: usize) -> Result<()> {
+        let around = self.encode("", true)?.len();
+        let fail = |what: String| {
+            Error::Text(format!("{}: cannot cut texts to {max_tokens} tokens: {what}", self.file.display()))
+        };
+        if max_tokens <= around {
+            return Err(fail(format!("the tokenizer puts {around} around each, so nothing would be left")));
+        }
+        let parameters = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+        match self.tokenizer.with_truncation(Some(parameters)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::Text(format!("{}: cannot cut texts: {error}", self.file.display()))),
+        }
+    }
+
+    /// Token ids of `text` with what the tokenizer puts around a text, and whether the text was cut.
+    pub fn encode_cut(&self, text: &str) -> Result<(Vec<u32>, bool)> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, true)
+            .map_err(|error| Error::Text(format!("{}: cannot tokenise the text: {error}", self.file.display())))?;
+        Ok((encoding.get_ids().to_vec(), !encoding.get_overflowing().is_empty()))
     }
 
     /// Text of token ids, special tokens left out.

@@ -1,0 +1,399 @@
+//! Text encoders in the manner of BERT (Devlin et al. 2019): every token sees every other, norms stand after the sums.
+//!
+//! Sequences are laid end to end, never padded: the linears see one long batch of tokens, and attention stays within
+//! each sequence.
+
+use candle_core::Tensor;
+use scruple_weights::{Checkpoint, TensorView};
+
+mod family;
+
+mod sentence;
+
+pub use family::{EncoderFamily, FAMILIES, Head, Keys, Tensors};
+pub use sentence::{Pooling, SentenceEncoder};
+
+use super::{
+    decoder::expect_ids,
+    linear::{self, Linear, expect_shape},
+    norm::{LayerNorm, vector},
+    self_attention::{Mlp, SelfAttention, activate, sum},
+    settings::{Labels, Settings},
+};
+use crate::{
+    Error, Result,
+    export::Quantization,
+    kernel::{
+        activation::{Activation, add},
+        attention::DistanceBias,
+        tensor::{from_vec, with_f32},
+    },
+};
+
+/// What an encoder is, read from `config.json`.
+#[derive(Debug, Clone)]
+pub struct EncoderConfig {
+    /// Its family.
+    pub family: &'static EncoderFamily,
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub n_blocks: usize,
+    /// Heads; divides `hidden_size`.
+    pub n_heads: usize,
+    /// Tokens.
+    pub vocab_size: usize,
+    /// Rows of the position embedding.
+    pub position_rows: usize,
+    /// Activation of the MLP.
+    pub activation: Activation,
+    /// ε of the layer norms.
+    pub norm_eps: f32,
+    /// The pad token.
+    pub padding: u32,
+}
+
+impl EncoderConfig {
+    /// Reads the checkpoint's `config.json`.
+    ///
+    /// # Errors
+    /// A `model_type` that is no encoder (the known ones are listed), a missing or impossible field.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        let file = checkpoint.dir().join("config.json");
+        let settings = Settings { file: &file, object: checkpoint.config()? };
+        let model_type = settings.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
+            let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+            settings.refuse(format!(
+                "model type `{model_type}` is not a text encoder that runs here; those that run are {}",
+                known.join(", ")
+            ))
+        })?;
+        if settings.flag("is_decoder", false)? || settings.flag("add_cross_attention", false)? {
+            return Err(settings.refuse("`is_decoder` or `add_cross_attention` is set; only encoders run"));
+        }
+        match settings.get("position_embedding_type").map(|kind| (kind, kind.as_str())) {
+            None | Some((_, Some("absolute"))) => {}
+            Some((kind, _)) => {
+                return Err(
+                    settings.refuse(format!("`position_embedding_type` {kind} is not supported, only absolute"))
+                );
+            }
+        }
+        let Keys { hidden, intermediate, blocks, heads, activation, eps } = family.keys;
+        let (hidden_size, n_heads) = (settings.count(hidden, None)?, settings.count(heads, None)?);
+        if hidden_size % n_heads != 0 {
+            return Err(settings.refuse(format!("`{hidden}` {hidden_size} is not a multiple of `{heads}` {n_heads}")));
+        }
+        if family.distance_bias && settings.count("relative_attention_num_buckets", Some(BUCKETS))? != BUCKETS {
+            return Err(settings.refuse(format!("`relative_attention_num_buckets` should be {BUCKETS}")));
+        }
+        let padding = match (family.fixed_padding, settings.get("pad_token_id")) {
+            (false, Some(id)) => match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
+                Some(id) => id,
+                None => return Err(settings.refuse(format!("`pad_token_id` should be a token id, found {id}"))),
+            },
+            _ => family.default_padding,
+        };
+        Ok(Self {
+            family,
+            hidden_size,
+            n_heads,
+            intermediate_size: settings.count(intermediate, None)?,
+            n_blocks: settings.count(blocks, None)?,
+            vocab_size: settings.count("vocab_size", None)?,
+            position_rows: settings.count("max_position_embeddings", Some(512))?,
+            activation: settings.activation(activation, Activation::Gelu)?,
+            norm_eps: eps.map_or(Ok(family.default_eps), |eps| settings.number(eps, family.default_eps))? as f32,
+            padding,
+        })
+    }
+
+    /// Most tokens of a sequence, those around the text included.
+    pub fn max_tokens(&self) -> usize {
+        match self.family.positions_after_padding {
+            true => self.position_rows.saturating_sub(self.padding as usize + 1),
+            false => self.position_rows,
+        }
+    }
+
+    /// The position of each token of a sequence.
+    fn positions<'a>(&self, ids: &'a [u32]) -> impl Iterator<Item = usize> + 'a {
+        let (after_padding, padding) = (self.family.positions_after_padding, self.padding);
+        let mut seen = 0;
+        ids.iter().map(move |&id| {
+            let counts = !after_padding || id != padding;
+            seen += usize::from(counts);
+            match (after_padding, counts) {
+                (false, _) => seen - 1,
+                (true, true) => padding as usize + seen,
+                (true, false) => padding as usize,
+            }
+        })
+    }
+}
+
+/// Buckets of MPNet's distances.
+const BUCKETS: usize = 32;
+
+/// The bucket of key position − query position (Raffel et al. 2020, section 2.1, for both directions): half of the
+/// buckets look each way, of which half hold one distance each and half reach up to 128 in equal ratios. Computed in f32
+/// as the weights were trained.
+pub fn distance_bucket(distance: isize) -> usize {
+    const HALF: usize = BUCKETS / 2;
+    const EXACT: usize = HALF / 2;
+    const FURTHEST: f64 = 128.0;
+    let ahead = if distance > 0 { HALF } else { 0 };
+    let n = distance.unsigned_abs();
+    let bucket = if n < EXACT {
+        n
+    } else {
+        let ratio = (n as f32 / EXACT as f32).ln() / ((FURTHEST / EXACT as f64).ln() as f32);
+        (EXACT + (ratio * (HALF - EXACT) as f32) as usize).min(HALF - 1)
+    };
+    ahead + bucket
+}
+
+/// One block: attention and MLP, each followed by the sum with its input and a norm.
+#[derive(Debug)]
+struct Block {
+    attention: SelfAttention,
+    attention_norm: LayerNorm,
+    mlp: Mlp,
+    output_norm: LayerNorm,
+}
+
+impl Block {
+    fn load(
+        checkpoint: &Checkpoint,
+        config: &EncoderConfig,
+        prefix: &str,
+        quantization: Option<&Quantization>,
+        index: usize,
+    ) -> Result<Self> {
+        let Tensors { blocks, attention, attention_norm, mlp, output_norm } = config.family.tensors;
+        let path = format!("{prefix}{blocks}.{index}");
+        let full = |name: &str| format!("{path}.{name}");
+        let norm = |name: &str| norm(checkpoint, &full(name), config);
+        let [q, k, v, o] = attention.map(full);
+        let [up, down] = mlp.map(full);
+        Ok(Self {
+            attention: SelfAttention::load(
+                checkpoint,
+                [&q, &k, &v, &o],
+                config.hidden_size,
+                config.n_heads,
+                true,
+                quantization,
+            )?,
+            attention_norm: norm(attention_norm)?,
+            mlp: Mlp::load(
+                checkpoint,
+                [&up, &down],
+                (config.hidden_size, config.intermediate_size),
+                config.activation,
+                false,
+                quantization,
+            )?,
+            output_norm: norm(output_norm)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, lengths: &[usize], bias: Option<&DistanceBias>) -> Result<Tensor> {
+        let x = self.attention_norm.forward(&sum(x, &self.attention.forward(x, lengths, bias)?)?)?;
+        self.output_norm.forward(&sum(&x, &self.mlp.forward(&x)?)?)
+    }
+}
+
+/// A layer norm, under its own names or those of checkpoints that came from TensorFlow (`gamma`, `beta`).
+fn norm(checkpoint: &Checkpoint, name: &str, config: &EncoderConfig) -> Result<LayerNorm> {
+    let (features, eps) = (config.hidden_size, config.norm_eps);
+    if !checkpoint.contains(&format!("{name}.weight")) && checkpoint.contains(&format!("{name}.gamma")) {
+        let weight = vector(checkpoint, &format!("{name}.gamma"), features)?;
+        let bias = vector(checkpoint, &format!("{name}.beta"), features)?;
+        return Ok(LayerNorm::new(weight, Some(bias), eps));
+    }
+    LayerNorm::load(checkpoint, name, features, true, eps)
+}
+
+/// A classification head.
+#[derive(Debug)]
+struct Classifier {
+    dense: Box<dyn Linear>,
+    activation: Activation,
+    output: Box<dyn Linear>,
+    labels: Labels,
+}
+
+/// An encoder that runs, with its classification head where the checkpoint has one.
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    words: TensorView,
+    positions: Vec<f32>, // (positions, hidden), the first token type added
+    norm: LayerNorm,
+    bias: Option<DistanceBias>,
+    blocks: Vec<Block>,
+    classifier: Option<Classifier>,
+}
+
+impl Encoder {
+    /// Builds the encoder of `checkpoint`: checks that every tensor the configuration asks for is there with its shape.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::from_checkpoint`]; a missing tensor, or one of another shape.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
+        let config = EncoderConfig::from_checkpoint(checkpoint)?;
+        let quantization = crate::export::detect(checkpoint)?;
+        let (family, hidden) = (config.family, config.hidden_size);
+        let bare = checkpoint.contains("embeddings.word_embeddings.weight");
+        let prefix = if bare { "" } else { family.prefix };
+        let name = |tensor: &str| format!("{prefix}{tensor}");
+
+        let words = checkpoint.tensor(&name("embeddings.word_embeddings.weight"))?;
+        expect_shape(&words, &[config.vocab_size, hidden])?;
+        let table = checkpoint.tensor(&name("embeddings.position_embeddings.weight"))?;
+        expect_shape(&table, &[config.position_rows, hidden])?;
+        let mut positions = table.to_f32()?;
+        if family.token_types {
+            let types = checkpoint.tensor(&name("embeddings.token_type_embeddings.weight"))?;
+            let rows = types.shape().first().copied().unwrap_or(0).max(1);
+            expect_shape(&types, &[rows, hidden])?;
+            let mut first = vec![0.0; hidden];
+            types.read_rows(0..1, &mut first)?;
+            positions.chunks_exact_mut(hidden).for_each(|row| add(row, &first));
+        }
+        let bias = match family.distance_bias {
+            true => Some(distance_bias(checkpoint, &name("encoder.relative_attention_bias.weight"), &config)?),
+            false => None,
+        };
+        let blocks = (0..config.n_blocks)
+            .map(|index| Block::load(checkpoint, &config, prefix, quantization.as_ref(), index))
+            .collect::<Result<_>>()?;
+        let norm = norm(checkpoint, &name("embeddings.LayerNorm"), &config)?;
+        let classifier = classifier(checkpoint, &config, prefix, quantization.as_ref())?;
+        Ok(Self { config, words, positions, norm, bias, blocks, classifier })
+    }
+
+    /// What was read from `config.json`.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// The labels, where there is a classification head.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.classifier.as_ref().map(|classifier| &classifier.labels)
+    }
+
+    /// Refuses a sequence that is empty, too long, or holds ids that this model does not have.
+    pub fn expect(&self, ids: &[u32]) -> Result<()> {
+        let limit = self.config.max_tokens();
+        if ids.is_empty() || ids.len() > limit {
+            return Err(Error::Text(format!(
+                "{}: a sequence of {} tokens was given, the model takes 1 to {limit}",
+                self.words.file().display(),
+                ids.len()
+            )));
+        }
+        expect_ids(self.words.file(), ids, self.config.vocab_size)
+    }
+
+    /// Last hidden states (tokens, hidden) of all `sequences`, one after the other.
+    ///
+    /// # Errors
+    /// If a sequence is empty, too long, or holds ids outside the vocabulary.
+    pub fn hidden<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+        let hidden = self.config.hidden_size;
+        let tokens = sequences.iter().map(|ids| ids.as_ref().len()).sum();
+        let mut x = Vec::with_capacity(tokens * hidden);
+        let mut lengths = Vec::with_capacity(sequences.len());
+        for ids in sequences.iter().map(AsRef::as_ref) {
+            self.expect(ids)?;
+            lengths.push(ids.len());
+            for (&id, position) in ids.iter().zip(self.config.positions(ids)) {
+                let start = x.len();
+                x.resize(start + hidden, 0.0);
+                self.words.read_rows(id as usize..id as usize + 1, &mut x[start..])?;
+                add(&mut x[start..], &self.positions[position * hidden..][..hidden]);
+            }
+        }
+        self.norm.in_place(&mut x);
+        let mut x = from_vec(x, (tokens, hidden))?;
+        for block in &self.blocks {
+            x = block.forward(&x, &lengths, self.bias.as_ref())?;
+        }
+        Ok(x)
+    }
+
+    /// Class outputs (sequences, classes) of all `sequences`.
+    ///
+    /// # Errors
+    /// As [`Encoder::hidden`], and if the model has no classification head.
+    pub fn logits<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+        let Some(Classifier { dense, activation, output, .. }) = &self.classifier else {
+            return Err(Error::Model(format!("{}: the model has no classification head", self.words.file().display())));
+        };
+        let states = self.hidden(sequences)?;
+        let hidden = self.config.hidden_size;
+        let mut first = Vec::with_capacity(sequences.len() * hidden);
+        with_f32(&states, |states| {
+            let mut at = 0;
+            for ids in sequences {
+                first.extend_from_slice(&states[at * hidden..][..hidden]);
+                at += ids.as_ref().len();
+            }
+        })?;
+        let first = from_vec(first, (sequences.len(), hidden))?;
+        output.forward(&activate(&dense.forward(&first)?, *activation)?)
+    }
+
+    /// Bits of the blocks' linears on disk, with scales and indices, and their number of weights.
+    pub fn linear_bits(&self) -> (u64, u64) {
+        let all = self.blocks.iter().flat_map(|block| block.attention.linears().into_iter().chain(block.mlp.linears()));
+        all.fold((0, 0), |(bits, weights), linear| {
+            let (out_features, in_features) = linear.shape();
+            (bits + linear.storage_bits(), weights + (out_features * in_features) as u64)
+        })
+    }
+}
+
+/// MPNet's table (buckets, heads) as a bias by distance.
+fn distance_bias(checkpoint: &Checkpoint, name: &str, config: &EncoderConfig) -> Result<DistanceBias> {
+    let view = checkpoint.tensor(name)?;
+    expect_shape(&view, &[BUCKETS, config.n_heads])?;
+    let values = view.to_f32()?;
+    let bias = |head, distance| values[distance_bucket(distance) * config.n_heads + head];
+    Ok(DistanceBias::new(config.n_heads, config.max_tokens(), bias))
+}
+
+/// The classification head, if the checkpoint is of an architecture that has one.
+fn classifier(
+    checkpoint: &Checkpoint,
+    config: &EncoderConfig,
+    prefix: &str,
+    quantization: Option<&Quantization>,
+) -> Result<Option<Classifier>> {
+    let file = checkpoint.dir().join("config.json");
+    let settings = Settings { file: &file, object: checkpoint.config()? };
+    let architecture = settings.get("architectures").and_then(|all| all.get(0)?.as_str());
+    let Head { dense, activation, output } = config.family.head;
+    let Some(weight) = checkpoint.get(&format!("{output}.weight")) else { return Ok(None) };
+    // Heads for tokens and spans have tensors of the same names.
+    if architecture.is_some_and(|name| !name.ends_with("ForSequenceClassification")) {
+        return Ok(None);
+    }
+    let hidden = config.hidden_size;
+    let dense = match dense.strip_prefix('.') {
+        Some(inner) => format!("{prefix}{inner}"),
+        None => dense.to_string(),
+    };
+    let classes = weight.shape().first().copied().unwrap_or(0).max(1);
+    Ok(Some(Classifier {
+        dense: linear::load(checkpoint, &dense, (hidden, hidden, true), quantization)?,
+        activation,
+        output: linear::load(checkpoint, output, (classes, hidden, true), quantization)?,
+        labels: Labels::read(&settings, classes)?,
+    }))
+}
