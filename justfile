@@ -40,3 +40,7 @@ bench-memory:
 # The trained residual nets on all 10,000 CIFAR-10 test images (SCRUPLE_DATA names the data pack)
 resnet-all:
     cargo test --release --workspace --test resnet_cifar10 -- --include-ignored --nocapture
+
+# Every fuzz target for ten million executions; the record is benches/record/fuzz.json
+fuzz runs="10000000":
+    python3 fuzz/run.py --runs {{runs}} --jobs 2
