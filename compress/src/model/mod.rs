@@ -1,10 +1,22 @@
 //! Networks that run, built from a checkpoint.
 
+mod fields;
+
+pub mod rope;
+
+pub mod spec;
+
+pub mod family;
+
 pub mod config;
 
 pub mod linear;
 
 pub mod norm;
+
+pub mod experts;
+
+pub mod block;
 
 pub mod decoder;
 
