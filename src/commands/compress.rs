@@ -542,8 +542,8 @@ impl Cost {
 /// How many blocks of a dense model the speed report runs.
 fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
     let config = DecoderConfig::from_checkpoint(dense)?;
-    let per_block =
-        dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
+    let first = format!("{}.", config.block_path(0));
+    let per_block = dense.tensors().filter(|view| view.name().starts_with(&first)).map(|view| view.bytes().len());
     let per_block = per_block.sum::<usize>().max(1) as u64;
     Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
 }
@@ -607,6 +607,20 @@ fn answers(dense: &Path, compressed: &Path, questions: &[Question]) -> Result<An
     Ok(result)
 }
 
+/// Says once how many experts' linears were calibrated on fewer tokens than they have inputs.
+fn warn_of_experts(linears: &[LinearRecord]) {
+    let short: Vec<&LinearRecord> = linears.iter().filter(|record| record.warning.is_some()).collect();
+    if let Some(worst) = short.iter().min_by_key(|record| record.calibration_tokens) {
+        printer::warn(format!(
+            "{} linears of experts saw fewer calibration tokens than they have inputs, fewest `{}` ({}); a longer \
+             --calibration text or more --n-samples reach them, and scruple.json tells each one's tokens",
+            short.len(),
+            worst.report.linear,
+            worst.calibration_tokens.unwrap_or(0)
+        ));
+    }
+}
+
 fn report(
     arguments: &Arguments,
     plan: &Plan,
@@ -629,6 +643,7 @@ fn report(
         out.display(),
         faults.join("; ")
     );
+    warn_of_experts(&outcome.linears);
     if arguments.json {
         return printer::json(&json!({
             "output": out.display().to_string(),

@@ -19,6 +19,7 @@ mod changed_inputs;
 mod convert;
 mod determinism;
 mod embedded;
+mod families;
 mod hostile;
 mod hub;
 mod measure;
