@@ -24,6 +24,10 @@ bench-rtn:
 bench-rtn-folder:
     RAYON_NUM_THREADS=1 cargo bench --bench rtn_folder
 
+# A checkpoint of 200,000 tensors: time and memory of opening it
+bench-open-header:
+    cargo bench --bench open_header
+
 # Tokens a second of a prompt, against candle's own Llama built as it ships
 bench-prefill model windows:
     cargo build --release --manifest-path benches/peers/candle/Cargo.toml
