@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::Result;
 use scruple_weights::{
-    Checkpoint,
     lineage::{self, Change, Diff, Matched, Model, TensorDiff, ranges},
 };
 use serde::Serialize;
@@ -17,15 +16,15 @@ use crate::{
     plot_diff,
     printer::{self, Progress, Table},
     record::{self, Run},
-    sides,
+    sides, source,
 };
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model to compare with
+    /// Folder or file of the model to compare with, or `org/name[@revision][:file]` of a hub
     a: PathBuf,
-    /// Folder or file of the model that may descend from it
+    /// The model that may descend from it, named likewise
     b: PathBuf,
     /// List every tensor instead of groups
     #[arg(long)]
@@ -52,7 +51,7 @@ struct Record {
 }
 
 fn open(path: &Path, side: &'static str, undecoded: &mut Vec<&'static str>) -> Result<Model> {
-    let (model, why) = sides::model(Checkpoint::open(path)?)?;
+    let (model, why) = sides::model(source::locate(path)?.open()?)?;
     if let Some(why) = why {
         printer::warn(format!("{side} is compared as it is stored, codes and scales: {why}"));
         undecoded.push(side);

@@ -4,6 +4,7 @@ pub mod compress;
 pub mod convert;
 pub mod diff;
 pub mod eval;
+pub mod families;
 pub mod fetch;
 pub mod generate;
 pub mod methods;
