@@ -12,6 +12,7 @@ use std::{
 
 use scruple_weights::{Shard, format};
 
+#[allow(dead_code, reason = "each test program uses a part")]
 #[path = "containers/zip.rs"]
 mod zip;
 

@@ -369,9 +369,7 @@ impl Tensor {
         let other = |found: usize| {
             format!("has {found} bytes, where {dtype} of shape {shape:?} takes {size}: truncated or damaged")
         };
-        let view = |shard: &Shard, start: usize| {
-            TensorView::new(shard, name, dtype, shape.clone(), start).map_err(|error| error.to_string())
-        };
+        let view = |shard: &Shard, start: usize| TensorView::place(shard, name, dtype, shape.clone(), start);
         if let Some(external) = self.external {
             let file = files.open(&external.location)?;
             let start = usize::try_from(external.offset).unwrap_or(usize::MAX);
@@ -393,7 +391,7 @@ impl Tensor {
         if bytes.len() != size {
             return Err(other(bytes.len()));
         }
-        TensorView::owned(shard, name, dtype, shape, bytes).map_err(|error| error.to_string())
+        TensorView::place(&Shard::from_bytes(shard.path(), bytes), name, dtype, shape, 0)
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn read(shard: &Shard) -> Result<Contents> {
     let file = shard.bytes();
     let refuse = |what: String| Error::file(shard.path(), what);
     if !recognise(file) {
-        return Err(refuse("expected a file that `torch.save` wrote, found another".into()));
+        return Err(refuse("expected a PyTorch checkpoint (a zip archive with `data.pkl`, or the older pickle of `torch.save`), found another file: truncated, damaged or not a checkpoint; fetch it again".into()));
     }
     let mut at = 0;
     let mut next = |what: &str| {
