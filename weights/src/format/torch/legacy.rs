@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{
-    Place, bytes, contents,
-    pickle::{self, Value},
-};
+use super::{Place, bytes, contents, pickle, value::Value};
 use crate::{Error, Result, Shard, format::Contents, format::shown};
 
 /// The number that the first pickle returns, as bytes.
