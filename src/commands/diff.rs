@@ -196,6 +196,7 @@ fn how(matched: Matched) -> &'static str {
         Matched::Convention => "convention",
         Matched::Fused => "fused",
         Matched::Content => "content",
+        Matched::Sibling => "sibling",
     }
 }
 
