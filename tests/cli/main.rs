@@ -9,6 +9,7 @@ mod gguf_writer;
 
 mod bad_input;
 mod determinism;
+mod diff;
 mod embedded;
 mod measure;
 mod recipes;
