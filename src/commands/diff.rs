@@ -195,6 +195,7 @@ fn how(matched: Matched) -> &'static str {
         Matched::Convention => "convention",
         Matched::Fused => "fused",
         Matched::Content => "content",
+        Matched::Sibling => "sibling",
     }
 }
 

@@ -18,6 +18,7 @@ mod bad_input;
 mod changed_inputs;
 mod convert;
 mod determinism;
+mod diff;
 mod embedded;
 mod families;
 mod hostile;

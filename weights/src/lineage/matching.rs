@@ -32,6 +32,8 @@ pub enum Matched {
     Fused,
     /// Its values, under another name.
     Content,
+    /// Beside a tensor whose values were found under another name.
+    Sibling,
 }
 
 /// A tensor of A and one of B, by index.
@@ -153,6 +155,11 @@ impl Key {
     }
 }
 
+/// Whether `name` is one of GGUF's.
+fn is_gguf(name: &str) -> bool {
+    name.starts_with("blk.") || GGUF_OUTSIDE.iter().any(|(gguf, _)| *gguf == name)
+}
+
 /// The keys of `model`; a name whose key another has too keeps its whole name.
 pub(super) fn keys(model: &Model) -> Vec<Key> {
     let mut keys: Vec<Key> = model.arrays().iter().map(|array| Key::of(array.name())).collect();
@@ -237,7 +244,7 @@ pub(super) fn find(a: &Model, b: &Model) -> Result<Matching> {
             Matched::Name
         } else if keys_a[partner].block != key.block {
             Matched::Renumbered
-        } else if place(x.name()).stack == "blk" || place(y.name()).stack == "blk" || !x.name().ends_with(&key.kind) {
+        } else if is_gguf(x.name()) != is_gguf(y.name()) {
             Matched::Convention
         } else {
             Matched::Prefix
@@ -474,5 +481,27 @@ fn by_content(
             }
         }
     }
+    siblings(a, b, pairs, used_a, used_b);
     Ok(())
+}
+
+/// Pairs what is left of a module, such as its bias, where one of the module's tensors was found by its values.
+fn siblings(a: &Model, b: &Model, pairs: &mut Vec<Match>, used_a: &mut BTreeSet<usize>, used_b: &mut BTreeSet<usize>) {
+    let module = |name: &'_ str| name.rsplit_once('.').map_or(String::new(), |(module, _)| format!("{module}."));
+    let mut modules: BTreeMap<String, String> = BTreeMap::new();
+    for pair in pairs.iter().filter(|pair| pair.how == Matched::Content) {
+        let (x, y) = (a.arrays()[pair.a].name(), b.arrays()[pair.b].name());
+        modules.entry(module(x)).or_insert_with(|| module(y));
+    }
+    let left: HashMap<&str, usize> =
+        (0..b.arrays().len()).filter(|at| !used_b.contains(at)).map(|at| (b.arrays()[at].name(), at)).collect();
+    for (at, array) in a.arrays().iter().enumerate() {
+        let from = module(array.name());
+        let Some(to) = modules.get(&from).filter(|_| !used_a.contains(&at)) else { continue };
+        let Some(&partner) = left.get(format!("{to}{}", &array.name()[from.len()..]).as_str()) else { continue };
+        if b.arrays()[partner].shape() == array.shape() && used_b.insert(partner) {
+            used_a.insert(at);
+            pairs.push(Match { a: at, b: partner, arrangement: Arrangement::Same, how: Matched::Sibling });
+        }
+    }
 }

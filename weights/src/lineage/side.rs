@@ -93,6 +93,11 @@ impl Array {
         }
     }
 
+    /// Whether it is stored as codes and scales.
+    pub(super) fn is_coded(&self) -> bool {
+        self.view().is_none_or(|view| view.dtype().block().0 > 1)
+    }
+
     /// What a number of it was rounded to. A blocked or packed number is computed in f32.
     pub(super) fn precision(&self) -> Precision {
         match self.view().map(TensorView::dtype) {
