@@ -40,3 +40,7 @@ bench-memory:
 # The trained residual nets on all 10,000 CIFAR-10 test images (SCRUPLE_DATA names the data pack)
 resnet-all:
     cargo test --release --workspace --test resnet_cifar10 -- --include-ignored --nocapture
+
+# Texts embedded a CPU second, against transformers (a Python with torch and transformers)
+bench-embed model text python:
+    RAYON_NUM_THREADS=1 cargo bench --bench embed -- --model {{model}} --text {{text}} --python {{python}}

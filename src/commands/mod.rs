@@ -1,7 +1,9 @@
 //! The verbs, one file each: arguments, and what is done with them.
 
+pub mod classify;
 pub mod compress;
 pub mod convert;
+pub mod embed;
 pub mod eval;
 pub mod generate;
 pub mod methods;

@@ -11,6 +11,7 @@ mod bad_input;
 mod determinism;
 mod embedded;
 mod measure;
+mod networks;
 mod recipes;
 mod resume;
 mod verify;
