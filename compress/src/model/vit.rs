@@ -130,9 +130,13 @@ impl VitConfig {
         let intermediate_size = match family.dinov2 {
             false => settings.count("intermediate_size", Some(3072))?,
             true => {
-                let wide = (hidden_size as f64 * settings.number("mlp_ratio", 4.0)?) as usize;
+                let wide = hidden_size as f64 * settings.number("mlp_ratio", 4.0)?;
+                if !(1.0..=f64::from(1 << 24)).contains(&wide) {
+                    return Err(settings.refuse(format!("`mlp_ratio` makes an MLP of width {wide}")));
+                }
                 // Two thirds, so that three matrices weigh as much as two; then a multiple of eight.
-                if gated { (wide * 2 / 3 + 7) / 8 * 8 } else { wide }
+                let wide = wide as usize;
+                if gated { (wide * 2 / 3).next_multiple_of(8) } else { wide }
             }
         };
         let (image_size, patch_size) =
