@@ -24,6 +24,10 @@ bench-rtn:
 bench-rtn-folder:
     RAYON_NUM_THREADS=1 cargo bench --bench rtn_folder
 
+# A checkpoint of 200,000 tensors: time and memory of opening it
+bench-open-header:
+    cargo bench --bench open_header
+
 # Tokens a second of a prompt, against candle's own Llama built as it ships
 bench-prefill model windows:
     cargo build --release --manifest-path benches/peers/candle/Cargo.toml
@@ -44,3 +48,7 @@ resnet-all:
 # Texts embedded a CPU second, against transformers (a Python with torch and transformers)
 bench-embed model text python:
     RAYON_NUM_THREADS=1 cargo bench --bench embed -- --model {{model}} --text {{text}} --python {{python}}
+
+# Every fuzz target for ten million executions; the record is benches/record/fuzz.json
+fuzz runs="10000000":
+    python3 fuzz/run.py --runs {{runs}} --jobs 2

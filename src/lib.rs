@@ -10,9 +10,15 @@ pub mod fixture;
 
 pub mod plot;
 
+pub mod plot_diff;
+
 pub mod printer;
 
 pub mod record;
+
+pub mod sides;
+
+pub mod source;
 
 /// Makes neural-network weights small, and measures what that costs.
 #[derive(Debug, Parser)]
@@ -27,6 +33,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Bring a model of a hub to this machine (all verbs do so where they are given one)
+    Fetch(commands::fetch::Arguments),
     /// Quantise a checkpoint; without a model, the small one that comes with the program
     Compress(commands::compress::Arguments),
     /// Perplexity of a model on a text, and its distance to a dense model
@@ -41,6 +49,8 @@ enum Verb {
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
     Verify(commands::verify::Arguments),
+    /// What changed between two checkpoints, tensor by tensor and in one sentence
+    Diff(commands::diff::Arguments),
     /// List the methods with their papers and parameters
     Methods(commands::methods::Arguments),
 }
@@ -55,6 +65,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     match arguments.verb {
+        Verb::Fetch(arguments) => commands::fetch::run(&arguments),
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
@@ -62,6 +73,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Classify(arguments) => commands::classify::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
+        Verb::Diff(arguments) => commands::diff::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),
     }
 }

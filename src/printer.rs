@@ -14,7 +14,8 @@ pub fn error(error: &anyhow::Error) {
     eprintln!("error: {}", sentence(error));
 }
 
-/// `error` and the chain of its causes in one line.
+/// `error` and the chain of its causes in one line. Names from files and paths may hold line ends and the terminal's
+/// control sequences; they are shown escaped.
 pub fn sentence(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -27,7 +28,10 @@ pub fn sentence(error: &anyhow::Error) -> String {
             line.push_str(&cause);
         }
     }
-    line
+    match line.contains(char::is_control) {
+        true => line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect(),
+        false => line,
+    }
 }
 
 /// A line of talk.
@@ -110,6 +114,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     label: String,
     total: u64,
+    in_bytes: bool,
     started: Instant,
     told: Instant,
 }
@@ -117,15 +122,25 @@ pub struct Progress {
 impl Progress {
     /// Starts counting to `total`.
     pub fn new(label: &str, total: u64) -> Self {
+        Self::counting(label, total, "{prefix} {wide_bar} {pos}/{len} {msg} eta {eta}", false)
+    }
+
+    /// Starts counting to `total` bytes, which are shown in larger units.
+    pub fn bytes(label: &str, total: u64) -> Self {
+        let template = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {msg} eta {eta}";
+        Self::counting(label, total, template, true)
+    }
+
+    fn counting(label: &str, total: u64, template: &'static str, in_bytes: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} eta {eta}");
+            let style = ProgressStyle::with_template(template);
             bar.set_style(style.expect("the template is constant and valid"));
             bar.set_prefix(label.to_string());
             bar
         });
         let now = Instant::now();
-        Self { bar, label: label.to_string(), total, started: now, told: now }
+        Self { bar, label: label.to_string(), total, in_bytes, started: now, told: now }
     }
 
     /// `done` of the total are done.
@@ -136,7 +151,11 @@ impl Progress {
         } else if self.told.elapsed() > Duration::from_secs(10) && done > 0 {
             self.told = Instant::now();
             let left = self.started.elapsed().as_secs_f64() * (self.total.saturating_sub(done)) as f64 / done as f64;
-            eprintln!("{} {done}/{} {message} eta {left:.0}s", self.label, self.total);
+            let shown = |count: u64| match self.in_bytes {
+                true => format!("{:.1} MB", count as f64 / 1e6),
+                false => count.to_string(),
+            };
+            eprintln!("{} {}/{} {message} eta {left:.0}s", self.label, shown(done), shown(self.total));
         }
     }
 

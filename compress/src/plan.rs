@@ -1,9 +1,9 @@
 //! What a recipe means for one model: every linear with its method and layout, every tensor of the result, the size of
 //! the file and the memory the run will take, all before any work.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
+use scruple_weights::{Checkpoint, Dtype, TensorSpec, TensorView, name::PathFilter};
 
 use crate::{
     Error, Result,
@@ -13,10 +13,11 @@ use crate::{
     methods::LayerMethod,
     model::{
         DecoderConfig,
-        decoder::{Decoder, Stage, linear_shape},
+        decoder::{Decoder, Stage},
+        spec::{BlockSpec, LinearSpec},
     },
     recipe::Recipe,
-    sequential::TOKENS_PER_UPDATE,
+    sequential::rows_per_update,
 };
 
 /// Memory of the program itself, its threads and tables, bytes (measured; `benches/record/memory.json`).
@@ -51,6 +52,10 @@ pub struct PlannedLinear {
     pub stage: Stage,
     /// Which of the stage's linears it is.
     pub index: usize,
+    /// The expert it belongs to.
+    pub expert: Option<usize>,
+    /// The checkpoint holds its weight as (in_features, out_features).
+    pub transposed: bool,
     /// Index of its method (its stage in the recipe).
     pub method: usize,
     /// Shape and grid.
@@ -98,6 +103,8 @@ pub struct Plan {
     pub linears: Vec<PlannedLinear>,
     /// Linears of the blocks that no stage names: they stay dense.
     pub left_dense: Vec<String>,
+    /// Modules with a weight beside the decoder, of a model that reads more than text: they stay as they are.
+    pub other_parts: Vec<String>,
     /// Every tensor of the result, in the source's order.
     pub tensors: Vec<TensorSpec>,
     /// NaN and infinite weights are let through.
@@ -122,7 +129,8 @@ impl Plan {
         }
         Decoder::check(checkpoint, &config)?;
         let format = recipe.export.format;
-        let weight_dtype = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype();
+        let first_linear = config.linear_name(0, &config.blocks[0].linears[0].name);
+        let weight_dtype = checkpoint.tensor(&format!("{first_linear}.weight"))?.dtype();
         let float_dtype = match weight_dtype {
             Dtype::F16 => ScaleDtype::F16,
             Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
@@ -145,11 +153,14 @@ impl Plan {
         let mut linears = Vec::new();
         let mut left_dense = Vec::new();
         let mut problems = Vec::new();
-        for block in 0..config.n_blocks {
+        for (block, spec) in config.blocks.iter().enumerate() {
+            if let Some(experts) = &spec.mlp.experts {
+                left_dense.push(config.linear_name(block, experts.router)); // small, and it decides over all else
+            }
             for stage in Stage::ALL {
-                for (index, short) in stage.linears().iter().enumerate() {
-                    let name = format!("model.layers.{block}.{short}");
-                    let (out_features, in_features, _) = linear_shape(&config, short);
+                for (index, linear) in spec.at(stage).iter().enumerate() {
+                    let name = config.linear_name(block, &linear.name);
+                    let &LinearSpec { out_features, in_features, expert, transposed, .. } = linear;
                     let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
                         left_dense.push(name);
                         continue;
@@ -164,8 +175,24 @@ impl Plan {
                         has_g_idx: methods[method].stores_g_idx(),
                         dtype: float_dtype,
                     });
-                    match layout.and_then(|layout| format.check(&name, &layout).map(|()| layout)) {
-                        Ok(layout) => linears.push(PlannedLinear { name, block, stage, index, method, layout }),
+                    let fits = |layout: Layout| match transposed && format != Format::Dense {
+                        true => Err(Error::Recipe(format!(
+                            "`{name}` cannot be written as {format}: the model stores it as a Conv1D, (inputs, outputs), \
+                             and the loaders of packed formats take no such layer; write dense"
+                        ))),
+                        false => format.check(&name, &layout).map(|()| layout),
+                    };
+                    match layout.and_then(fits) {
+                        Ok(layout) => linears.push(PlannedLinear {
+                            name,
+                            block,
+                            stage,
+                            index,
+                            expert,
+                            transposed,
+                            method,
+                            layout,
+                        }),
                         Err(error) if error.to_string().contains(&name) => problems.push(error.to_string()),
                         Err(error) => problems.push(format!("linear `{name}`: {error}")),
                     }
@@ -190,19 +217,27 @@ impl Plan {
                     ),
                     false => format!(
                         "{stage_name} names no linear of this model: its targets are {targets:?}, names look like \
-                         model.layers.0.self_attn.q_proj"
+                         {first_linear}"
                     ),
                 }));
             }
         }
         let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
+        let by_name: HashMap<&str, usize> =
+            linears.iter().enumerate().map(|(index, linear)| (linear.name.as_str(), index)).collect();
         let mut tensors = Vec::new();
         for view in checkpoint.tensors() {
-            let linear = view.name().strip_suffix(".weight").and_then(|name| {
-                replaced.contains(view.name()).then(|| linears.iter().find(|linear| linear.name == name)).flatten()
-            });
+            let linear = view.name().strip_suffix(".weight").and_then(|name| by_name.get(name));
+            let linear = linear.map(|index| &linears[*index]);
             match linear {
-                Some(linear) => tensors.extend(format.specs(&linear.name, &linear.layout)),
+                Some(linear) => {
+                    tensors.extend(format.specs(&linear.name, &linear.layout).into_iter().map(|mut spec| {
+                        if linear.transposed {
+                            spec.shape.reverse();
+                        }
+                        spec
+                    }))
+                }
                 None => tensors.push(TensorSpec {
                     name: view.name().to_string(),
                     dtype: view.dtype(),
@@ -210,8 +245,18 @@ impl Plan {
                 }),
             }
         }
+        let beside =
+            |view: &&TensorView| config.text_part && !view.name().starts_with(&config.base) && view.shape().len() > 1;
+        let head = format!("{}.weight", config.head.name);
+        let other_parts = checkpoint
+            .tensors()
+            .filter(beside)
+            .filter(|view| view.name() != head)
+            .filter_map(|view| view.name().strip_suffix(".weight").map(str::to_string))
+            .collect();
         let plan = Self {
             recipe,
+            other_parts,
             config,
             format,
             float_dtype,
@@ -247,7 +292,8 @@ impl Plan {
         let linears: Vec<(String, Layout)> =
             self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
-        dense.push("lm_head".into());
+        dense.push(self.config.head.name.clone());
+        dense.extend(self.other_parts.iter().cloned());
         let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
         let model = QuantisedModel {
             linears: &linears,
@@ -274,9 +320,8 @@ impl Plan {
         let config = &self.config;
         let calibrated = self.needs_calibration();
         let activation_bytes = if calibrated {
-            let width = 2 * config.hidden_size
-                + Stage::AttentionOutput.in_features(config)
-                + Stage::MlpOutput.in_features(config);
+            let widest = |stage: Stage| config.blocks.iter().map(|block| block.token_width(stage)).max().unwrap_or(0);
+            let width = 2 * config.hidden_size + widest(Stage::AttentionOutput) + widest(Stage::MlpOutput);
             ActivationStore::bytes(around.n_samples * around.seq_len, width)
         } else {
             0
@@ -285,23 +330,26 @@ impl Plan {
         // Compressing: the group that takes most, either while its Hessian is summed (with the inputs of one update) or
         // while it is solved (Hessian and factor; all its weights as f32 and as codes, the targets of one); beside it the
         // block's linears that are packed already.
-        let size = |name: &str| {
-            let (out_features, in_features, _) = linear_shape(config, name);
-            (out_features * in_features) as u64
-        };
-        let stage_bytes = |stage: Stage| {
-            let n = stage.in_features(config) as u64;
+        let stage_bytes = |block: &BlockSpec, stage: Stage| {
+            let (n, groups) = (block.in_features(stage) as u64, block.groups(stage));
             let (hessian, inputs) = match calibrated {
-                true => (4 * n * n, 4 * n * (TOKENS_PER_UPDATE + 2 * around.seq_len) as u64),
+                true => {
+                    let rows = groups * rows_per_update(groups) + 2 * around.seq_len;
+                    (4 * n * n, 4 * n * rows as u64)
+                }
                 false => (0, 0),
             };
-            let sizes = stage.linears().iter().map(|name| size(name));
+            // The linears of one expert are solved together.
+            let group = |linear: &&LinearSpec| linear.expert.unwrap_or(0) == 0;
+            let sizes = block.at(stage).iter().filter(group).map(LinearSpec::weights);
             let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
-            hessian + inputs.max(solving)
+            groups as u64 * hessian + inputs.max(solving)
         };
-        let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
-        let block: u64 = Stage::ALL.iter().flat_map(|stage| stage.linears()).map(|name| size(name)).sum();
-        let compressing = largest_stage + block;
+        let block_bytes = |block: &BlockSpec| {
+            let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(block, stage)).max().unwrap_or(0);
+            largest_stage + block.linears.iter().map(LinearSpec::weights).sum::<u64>()
+        };
+        let compressing = config.blocks.iter().map(block_bytes).max().unwrap_or(0);
 
         // Tokenising before, measuring after.
         let head = (config.vocab_size * config.hidden_size) as u64 * (self.weight_dtype.bits() / 8.0) as u64;

@@ -99,9 +99,17 @@ impl Recipe {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::Recipe(format!("{}: cannot read the recipe: {error}", path.display())))?;
-        let recipe: Self = toml::from_str(&text).map_err(|error| {
+        Self::parse(path, &text)
+    }
+
+    /// Reads the text of a recipe; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let recipe: Self = toml::from_str(text).map_err(|error| {
             let reason = error.message().lines().collect::<Vec<_>>().join(", ");
-            Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(&text, &error)))
+            Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(text, &error)))
         })?;
         recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         Ok(recipe)

@@ -8,7 +8,7 @@
 //! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
 //! the same bytes.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
@@ -30,8 +30,9 @@ use crate::{
     memory,
     methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
     model::{
-        decoder::{Block, BlockCache, Ends, Stage, embed},
-        linear::Linear,
+        decoder::{Block, BlockCache, Ends, Stage},
+        experts::Routing,
+        linear::{self, Linear},
     },
     pack,
     plan::{Plan, PlannedLinear},
@@ -53,8 +54,15 @@ pub struct LinearRecord {
     pub weights: u64,
     /// Bits on disk, scales and indices included.
     pub storage_bits: u64,
-    /// SHA-256 of the dequantised weight (f32, little endian, row by row): the numbers that were used from here on.
+    /// SHA-256 of the dequantised weight (f32, little endian, row by row as it is stored): the numbers that were used
+    /// from here on.
     pub dequantised_sha256: String,
+    /// Calibration tokens that were routed to it; of experts only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_tokens: Option<usize>,
+    /// What its calibration lacked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// What the loop has done.
@@ -112,8 +120,14 @@ fn digest_rows(rows: usize, columns: usize, mut read: impl FnMut(usize, &mut [f3
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// SHA-256 of the weight that reading `q` back from a file of `format` gives, in a model whose floats are `dtype`.
-fn digest_as_stored(format: Format, q: &Quantised, dtype: ScaleDtype) -> String {
+/// SHA-256 of the weight that reading `q` back from a file of `format` gives, in a model whose floats are `dtype`;
+/// stored `transposed`, column by column.
+fn digest_as_stored(format: Format, q: &Quantised, dtype: ScaleDtype, transposed: bool) -> String {
+    if transposed {
+        let values: Vec<u8> = q.dequantize().iter().flat_map(|value| dtype.round(*value).to_le_bytes()).collect();
+        let stored = linear::transpose(&values, q.out_features, q.in_features, size_of::<f32>());
+        return scruple_weights::digest::sha256(&stored);
+    }
     let read = |index: usize, row: &mut [f32]| {
         q.dequantize_row(index, row);
         if format == Format::Dense {
@@ -152,7 +166,7 @@ pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
         None => Ok(()),
         Some((index, value)) => Err(Error::Numeric(format!(
             "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
-             so fetch it again or take another",
+             so fetch it again or take another, or give --allow-nonfinite to go on all the same",
             view.file().display(),
             view.name()
         ))),
@@ -238,8 +252,14 @@ fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite:
     if !allow_nonfinite {
         refuse_nonfinite(&view)?;
     }
-    let values = view.to_f32()?;
+    let mut values = view.to_f32()?;
     view.release();
+    if linear.transposed {
+        let Layout { out_features, in_features, .. } = linear.layout;
+        let stored = std::mem::take(&mut values);
+        let row = |out: usize| (0..in_features).map(move |column| column * out_features + out);
+        values = (0..out_features).flat_map(row).map(|at| stored[at]).collect();
+    }
     Ok(values)
 }
 
@@ -275,7 +295,13 @@ fn compress_group(
     for (linear, compressed) in group.iter().zip(compressed) {
         let started = cpu_seconds();
         for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
-            writer.write(&name, &bytes)?;
+            if linear.transposed {
+                let Layout { out_features, in_features, .. } = linear.layout;
+                let size = bytes.len() / (out_features * in_features);
+                writer.write(&name, &linear::transpose(&bytes, out_features, in_features, size))?;
+            } else {
+                writer.write(&name, &bytes)?;
+            }
         }
         outcome.phases.write += cpu_seconds() - started;
         let started = cpu_seconds();
@@ -283,7 +309,9 @@ fn compress_group(
             report: compressed.report,
             weights: (linear.layout.out_features * linear.layout.in_features) as u64,
             storage_bits: plan.storage_bits(linear),
-            dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype),
+            dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype, linear.transposed),
+            calibration_tokens: None,
+            warning: None,
         };
         outcome.phases.hash += cpu_seconds() - started;
         outcome.seconds.push((linear.name.clone(), record.report.seconds));
@@ -398,10 +426,34 @@ fn round_and_pack(
         },
         weights: (layout.out_features * layout.in_features) as u64,
         storage_bits: plan.storage_bits(linear),
-        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype),
+        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype, false),
+        calibration_tokens: None,
+        warning: None,
     };
     outcome.phases.hash += cpu_seconds() - started;
     Ok(Some(record))
+}
+
+/// Rows of a group whose inputs are gathered before they enter its Hessian; with many experts, fewer of each.
+pub(crate) fn rows_per_update(groups: usize) -> usize {
+    (TOKENS_PER_UPDATE / groups).max(TOKENS_PER_UPDATE.min(256))
+}
+
+/// Notes in the record of an expert's linear how many tokens it was calibrated on, and whether they can have spanned its
+/// inputs: a sum of t products x xᵀ has at most rank t.
+fn note_tokens(record: &mut LinearRecord, stats: &GroupStats) {
+    record.calibration_tokens = Some(stats.tokens);
+    if stats.hessian.is_none() || stats.tokens >= stats.in_features {
+        return;
+    }
+    let inputs = stats.in_features;
+    record.warning = Some(match stats.tokens {
+        0 => "no calibration token was routed to it, so it was rounded as if all inputs were alike".into(),
+        tokens => format!("{tokens} calibration tokens were routed to it, fewer than its {inputs} inputs"),
+    });
+    if stats.tokens == 0 {
+        record.report.output_error = None; // of inputs that were never seen
+    }
 }
 
 /// The calibration tokens on their way through the model.
@@ -411,9 +463,45 @@ struct Walk<'a> {
     set: &'a CalibrationSet,
     /// Residual streams: the one a block reads, and the one it writes; they change roles after each block.
     residual: [ActivationStore; 2],
-    heads: ActivationStore,
-    hidden: ActivationStore,
+    /// Where the files of activations lie.
+    scratch: PathBuf,
     next: usize,
+}
+
+/// The inputs of one sequence at a stage.
+struct Inputs {
+    /// (rows, in_features).
+    x: Tensor,
+    /// The rows of each expert, where not all linears read all rows.
+    rows: Option<Vec<Vec<usize>>>,
+}
+
+impl Inputs {
+    /// What all linears of the stage read.
+    fn shared(x: Tensor) -> Self {
+        Self { x, rows: None }
+    }
+
+    /// What each expert reads: a token's row for each of its slots, or the slot's own row.
+    fn routed(x: Tensor, routing: Option<&Routing>, experts: usize, per_slot: bool) -> Result<Self> {
+        let Some(routing) = routing else { return Ok(Self::shared(x)) };
+        let mut rows = routing.slots(experts);
+        if per_slot {
+            let (tokens, width) = x.dims2()?;
+            let x = x.reshape((tokens * routing.top_k, width / routing.top_k))?;
+            return Ok(Self { x, rows: Some(rows) });
+        }
+        rows.iter_mut().flatten().for_each(|slot| *slot /= routing.top_k);
+        Ok(Self { x, rows: Some(rows) })
+    }
+}
+
+/// What is gathered for one group of linears.
+#[derive(Default)]
+struct Gathered {
+    inputs: Vec<f32>,
+    hessian: Vec<f32>,
+    tokens: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -423,22 +511,15 @@ impl<'a> Walk<'a> {
         set: &'a CalibrationSet,
         writer: &CheckpointWriter,
     ) -> Result<Self> {
-        let scratch = writer.scratch()?;
+        let scratch = writer.scratch()?.to_path_buf();
         let config = &plan.config;
-        let store = |name: &str, width| ActivationStore::open(scratch.join(name), width);
-        let walk = Self {
-            checkpoint,
-            plan,
-            set,
-            residual: [store("residual-0", config.hidden_size)?, store("residual-1", config.hidden_size)?],
-            heads: store("heads", Stage::AttentionOutput.in_features(config))?,
-            hidden: store("hidden", Stage::MlpOutput.in_features(config))?,
-            next: 0,
-        };
+        let store = |name: &str| ActivationStore::open(scratch.join(name), config.hidden_size);
+        let residual = [store("residual-0")?, store("residual-1")?];
+        let walk = Self { checkpoint, plan, set, residual, scratch, next: 0 };
         if count_blocks(&writer.finished_units()) == 0 {
-            let ends = Ends::load(checkpoint, config)?;
+            let ends = Ends::load(checkpoint, config, None)?;
             for (sample, ids) in set.ids.chunks(set.seq_len).enumerate() {
-                walk.residual[0].write(sample * set.seq_len, &embed(&ends.embedding, ids)?)?;
+                walk.residual[0].write(sample * set.seq_len, &ends.embed(ids, 0)?)?;
             }
             ends.embedding.release();
         }
@@ -464,33 +545,60 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, (seq_len, in_features), into
-    /// a Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
+    /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, for each of `groups`, into a
+    /// Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
     fn observe(
         &self,
-        stage: Stage,
+        features: usize,
+        groups: usize,
         hessian: bool,
-        mut form: impl FnMut(usize) -> Result<Tensor>,
-    ) -> Result<GroupStats> {
-        let features = stage.in_features(&self.plan.config);
-        let mut h = if hessian { vec![0.0f32; features * features] } else { Vec::new() };
+        mut form: impl FnMut(usize) -> Result<Inputs>,
+    ) -> Result<Vec<GroupStats>> {
+        let mut gathered: Vec<Gathered> = Vec::new();
+        gathered.resize_with(groups, Gathered::default);
         let scale = 2.0 / self.set.n_samples() as f32;
-        let mut inputs: Vec<f32> = Vec::with_capacity((TOKENS_PER_UPDATE + self.set.seq_len) * features);
+        if hessian && groups == 1 {
+            gathered[0].inputs.reserve((TOKENS_PER_UPDATE + self.set.seq_len) * features);
+        }
+        let rows_per_update = rows_per_update(groups);
         for sample in 0..self.set.n_samples() {
-            let x = form(sample * self.set.seq_len)?;
-            if !hessian {
-                continue;
-            }
-            with_f32(&x, |x| inputs.extend_from_slice(x))?;
-            if inputs.len() >= TOKENS_PER_UPDATE * features || sample + 1 == self.set.n_samples() {
-                syrk_accumulate(&inputs, &mut h, inputs.len() / features, features, scale);
-                inputs.clear();
+            let inputs = form(sample * self.set.seq_len)?;
+            let last = sample + 1 == self.set.n_samples();
+            for (group, gathered) in gathered.iter_mut().enumerate() {
+                gathered.tokens += match &inputs.rows {
+                    None => inputs.x.dim(0)?,
+                    Some(rows) => rows[group].len(),
+                };
+                if !hessian {
+                    continue;
+                }
+                with_f32(&inputs.x, |x| match &inputs.rows {
+                    None => gathered.inputs.extend_from_slice(x),
+                    Some(rows) => rows[group]
+                        .iter()
+                        .for_each(|row| gathered.inputs.extend_from_slice(&x[row * features..][..features])),
+                })?;
+                if gathered.inputs.len() >= rows_per_update * features || last {
+                    gathered.hessian.resize(features * features, 0.0);
+                    let rows = gathered.inputs.len() / features;
+                    if rows > 0 {
+                        syrk_accumulate(&gathered.inputs, &mut gathered.hessian, rows, features, scale);
+                    }
+                    gathered.inputs.clear();
+                }
             }
         }
-        if hessian {
-            symmetrize(&mut h, features);
-        }
-        Ok(GroupStats { in_features: features, hessian: hessian.then_some(h), tokens: self.set.tokens() })
+        let finish = |mut gathered: Gathered| {
+            if hessian && gathered.tokens == 0 {
+                // No token came by: every input counts the same, which makes rounding to nearest of a method that
+                // weighs errors. Zeros would let it throw the weights away.
+                (0..features).for_each(|i| gathered.hessian[i * features + i] = 1.0);
+            } else if hessian {
+                symmetrize(&mut gathered.hessian, features);
+            }
+            GroupStats { in_features: features, hessian: hessian.then_some(gathered.hessian), tokens: gathered.tokens }
+        };
+        Ok(gathered.into_iter().map(finish).collect())
     }
 
     fn rows(&self, first: usize) -> std::ops::Range<usize> {
@@ -507,56 +615,74 @@ impl<'a> Walk<'a> {
         progress: Progress<'_>,
     ) -> Result<Vec<LinearRecord>> {
         let mut block = Block::load(self.checkpoint, &self.plan.config, None, index)?;
+        let spec = block.spec().clone();
+        let store = |name: &str, stage| ActivationStore::open(self.scratch.join(name), spec.token_width(stage));
+        let (heads, hidden) = (store("heads", Stage::AttentionOutput)?, store("hidden", Stage::MlpOutput)?);
         let (input, output) = match index % 2 {
             0 => (&self.residual[0], &self.residual[1]),
             _ => (&self.residual[1], &self.residual[0]),
         };
+        let mlp_reads = block.mlp_reads(input, output);
         let mut records = Vec::new();
         for stage in Stage::ALL {
             let linears: Vec<&PlannedLinear> =
                 self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
             let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
+            let (features, groups) = (spec.in_features(stage), spec.groups(stage));
             let started = cpu_seconds();
             let stats = match stage {
-                Stage::Attention => {
-                    self.observe(stage, hessian, |first| block.attention_input(&input.read(self.rows(first))?))?
-                }
-                Stage::AttentionOutput => self.observe(stage, hessian, |first| {
+                Stage::Attention => self.observe(features, groups, hessian, |first| {
+                    Ok(Inputs::shared(block.attention_input(&input.read(self.rows(first))?)?))
+                })?,
+                Stage::AttentionOutput => self.observe(features, groups, hessian, |first| {
                     let h = block.attention_input(&input.read(self.rows(first))?)?;
-                    let heads = block.attention(&h, &mut BlockCache::default())?;
-                    self.heads.write(first, &heads)?;
-                    Ok(heads)
+                    let out = block.attention(&h, &mut BlockCache::default())?;
+                    heads.write(first, &out)?;
+                    Ok(Inputs::shared(out))
                 })?,
-                Stage::Mlp => self.observe(stage, hessian, |first| {
+                Stage::Mlp => self.observe(features, groups, hessian, |first| {
                     let rows = self.rows(first);
-                    let x = block.attention_output(&input.read(rows.clone())?, &self.heads.read(rows)?)?;
-                    output.write(first, &x)?;
-                    block.mlp_input(&x)
+                    let before = input.read(rows.clone())?;
+                    let after = block.attention_output(&before, &heads.read(rows)?)?;
+                    output.write(first, &after)?;
+                    let h = block.mlp_input(block.mlp_reads(&before, &after))?;
+                    let routing = block.routing(&h)?;
+                    Inputs::routed(h, routing.as_ref(), groups, false)
                 })?,
-                Stage::MlpOutput => self.observe(stage, hessian, |first| {
-                    let hidden = block.mlp(&block.mlp_input(&output.read(self.rows(first))?)?)?;
-                    self.hidden.write(first, &hidden)?;
-                    Ok(hidden)
+                Stage::MlpOutput => self.observe(features, groups, hessian, |first| {
+                    let h = block.mlp_input(&mlp_reads.read(self.rows(first))?)?;
+                    let routing = block.routing(&h)?;
+                    let between = block.mlp(&h, routing.as_ref())?;
+                    hidden.write(first, &between)?;
+                    Inputs::routed(between, routing.as_ref(), groups, true)
                 })?,
             };
             outcome.phases.calibrate += cpu_seconds() - started;
 
-            // One call a method: linears of one group share its statistics.
-            let methods: BTreeSet<usize> = linears.iter().map(|linear| linear.method).collect();
+            // One call a method and expert: linears of one group share its statistics.
+            let parts: BTreeSet<(Option<usize>, usize)> =
+                linears.iter().map(|linear| (linear.expert, linear.method)).collect();
             let mut finished = Vec::new();
-            for method in methods {
-                let group: Vec<&PlannedLinear> =
-                    linears.iter().copied().filter(|linear| linear.method == method).collect();
+            for (expert, method) in parts {
+                let group: Vec<&PlannedLinear> = linears
+                    .iter()
+                    .copied()
+                    .filter(|linear| (linear.expert, linear.method) == (expert, method))
+                    .collect();
+                let stats = &stats[expert.unwrap_or(0)];
                 let done = compress_group(
                     self.checkpoint,
                     self.plan,
                     &group,
                     self.plan.method(group[0]),
-                    &stats,
+                    stats,
                     writer,
                     outcome,
                 )?;
-                for (linear, (record, weight)) in group.iter().zip(done) {
+                for (linear, (mut record, weight)) in group.iter().zip(done) {
+                    if expert.is_some() {
+                        note_tokens(&mut record, stats);
+                    }
                     block.replace(stage, linear.index, weight);
                     finished.push((linear.index, record));
                     progress(outcome.linears.len() + finished.len(), total, &linear.name);
@@ -571,7 +697,12 @@ impl<'a> Walk<'a> {
         let started = cpu_seconds();
         for sample in 0..self.set.n_samples() {
             let rows = self.rows(sample * self.set.seq_len);
-            let x = block.mlp_output(&output.read(rows.clone())?, &self.hidden.read(rows.clone())?)?;
+            let routing = match spec.mlp.experts {
+                Some(_) => block.routing(&block.mlp_input(&mlp_reads.read(rows.clone())?)?)?,
+                None => None,
+            };
+            let between = hidden.read(rows.clone())?;
+            let x = block.mlp_output(&output.read(rows.clone())?, &between, routing.as_ref())?;
             output.write(rows.start, &x)?;
         }
         outcome.phases.calibrate += cpu_seconds() - started;
@@ -582,7 +713,7 @@ impl<'a> Walk<'a> {
 
     /// Gives the mapped pages of block `index` back.
     fn release(&self, index: usize) {
-        let prefix = format!("model.layers.{index}.");
+        let prefix = format!("{}.", self.plan.config.block_path(index));
         for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
             view.release();
         }

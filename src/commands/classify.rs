@@ -13,7 +13,7 @@ use scruple_compress::{
         vit::{Images, pixel_statistics},
     },
 };
-use scruple_weights::Checkpoint;
+use scruple_weights::{Checkpoint, hub::Origin};
 use serde::Serialize;
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
 use crate::{
     printer::{self, Progress, Table},
     record::{self, Run},
+    source,
 };
 
 /// Images run at a time.
@@ -34,7 +35,8 @@ const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model: a text classifier, a vision transformer with a head, or a residual net
+    /// Folder or file of the model, or `org/name[@revision]` of a hub: a text classifier, a vision transformer with a
+    /// head, or a residual net
     model: PathBuf,
     #[command(flatten)]
     texts: Texts,
@@ -94,6 +96,8 @@ struct Record {
     /// Texts whose end was cut off.
     #[serde(skip_serializing_if = "Option::is_none")]
     cut: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Origin>,
     answers: Vec<Answer>,
 }
 
@@ -112,15 +116,17 @@ fn wilson(right: usize, of: usize) -> (f64, f64) {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("classify");
     anyhow::ensure!(arguments.limit != Some(0), "--limit should be at least 1, found 0");
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let located = source::locate(&arguments.model)?;
+    let checkpoint = located.open()?;
     let model = AnyModel::open(&checkpoint)?;
-    let record = match (&model, &arguments.images) {
+    let mut record = match (&model, &arguments.images) {
         (AnyModel::Encoder(_), None) => classify_texts(arguments, &checkpoint)?,
         (AnyModel::Vit(_) | AnyModel::ResNet(_), Some(_)) => classify_images(arguments, &checkpoint, &model)?,
         (AnyModel::Encoder(_), Some(_)) => refuse(arguments, model.kind(), "give texts by --text or --stdin")?,
         (AnyModel::Vit(_) | AnyModel::ResNet(_), None) => refuse(arguments, model.kind(), "give images by --images")?,
         (AnyModel::Decoder(_), _) => refuse(arguments, model.kind(), "it has no classes")?,
     };
+    record.source = located.origin().cloned();
     clock.extra.insert("model".into(), arguments.model.display().to_string().into());
     if let Some(out) = &arguments.output {
         record::save(out, "classify", &record, &clock)?;
@@ -182,6 +188,7 @@ fn record(
         },
         accuracy,
         cut: None,
+        source: None,
         answers,
     })
 }

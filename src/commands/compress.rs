@@ -24,7 +24,7 @@ use scruple_compress::{
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     sequential::{self, LinearRecord, Outcome},
 };
-use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions};
+use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,6 +34,7 @@ use crate::{
     plot,
     printer::{self, Progress, Table},
     record::{self, Run},
+    source,
 };
 
 /// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
@@ -47,7 +48,7 @@ const DECODE_TOKENS: usize = 16;
 /// What to compress, and how.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model; without it, the small one that comes with the program
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with the program
     model: Option<PathBuf>,
     /// How codes are chosen: see `scruple methods`
     #[arg(long, default_value = "gptq")]
@@ -106,6 +107,9 @@ pub struct Provenance {
     pub version: String,
     /// Hash of the dense model's tensors: names, types, shapes, bytes.
     pub source_fingerprint: String,
+    /// Where a dense model of a hub came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
     /// What was asked for.
     pub recipe: Recipe,
     /// Samples, their length, and the SHA-256 of the token ids.
@@ -192,20 +196,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => Some(Fixture::unpack()?),
         Some(_) => None,
     };
-    let model = match (&arguments.model, &embedded) {
-        (Some(model), _) => model.clone(),
-        (None, Some(fixture)) => fixture.path().to_path_buf(),
+    let located = match (&arguments.model, &embedded) {
+        (Some(model), _) => source::locate(model)?,
+        (None, Some(fixture)) => source::locate(fixture.path())?,
         (None, None) => unreachable!("a model is given or embedded"),
     };
-    let name = match &arguments.model {
-        None => fixture::NAME.to_string(),
-        Some(model) => name_of(model),
+    let model = located.path();
+    let name = match (&arguments.model, located.name()) {
+        (None, _) => fixture::NAME.to_string(),
+        (_, Some(name)) => name.to_string(),
+        (Some(model), None) => name_of(model),
     };
     let calibration_file = arguments.calibration.clone().or_else(|| embedded.as_ref().map(Fixture::calibration));
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
-    let checkpoint = Checkpoint::open(&model)?;
-    let mut plan = Plan::new(recipe, &checkpoint)?;
+    let checkpoint = located.open()?;
+    let plan = Plan::new(recipe, &checkpoint);
+    let mut plan = match &arguments.recipe {
+        Some(file) => plan.with_context(|| file.display().to_string())?,
+        None => plan?,
+    };
     plan.allow_nonfinite = arguments.allow_nonfinite;
     if let Some(text) = &text {
         anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
@@ -244,7 +254,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let out = match &arguments.output {
         Some(out) => out.clone(),
-        None => free_folder(&format!("{name}-{}", plan.recipe.stages[0].method)),
+        None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
     if !arguments.allow_nonfinite {
         // Before the work: in the last block it would show after hours.
@@ -292,6 +302,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     drop(set);
     checkpoint.release_all();
+    if let Err(error) = checkpoint.expect_unchanged() {
+        writer.discard();
+        return Err(error.into());
+    }
     if outcome.resumed_blocks > 0 {
         printer::say(format!("went on after {} blocks that an earlier run had finished", outcome.resumed_blocks));
     }
@@ -299,6 +313,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let provenance = Provenance {
         version: env!("CARGO_PKG_VERSION").into(),
         source_fingerprint,
+        source: located.origin().cloned(),
         recipe: plan.recipe.clone(),
         calibration,
         left_dense: plan.left_dense.clone(),
@@ -318,7 +333,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
     memory::give_back();
-    let cost = Cost::measure(arguments, &model, &out, text.as_deref(), embedded.as_ref())?;
+    let cost = Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?;
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
     }
@@ -420,8 +435,10 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     card.push_str(&format!("base_model: {name}\ntags:\n- scruple\n- {}\n---\n\n", plan.format));
     card.push_str(&format!("# {name}, compressed\n\n"));
     card.push_str(&format!(
-        "Made from the dense checkpoint `{name}` (tensors' fingerprint `{}`) by scruple {}.\n\n",
-        provenance.source_fingerprint, provenance.version
+        "Made from the dense checkpoint `{name}` ({}tensors' fingerprint `{}`) by scruple {}.\n\n",
+        provenance.source.as_ref().map(|origin| format!("commit `{}`, ", origin.commit)).unwrap_or_default(),
+        provenance.source_fingerprint,
+        provenance.version
     ));
     card.push_str(&format!(
         "{} of the decoder blocks' linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \
@@ -525,8 +542,8 @@ impl Cost {
 /// How many blocks of a dense model the speed report runs.
 fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
     let config = DecoderConfig::from_checkpoint(dense)?;
-    let per_block =
-        dense.tensors().filter(|view| view.name().starts_with("model.layers.0.")).map(|view| view.bytes().len());
+    let first = format!("{}.", config.block_path(0));
+    let per_block = dense.tensors().filter(|view| view.name().starts_with(&first)).map(|view| view.bytes().len());
     let per_block = per_block.sum::<usize>().max(1) as u64;
     Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
 }
@@ -590,6 +607,20 @@ fn answers(dense: &Path, compressed: &Path, questions: &[Question]) -> Result<An
     Ok(result)
 }
 
+/// Says once how many experts' linears were calibrated on fewer tokens than they have inputs.
+fn warn_of_experts(linears: &[LinearRecord]) {
+    let short: Vec<&LinearRecord> = linears.iter().filter(|record| record.warning.is_some()).collect();
+    if let Some(worst) = short.iter().min_by_key(|record| record.calibration_tokens) {
+        printer::warn(format!(
+            "{} linears of experts saw fewer calibration tokens than they have inputs, fewest `{}` ({}); a longer \
+             --calibration text or more --n-samples reach them, and scruple.json tells each one's tokens",
+            short.len(),
+            worst.report.linear,
+            worst.calibration_tokens.unwrap_or(0)
+        ));
+    }
+}
+
 fn report(
     arguments: &Arguments,
     plan: &Plan,
@@ -612,6 +643,7 @@ fn report(
         out.display(),
         faults.join("; ")
     );
+    warn_of_experts(&outcome.linears);
     if arguments.json {
         return printer::json(&json!({
             "output": out.display().to_string(),

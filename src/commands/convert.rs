@@ -1,13 +1,20 @@
-//! `scruple convert`: a GGUF file to a Hugging Face folder.
+//! `scruple convert`: any container to a Hugging Face folder of safetensors.
+//!
+//! A GGUF file becomes the model it was made from: names, row order, configuration, tokenizer. Every other container
+//! keeps its tensors' names, and the files beside it go along.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use half::{bf16, f16};
 use scruple_weights::{
-    CheckpointWriter, Dtype, Error, Shard, TensorSpec,
+    Checkpoint, CheckpointWriter, Dtype, Shard, TensorSpec, TensorView,
     format::gguf,
-    gguf_to_hf::{self, HfTensor},
+    gguf_to_hf::{self, HfModel, HfTensor},
     writer::WriterOptions,
 };
 use serde_json::{Value, json};
@@ -15,22 +22,29 @@ use serde_json::{Value, json};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
+    source,
 };
 
 /// Values decoded at a time.
 const VALUES_AT_ONCE: usize = 1 << 20;
 
+/// Bytes copied at a time.
+const BYTES_AT_ONCE: usize = 8 << 20;
+
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The GGUF file
+    /// The file or the folder to convert, or `org/name[@revision][:file]` of a hub
     input: PathBuf,
     /// Folder to write; it must not exist
     #[arg(short, long)]
     output: PathBuf,
-    /// Type of the written weights
-    #[arg(long, value_enum, default_value_t = Target::F16)]
-    dtype: Target,
+    /// Type of the written weights; without it f16 for GGUF, and the type they have for everything else
+    #[arg(long, value_enum)]
+    dtype: Option<Target>,
+    /// Go on when a weight is NaN or infinite
+    #[arg(long)]
+    allow_nonfinite: bool,
     /// Print a record as JSON when done
     #[arg(long)]
     json: bool,
@@ -60,7 +74,7 @@ impl Target {
         }
     }
 
-    /// `values` as bytes of this type, or the index of the first that it cannot hold.
+    /// `values` as bytes of this type, or the index of the first finite one that it cannot hold.
     fn encode(self, values: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
         out.clear();
         match self {
@@ -70,8 +84,8 @@ impl Target {
         }
         let lost = |value: f32| match self {
             Self::F32 => false,
-            Self::Bf16 => bf16::from_f32(value).is_infinite(),
-            Self::F16 => f16::from_f32(value).is_infinite(),
+            Self::Bf16 => bf16::from_f32(value).is_infinite() && value.is_finite(),
+            Self::F16 => f16::from_f32(value).is_infinite() && value.is_finite(),
         };
         match values.iter().position(|&value| lost(value)) {
             Some(index) => Err(index),
@@ -80,78 +94,212 @@ impl Target {
     }
 }
 
-fn write_tensor(tensor: &HfTensor, target: Target, writer: &mut CheckpointWriter) -> Result<()> {
-    let (rows, length) = tensor.rows();
+/// One tensor to write: where it comes from, and what becomes of it.
+struct Item {
+    spec: TensorSpec,
+    source: Source,
+}
+
+enum Source {
+    /// Rows under their Hugging Face order.
+    Gguf(HfTensor),
+    /// Rows as they are, in another type.
+    Recast(TensorView),
+    /// Bytes as they are.
+    Copy(TensorView),
+}
+
+impl Source {
+    fn view(&self) -> &TensorView {
+        match self {
+            Self::Gguf(tensor) => &tensor.source,
+            Self::Recast(view) | Self::Copy(view) => view,
+        }
+    }
+}
+
+/// What is written beside the tensors.
+enum Beside {
+    /// Made from the GGUF file's metadata.
+    Made(Box<HfModel>),
+    /// Copied from the folder.
+    Copied(Checkpoint),
+}
+
+fn is_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    // The kind is asked first: opening a pipe would wait for its writer.
+    path.is_file()
+        && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok()
+        && &magic == b"GGUF"
+}
+
+/// The one GGUF file a path leads to, if it leads to one.
+fn gguf_file(path: &Path) -> Option<PathBuf> {
+    if !path.is_dir() {
+        return is_gguf(path).then(|| path.to_path_buf());
+    }
+    let checkpoint = Checkpoint::open(path).ok()?;
+    match checkpoint.shards() {
+        [shard] if is_gguf(shard.path()) => Some(shard.path().to_path_buf()),
+        _ => None,
+    }
+}
+
+fn read(input: &Path, dtype: Option<Target>) -> Result<(Vec<Item>, Beside)> {
+    if let Some(file) = gguf_file(input) {
+        let mut model = gguf_to_hf::convert(&gguf::read(&Shard::open(file)?)?)?;
+        let dtype = dtype.unwrap_or(Target::F16);
+        model.config["torch_dtype"] = Value::from(dtype.torch_name());
+        let item = |tensor: HfTensor| Item {
+            spec: TensorSpec { name: tensor.name.clone(), dtype: dtype.dtype(), shape: tensor.shape().to_vec() },
+            source: Source::Gguf(tensor),
+        };
+        let items = std::mem::take(&mut model.tensors).into_iter().map(item).collect();
+        return Ok((items, Beside::Made(Box::new(model))));
+    }
+    let checkpoint = Checkpoint::open(input)?;
+    let item = |view: &TensorView| -> Result<Item> {
+        let target = dtype.filter(|target| view.dtype().is_float() && target.dtype() != view.dtype());
+        let kept = target.map_or(view.dtype(), Target::dtype);
+        if kept.safetensors_name().is_none() {
+            let what = format!("has the type {kept}, which safetensors cannot hold; give --dtype f16, bf16 or f32");
+            return Err(view.error(what).into());
+        }
+        let spec = TensorSpec { name: view.name().to_string(), dtype: kept, shape: view.shape().to_vec() };
+        let source = if target.is_some() { Source::Recast(view.clone()) } else { Source::Copy(view.clone()) };
+        Ok(Item { spec, source })
+    };
+    let items = checkpoint.tensors().map(item).collect::<Result<_>>()?;
+    Ok((items, Beside::Copied(checkpoint)))
+}
+
+fn refuse_nonfinite(view: &TensorView, at: usize, value: f32) -> anyhow::Error {
+    let what = format!(
+        "has the value {value} at element {at}; the file is damaged, or the model was never sound; --allow-nonfinite \
+         writes it all the same"
+    );
+    view.error(what).into()
+}
+
+fn write_item(item: &Item, target: Target, allow_nonfinite: bool, writer: &mut CheckpointWriter) -> Result<()> {
+    let name = &item.spec.name;
+    let view = item.source.view();
+    if let Source::Copy(view) = &item.source {
+        if let Some((at, value)) = view.nonfinite().filter(|_| !allow_nonfinite) {
+            return Err(refuse_nonfinite(view, at, value));
+        }
+        let mut offset = 0;
+        for bytes in view.bytes().chunks(BYTES_AT_ONCE) {
+            writer.write_at(name, offset, bytes)?;
+            offset += bytes.len() as u64;
+        }
+        view.release();
+        return Ok(());
+    }
+    let (rows, length) = view.rows();
     let step = (VALUES_AT_ONCE / length.max(1)).max(1);
     let (mut values, mut bytes, mut offset) = (Vec::new(), Vec::new(), 0);
     for start in (0..rows).step_by(step) {
         let end = (start + step).min(rows);
         values.resize((end - start) * length, 0.0);
-        tensor.read_rows_f32(start..end, &mut values)?;
-        let complain = |index: usize, what: &str| {
-            let at = start * length + index;
-            Error::tensor(tensor.source.file(), tensor.source.name(), format!("has {what} at element {at}"))
-        };
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            let what = format!("the value {}; the file is damaged, or the model was never sound", values[index]);
-            return Err(complain(index, &what).into());
+        match &item.source {
+            Source::Gguf(tensor) => tensor.read_rows_f32(start..end, &mut values)?,
+            Source::Recast(view) | Source::Copy(view) => view.read_rows(start..end, &mut values)?,
+        }
+        let at = |index: usize| start * length + index;
+        if let Some(index) = values.iter().position(|value| !value.is_finite()).filter(|_| !allow_nonfinite) {
+            return Err(refuse_nonfinite(view, at(index), values[index]));
         }
         target.encode(&values, &mut bytes).map_err(|index| {
-            let name = target.torch_name();
-            complain(index, &format!("{:e}, which {name} cannot hold; use --dtype bf16 or f32", values[index]))
+            view.error(format!(
+                "has {:e}, which {} cannot hold, at element {}; use --dtype bf16 or f32",
+                values[index],
+                target.torch_name(),
+                at(index)
+            ))
         })?;
-        writer.write_at(&tensor.name, offset, &bytes)?;
+        writer.write_at(name, offset, &bytes)?;
         offset += bytes.len() as u64;
     }
-    tensor.source.release();
+    view.release();
     Ok(())
+}
+
+/// Writes the files beside the tensors; returns what the model is called.
+fn write_beside(beside: &Beside, dtype: Option<Target>, writer: &mut CheckpointWriter) -> Result<String> {
+    let architecture = |config: &Value| config["architectures"][0].as_str().unwrap_or("a model").to_string();
+    match beside {
+        Beside::Made(model) => {
+            writer.add_file("config.json", &record::pretty(&model.config)?)?;
+            for (name, bytes) in &model.files {
+                writer.add_file(name, bytes)?;
+            }
+            Ok(architecture(&model.config))
+        }
+        Beside::Copied(checkpoint) => {
+            checkpoint.expect_unchanged()?;
+            for file in checkpoint.side_files() {
+                writer.copy_file(&file)?;
+            }
+            let Ok(config) = checkpoint.config() else {
+                return Ok("a model without config.json".to_string());
+            };
+            let mut config = config.clone();
+            if let (Some(target), Value::Object(fields)) = (dtype, &mut config) {
+                let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+                fields.insert(key.to_string(), target.torch_name().into());
+            }
+            writer.add_file("config.json", &record::pretty(&config)?)?;
+            Ok(architecture(&config))
+        }
+    }
 }
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("convert");
-    let file = gguf::read(&Shard::open(&arguments.input)?)?;
-    let model = gguf_to_hf::convert(&file)?;
-    let spec = |tensor: &HfTensor| TensorSpec {
-        name: tensor.name.clone(),
-        dtype: arguments.dtype.dtype(),
-        shape: tensor.shape().to_vec(),
-    };
+    let located = source::locate(&arguments.input)?;
+    let (items, beside) = read(located.path(), arguments.dtype)?;
+    anyhow::ensure!(!items.is_empty(), "{}: the file holds no tensors; name one that does", located.path().display());
     let metadata = [("format".to_string(), "pt".to_string())].into_iter().collect();
     let options = WriterOptions { metadata, ..WriterOptions::default() };
-    let mut writer = CheckpointWriter::create(&arguments.output, model.tensors.iter().map(spec).collect(), options)?;
-    let mut progress = Progress::new("convert", model.tensors.len() as u64);
-    for (done, tensor) in model.tensors.iter().enumerate() {
-        write_tensor(tensor, arguments.dtype, &mut writer)?;
-        progress.at(done as u64 + 1, &tensor.name);
+    let specs = items.iter().map(|item| item.spec.clone()).collect();
+    let mut writer = CheckpointWriter::create(&arguments.output, specs, options)?;
+    let mut progress = Progress::new("convert", items.len() as u64);
+    for (done, item) in items.iter().enumerate() {
+        let target = arguments.dtype.unwrap_or(Target::F16);
+        write_item(item, target, arguments.allow_nonfinite, &mut writer)?;
+        progress.at(done as u64 + 1, &item.spec.name);
     }
     progress.finish();
-    let mut config = model.config;
-    config["torch_dtype"] = Value::from(arguments.dtype.torch_name());
-    writer.add_file("config.json", &record::pretty(&config)?)?;
-    for (name, bytes) in &model.files {
-        writer.add_file(name, bytes)?;
-    }
+    let architecture = write_beside(&beside, arguments.dtype, &mut writer)
+        .with_context(|| format!("{}: cannot write the files beside the weights", arguments.output.display()))?;
     writer.add_file("run.json", &record::pretty(&clock.to_json())?)?;
     let written = writer.finish()?;
-    let parameters: usize = model.tensors.iter().map(|tensor| tensor.shape().iter().product::<usize>()).sum();
-    let summary = json!({
+    let parameters: usize = items.iter().map(|item| item.spec.shape.iter().product::<usize>()).sum();
+    let mut dtypes: Vec<_> = items.iter().map(|item| item.spec.dtype.to_string()).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    let dtypes = dtypes.join(", ");
+    let mut summary = json!({
         "output": arguments.output.display().to_string(),
-        "architecture": config["architectures"][0],
-        "tensors": model.tensors.len(),
+        "architecture": architecture,
+        "tensors": items.len(),
         "parameters": parameters,
-        "dtype": arguments.dtype.torch_name(),
+        "dtype": dtypes,
         "bytes": written.bytes,
     });
+    if let Some(origin) = located.origin() {
+        summary["source"] = serde_json::to_value(origin)?;
+    }
     if arguments.json {
         printer::json(&summary)?;
     } else {
         printer::data(format!(
-            "{}: {} with {parameters} parameters in {} tensors, {}, {:.1} MB",
+            "{}: {architecture} with {parameters} parameters in {} tensors, {dtypes}, {:.1} MB",
             arguments.output.display(),
-            config["architectures"][0].as_str().unwrap_or("a model"),
-            model.tensors.len(),
-            arguments.dtype.torch_name(),
+            items.len(),
             written.bytes as f64 / 1e6
         ));
     }

@@ -10,19 +10,20 @@ use scruple_compress::{
         encoder::{FAMILIES, Pooling, SentenceEncoder, Tokens},
     },
 };
-use scruple_weights::Checkpoint;
+use scruple_weights::hub::Origin;
 use serde::Serialize;
 
 use super::eval::blame;
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
+    source,
 };
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model: a text encoder such as all-MiniLM-L6-v2
+    /// Folder or file of the model, or `org/name[@revision]` of a hub: a text encoder such as all-MiniLM-L6-v2
     model: PathBuf,
     #[command(flatten)]
     texts: Texts,
@@ -106,13 +107,16 @@ struct Record<'a> {
     pooling: Pooling,
     normalised: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a Origin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     embeddings: Option<Vec<&'a [f32]>>,
 }
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("embed");
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let located = source::locate(&arguments.model)?;
+    let checkpoint = located.open()?;
     let kind = any::kind(&checkpoint)?;
     if kind != Kind::Encoder {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
@@ -146,6 +150,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         dimensions,
         pooling: model.pooling(),
         normalised: model.normalised(),
+        source: located.origin(),
         embeddings: None,
     };
     clock.extra.insert("model".into(), arguments.model.display().to_string().into());

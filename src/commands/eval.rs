@@ -11,12 +11,13 @@ use scruple_compress::{
     model::{Decoder, decoder::expect_ids, text::Text},
     sequential::refuse_nonfinite,
 };
-use scruple_weights::Checkpoint;
+use scruple_weights::{Checkpoint, hub::Origin, source::Located};
 use serde::Serialize;
 
 use crate::{
     printer::{self, Progress, Table},
     record::{self, Run},
+    source,
 };
 
 /// Likeliest tokens a position keeps in a cached dense run.
@@ -25,12 +26,12 @@ const DEFAULT_TOP_K: usize = 256;
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub
     model: PathBuf,
     /// Text file to predict, as it stands
     #[arg(long)]
     text: PathBuf,
-    /// Dense model to compare with: KL divergence and same-top-token share
+    /// Dense model to compare with, named like the model: KL divergence and same-top-token share
     #[arg(long)]
     against: Option<PathBuf>,
     /// Predicted tokens of a window; each window is run on its own
@@ -63,6 +64,12 @@ pub struct EvalRecord {
     pub model_bytes: u64,
     /// Bits a weight of the blocks' linears takes on disk, scales included.
     pub bits_per_weight: f64,
+    /// Where a model of a hub came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Origin>,
+    /// Where a dense model of a hub came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against_source: Option<Origin>,
 }
 
 /// Tokens of the text in `file`, by the model's tokenizer, nothing added.
@@ -147,8 +154,15 @@ pub fn evaluate(
     let evaluation = measure::evaluate(&decoder, side, &windows, bytes, &mut |done| progress.at(done as u64, "tokens"))
         .map_err(|error| blame(error, &checkpoint))?;
     progress.finish();
+    checkpoint.expect_unchanged()?;
     let (bits, weights) = decoder.linear_bits();
-    Ok(EvalRecord { evaluation, model_bytes: checkpoint.bytes(), bits_per_weight: bits as f64 / weights as f64 })
+    Ok(EvalRecord {
+        evaluation,
+        model_bytes: checkpoint.bytes(),
+        bits_per_weight: bits as f64 / weights as f64,
+        source: None,
+        against_source: None,
+    })
 }
 
 fn with_error(value: f64, stderr: Option<f64>, digits: usize) -> String {
@@ -165,14 +179,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     anyhow::ensure!(arguments.max_tokens != Some(0), "--max-tokens should be at least 1, found 0");
     anyhow::ensure!(arguments.top_k > 0, "--top-k should be at least 1, found 0");
     let cache = arguments.dense_cache.as_deref().map(|folder| (folder, arguments.top_k));
-    let record = evaluate(
-        &arguments.model,
-        arguments.against.as_deref(),
+    let model = source::locate(&arguments.model)?;
+    let against = arguments.against.as_deref().map(source::locate).transpose()?;
+    let mut record = evaluate(
+        model.path(),
+        against.as_ref().map(Located::path),
         &arguments.text,
         arguments.window,
         arguments.max_tokens,
         cache,
     )?;
+    record.source = model.origin().cloned();
+    record.against_source = against.and_then(|against| against.origin().cloned());
     clock.extra.insert("model".into(), arguments.model.display().to_string().into());
     if let Some(out) = &arguments.output {
         record::save(out, "eval", &record, &clock)?;

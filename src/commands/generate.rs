@@ -15,12 +15,13 @@ use super::eval::blame;
 use crate::{
     printer,
     record::{self, Run},
+    source,
 };
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub
     model: PathBuf,
     /// What to continue
     #[arg(long)]
@@ -80,7 +81,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "--top-p should lie in 0 to 1, found {}",
         arguments.top_p
     );
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let located = source::locate(&arguments.model)?;
+    let checkpoint = located.open()?;
     let model = Decoder::open(&checkpoint)?;
     let text = Text::open(&checkpoint)?;
     let prompt = if arguments.chat {
@@ -113,7 +115,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         true
     })
     .map_err(|error| blame(error, &checkpoint))?;
-    let record = json!({ "prompt_tokens": prompt, "tokens": ids, "text": text.decode(&ids)? });
+    let mut record = json!({ "prompt_tokens": prompt, "tokens": ids, "text": text.decode(&ids)? });
+    if let Some(origin) = located.origin() {
+        record["source"] = serde_json::to_value(origin)?;
+    }
     clock.extra.insert("model".into(), arguments.model.display().to_string().into());
     if let Some(out) = &arguments.output {
         record::save(out, "generate", &record, &clock)?;

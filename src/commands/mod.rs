@@ -3,8 +3,10 @@
 pub mod classify;
 pub mod compress;
 pub mod convert;
+pub mod diff;
 pub mod embed;
 pub mod eval;
+pub mod fetch;
 pub mod generate;
 pub mod methods;
 pub mod verify;

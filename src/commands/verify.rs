@@ -7,19 +7,20 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{export, plan::Plan, sequential};
-use scruple_weights::Checkpoint;
+use scruple_weights::{Checkpoint, source::Located};
 use serde_json::json;
 
 use super::compress::Provenance;
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
+    source,
 };
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder that `compress` wrote
+    /// Folder that `compress` wrote, or `org/name[@revision]` of a hub that holds one
     model: PathBuf,
     /// The dense model it was made from: tensors that stayed as they are must equal its bytes
     #[arg(long)]
@@ -127,13 +128,20 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("verify");
-    let (faults, linears, copied) = check(&arguments.model, arguments.against.as_deref())?;
-    let record = json!({
+    let model = source::locate(&arguments.model)?;
+    let against = arguments.against.as_deref().map(source::locate).transpose()?;
+    let (faults, linears, copied) = check(model.folder(), against.as_ref().map(Located::path))?;
+    let mut record = json!({
         "verified": faults.is_empty(),
         "linears": linears,
         "copied_tensors": copied,
         "faults": faults,
     });
+    for (key, located) in [("source", Some(&model)), ("against_source", against.as_ref())] {
+        if let Some(origin) = located.and_then(Located::origin) {
+            record[key] = serde_json::to_value(origin)?;
+        }
+    }
     if let Some(out) = &arguments.output {
         record::save(out, "verify", &record, &clock)?;
     }

@@ -263,9 +263,13 @@ fn tensors_that_contradict_the_configuration_are_named() {
         (tiny().config("hidden_size", 1u64 << 32), &["[", "4294967296"]),
         (tiny().config("num_hidden_layers", Value::Null), &["config.json", "`num_hidden_layers` is missing"]),
         (tiny().config("hidden_act", "gelu"), &["config.json", "`hidden_act` should be \"silu\", found \"gelu\""]),
-        (tiny().config("model_type", "gpt_neox"), &["config.json", "`gpt_neox`", "llama, mistral, qwen2, qwen3"]),
+        (tiny().config("model_type", "bloom"), &["config.json", "`bloom`", "llama, mistral, qwen2, qwen3"]),
         (tiny().config("model_type", Value::Null), &["config.json", "`model_type` is missing"]),
-        (tiny().config("rope_scaling", json!({ "rope_type": "longrope" })), &["config.json", "`longrope`", "yarn"]),
+        (tiny().config("rope_scaling", json!({ "rope_type": "spiral" })), &["config.json", "`spiral`", "yarn"]),
+        (
+            tiny().config("rope_scaling", json!({ "rope_type": "longrope" })),
+            &["config.json", "`short_factor` is missing"],
+        ),
         (tiny().config("attention_bias", true), &["q_proj.bias", "is missing"]),
         (tiny().config("quantization_config", json!({ "quant_method": "awq" })), &["config.json", "awq", "gptq"]),
     ];
@@ -596,7 +600,7 @@ fn what_is_no_dense_model_is_refused() {
     let cases: [(PathBuf, &[&str]); 9] = [
         (place.path("no/such/model"), &["no/such/model", "No such file"]),
         (folder("bare", &[]), &["bare", "expected *.safetensors", "found none"]),
-        (folder("torch", &[("pytorch_model.bin", "PK")]), &["torch", "pytorch_model.bin", "convert it to safetensors"]),
+        (folder("torch", &[("pytorch_model.bin", "PK\x03\x04")]), &["pytorch_model.bin", "fetch it again"]),
         (place.file("notes.txt", "some words about a model"), &["notes.txt"]),
         (pipe, &["pipe", "expected a regular file"]),
         (looped, &["loop"]),

@@ -7,9 +7,21 @@ mod support;
 #[allow(dead_code)] // its own tests use all of it
 mod gguf_writer;
 
+#[path = "../../weights/tests/containers/zip.rs"]
+mod zip_writer;
+
+#[path = "../../weights/tests/hub/server.rs"]
+#[allow(dead_code)] // its own tests use all of it
+mod hub_server;
+
 mod bad_input;
+mod changed_inputs;
+mod convert;
 mod determinism;
 mod embedded;
+mod families;
+mod hostile;
+mod hub;
 mod measure;
 mod networks;
 mod recipes;

@@ -2,10 +2,7 @@
 
 use std::{ffi::OsString, fs, path::Path};
 
-use scruple_compress::{
-    export,
-    model::{DecoderConfig, decoder::Stage},
-};
+use scruple_compress::{export, model::DecoderConfig};
 use scruple_weights::{Checkpoint, Dtype};
 use serde_json::Value;
 
@@ -39,9 +36,9 @@ fn unpacked(dense: Model, packed: &Path) -> Model {
     let quantization = export::detect(&checkpoint).unwrap().expect("a quantised model");
     let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
     let mut model = dense;
-    for block in 0..config.n_blocks {
-        for short in Stage::ALL.iter().flat_map(|stage| stage.linears()) {
-            let name = format!("model.layers.{block}.{short}");
+    for (block, spec) in config.blocks.iter().enumerate() {
+        for linear in &spec.linears {
+            let name = config.linear_name(block, &linear.name);
             let q = export::decode(&checkpoint, &name, &quantization).unwrap();
             model = model.edit(&format!("{name}.weight"), |values| values.copy_from_slice(&q.dequantize()));
         }

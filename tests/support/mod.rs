@@ -218,7 +218,7 @@ impl Model {
 }
 
 /// A tokenizer of words: `w0`, `w1`, …, and one for all others.
-fn tokenizer(tokens: usize) -> Value {
+pub fn tokenizer(tokens: usize) -> Value {
     let words = (0..tokens - 1).map(|id| (format!("w{id}"), Value::from(id)));
     let vocab: serde_json::Map<String, Value> = words.chain([("<unk>".into(), Value::from(tokens - 1))]).collect();
     json!({

@@ -326,6 +326,11 @@ impl Checkpoint {
         }
     }
 
+    /// Refuses a checkpoint one of whose files was written to since it was opened; see [`Shard::expect_unchanged`].
+    pub fn expect_unchanged(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::expect_unchanged)
+    }
+
     /// One hash of every tensor's name, type, shape and bytes; see [`digest::fingerprint`].
     pub fn fingerprint(&self) -> String {
         digest::fingerprint(self.tensors())
@@ -339,7 +344,7 @@ impl Checkpoint {
     }
 }
 
-fn is_side_file(name: &str) -> bool {
+pub(crate) fn is_side_file(name: &str) -> bool {
     const EXACT: [&str; 12] = [
         "generation_config.json",
         "special_tokens_map.json",

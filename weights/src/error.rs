@@ -73,6 +73,16 @@ pub enum Error {
         /// How many bytes are needed and how many are missing.
         what: String,
     },
+    /// A model cannot be had from the hub.
+    #[error("{model}: {what}")]
+    Hub {
+        /// The model as it was asked for: `org/name@revision:file`.
+        model: String,
+        /// The kind of fault, for callers that go on from some of them.
+        fault: HubFault,
+        /// What was expected, what was found, what to do.
+        what: String,
+    },
     /// A pattern over names is not valid.
     #[error("pattern `{pattern}` {what}")]
     Pattern {
@@ -81,6 +91,36 @@ pub enum Error {
         /// What is wrong with it, and what to write instead.
         what: String,
     },
+}
+
+/// Why a model cannot be had from the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubFault {
+    /// What was asked for, or a setting, is not well formed.
+    Request,
+    /// The model's terms have to be accepted first.
+    Gated,
+    /// The token is not valid, or may not read this.
+    Token,
+    /// There is no such model, or it is not shown to this token.
+    NoModel,
+    /// The model has no such branch, tag or commit.
+    NoRevision,
+    /// The model has no such file, or no weights.
+    NoFile,
+    /// The model has several files that could be meant.
+    Ambiguous,
+    /// The network is not to be used, and the cache does not hold what is needed.
+    Offline,
+    /// The hub cannot be reached, or breaks off again and again.
+    Unreachable,
+    /// The hub asks to wait for longer than is waited here.
+    RateLimited,
+    /// The server answers in a way that no hub does.
+    NoHub,
+    /// The server offers what must not be trusted: a name outside the model's folder, or changed content.
+    Untrusted,
 }
 
 impl Error {

@@ -46,6 +46,8 @@ pub struct HfTensor {
     /// The tensor in the GGUF file; its shape is right, its rows may stand in another order.
     pub source: TensorView,
     order: RowOrder,
+    /// Added to each value: −1 where the file stores 1 + w.
+    shift: f32,
 }
 
 /// How Hugging Face's rows lie in the GGUF tensor.
@@ -124,6 +126,9 @@ impl HfTensor {
                 dequantize(dtype, &bytes[start..start + row_bytes], out);
             }
         }
+        if self.shift != 0.0 {
+            out.iter_mut().for_each(|value| *value += self.shift);
+        }
         Ok(())
     }
 
@@ -135,7 +140,8 @@ impl HfTensor {
     }
 }
 
-/// Works out the Hugging Face folder of `gguf`: llama (also Mistral, SmolLM and others of the same layout), qwen2, qwen3.
+/// Works out the Hugging Face folder of `gguf`: llama (also Mistral, SmolLM and others of the same layout), qwen2,
+/// qwen3, gemma3.
 ///
 /// # Errors
 /// [`Error::Malformed`] with every reason why the model cannot be converted faithfully: an architecture, tokenizer,

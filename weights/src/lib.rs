@@ -1,8 +1,8 @@
 //! Model weights on disk: opened by memory map, read by rows, written by stream.
 //!
 //! The modules stand in the order the data meets them: an [`Error`] names what is wrong with a file,
-//! a [`Shard`] is a mapped file, a container [`format`](mod@format) says which tensors lie where in it, a [`Checkpoint`] joins the
-//! shards of one model, a [`TensorView`] decodes one tensor, and the [`CheckpointWriter`] puts a new model on disk.
+//! a [`Shard`] is a mapped file, a container [`format`](mod@format) says which tensors lie where in it, a [`ModelSource`] says where a
+//! model comes from (the [`hub`] fetches it), a [`Checkpoint`] joins the shards of one model, a [`TensorView`] decodes one tensor, and the [`CheckpointWriter`] puts a new model on disk.
 //!
 //! ```
 //! use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, WriterOptions};
@@ -25,6 +25,8 @@ pub mod error;
 
 pub mod dtype;
 
+pub mod guard;
+
 pub mod shard;
 
 pub mod format;
@@ -35,6 +37,10 @@ pub mod tensor;
 
 pub mod digest;
 
+pub mod hub;
+
+pub mod source;
+
 pub mod checkpoint;
 
 pub mod name;
@@ -43,10 +49,13 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
+pub mod lineage;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
-pub use error::{Error, Problem, Result};
-pub use name::PathFilter;
+pub use error::{Error, HubFault, Problem, Result};
+pub use name::{PathFilter, Place, place};
 pub use shard::Shard;
+pub use source::ModelSource;
 pub use tensor::TensorView;
 pub use writer::{CheckpointWriter, TensorSpec, WriterOptions, Written};

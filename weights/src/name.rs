@@ -1,8 +1,92 @@
-//! Names of tensors and modules, selected by globs.
+//! Names of tensors and modules: where in the network a name lies, and selection by globs.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
+
+/// Where a tensor stands in its network, read off its name: `model.layers.3.mlp.experts.5.w1.weight` is in block 3 of the
+/// stack `model.layers`, of kind `mlp.experts.*.w1.weight`, expert 5.
+///
+/// A tensor outside of blocks has an empty stack and its whole name as its kind. Nothing is lost: [`name`](Self::name)
+/// gives the name back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The list of blocks it belongs to, without the number: `model.layers`, `encoder.layer`, `layer1`. A model can
+    /// have several, such as a vision tower beside a decoder, or the stages of a residual network.
+    pub stack: String,
+    /// Its block's number in the stack.
+    pub block: Option<usize>,
+    /// What it is within its block; the same in every block. An expert's number is written `*`.
+    pub kind: String,
+    /// Its expert's number, in a mixture of experts.
+    pub expert: Option<usize>,
+}
+
+/// The segment that stands for an expert's number in [`Place::kind`].
+const ANY_EXPERT: &str = "*";
+
+/// Where the tensor `name` stands in its network.
+///
+/// A block is a number after a segment that means a list of blocks: `layers`, `layer`, `h`, `blk`, `block`, `blocks`,
+/// `stages`, a word that ends in `_layers` or `_blocks`, `resblocks`, or a numbered stage such as `layer1`. The
+/// outermost one counts (`encoder.block.0.layer.1` of a T5 is block 0), except that a list of stages, each of which is a
+/// list of blocks, is as many stacks (`layers.2.blocks.5` of a Swin is block 5 of `layers.2.blocks`).
+pub fn place(name: &str) -> Place {
+    let segments: Vec<&str> = name.split('.').collect();
+    // The last segment is the parameter, never a block's number.
+    let number = |at: usize| (at + 1 < segments.len()).then(|| plain_number(segments[at])).flatten();
+    let is_block = |at: usize| at > 0 && is_list(segments[at - 1]) && number(at).is_some();
+    let Some(mut at) = (1..segments.len()).find(|&at| is_block(at)) else {
+        return Place { stack: String::new(), block: None, kind: name.to_owned(), expert: None };
+    };
+    let stages = matches!(segments[at - 1], "layers" | "stages");
+    if stages && is_block(at + 2) && matches!(segments[at + 1], "blocks" | "layers") {
+        at += 2;
+    }
+    let expert_at = (at + 2..segments.len())
+        .find(|&at| matches!(segments[at - 1], "experts" | "local_experts") && number(at).is_some());
+    let kind: Vec<&str> =
+        (at + 1..segments.len()).map(|at| if Some(at) == expert_at { ANY_EXPERT } else { segments[at] }).collect();
+    Place {
+        stack: segments[..at].join("."),
+        block: number(at),
+        kind: kind.join("."),
+        expert: expert_at.and_then(number),
+    }
+}
+
+impl Place {
+    /// The name that [`place`] read.
+    pub fn name(&self) -> String {
+        let mut name = String::new();
+        if let Some(block) = self.block {
+            name = format!("{}.{block}.", self.stack);
+        }
+        match self.expert {
+            None => name.push_str(&self.kind),
+            Some(expert) => {
+                let experts = format!("experts.{ANY_EXPERT}.");
+                name.push_str(&self.kind.replacen(&experts, &format!("experts.{expert}."), 1));
+            }
+        }
+        name
+    }
+}
+
+/// Whether a number after `segment` counts blocks.
+fn is_list(segment: &str) -> bool {
+    let list = matches!(segment, "layers" | "layer" | "h" | "blk" | "block" | "blocks" | "resblocks" | "stages");
+    let stage = |word| segment.strip_prefix(word).is_some_and(|number| plain_number(number).is_some());
+    list || segment.ends_with("_layers")
+        || segment.ends_with("_blocks")
+        || ["layer", "block", "stage"].map(stage).contains(&true)
+}
+
+/// `text` as a number, if it is written as numbers are: digits without a leading zero.
+fn plain_number(text: &str) -> Option<usize> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
 
 /// Selects names: those that match a pattern of `include` (every name if `include` is empty) and none of `exclude`.
 ///
@@ -156,7 +240,93 @@ fn distance(a: &str, b: &str, limit: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// (name, stack, block, kind, expert); no block: the kind is the whole name.
+    const PLACES: [(&str, &str, Option<usize>, &str, Option<usize>); 26] = [
+        ("model.layers.1.self_attn.q_proj.weight", "model.layers", Some(1), "self_attn.q_proj.weight", None),
+        ("model.layers.10.mlp.up_proj.weight", "model.layers", Some(10), "mlp.up_proj.weight", None),
+        ("model.language_model.layers.7.x.weight", "model.language_model.layers", Some(7), "x.weight", None),
+        ("transformer.h.0.attn.c_attn.bias", "transformer.h", Some(0), "attn.c_attn.bias", None),
+        ("h.11.ln_1.weight", "h", Some(11), "ln_1.weight", None),
+        ("gpt_neox.layers.2.attention.dense.weight", "gpt_neox.layers", Some(2), "attention.dense.weight", None),
+        ("model.decoder.layers.3.fc1.weight", "model.decoder.layers", Some(3), "fc1.weight", None),
+        ("bert.encoder.layer.5.output.dense.weight", "bert.encoder.layer", Some(5), "output.dense.weight", None),
+        ("encoder.layer.0.attention.self.query.weight", "encoder.layer", Some(0), "attention.self.query.weight", None),
+        ("transformer.layer.4.ffn.lin1.weight", "transformer.layer", Some(4), "ffn.lin1.weight", None),
+        ("layers.21.attn.Wqkv.weight", "layers", Some(21), "attn.Wqkv.weight", None),
+        (
+            "encoder.block.0.layer.1.DenseReluDense.wi.weight",
+            "encoder.block",
+            Some(0),
+            "layer.1.DenseReluDense.wi.weight",
+            None,
+        ),
+        ("backbone.layers.9.mixer.A_log", "backbone.layers", Some(9), "mixer.A_log", None),
+        ("blocks.3.mlp.fc1.weight", "blocks", Some(3), "mlp.fc1.weight", None),
+        ("blk.29.ffn_down.weight", "blk", Some(29), "ffn_down.weight", None),
+        ("visual.transformer.resblocks.2.ln_1.bias", "visual.transformer.resblocks", Some(2), "ln_1.bias", None),
+        ("module.layer1.0.conv1.weight", "module.layer1", Some(0), "conv1.weight", None),
+        ("layer4.1.downsample.0.weight", "layer4", Some(1), "downsample.0.weight", None),
+        ("layers.2.blocks.5.attn.qkv.weight", "layers.2.blocks", Some(5), "attn.qkv.weight", None),
+        ("encoder.stages.3.layers.1.dwconv.weight", "encoder.stages.3.layers", Some(1), "dwconv.weight", None),
+        (
+            "single_transformer_blocks.12.attn.to_q.weight",
+            "single_transformer_blocks",
+            Some(12),
+            "attn.to_q.weight",
+            None,
+        ),
+        ("model.layers.3.mlp.experts.5.w1.weight", "model.layers", Some(3), "mlp.experts.*.w1.weight", Some(5)),
+        (
+            "model.layers.3.mlp.shared_experts.up_proj.weight",
+            "model.layers",
+            Some(3),
+            "mlp.shared_experts.up_proj.weight",
+            None,
+        ),
+        ("model.embed_tokens.weight", "", None, "model.embed_tokens.weight", None),
+        ("features.0.weight", "", None, "features.0.weight", None),
+        ("model.layers.weight", "", None, "model.layers.weight", None),
+    ];
+
+    #[test]
+    fn places_are_read_segment_by_segment() {
+        for (name, stack, block, kind, expert) in PLACES {
+            let expected = Place { stack: stack.into(), block, kind: kind.into(), expert };
+            assert_eq!(place(name), expected, "{name}");
+            assert_eq!(expected.name(), name);
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_block() {
+        for name in [
+            "model.layers.01.x",
+            "model.layers.99999999999999999999999.x",
+            "model.layers.-1.x",
+            "layers.3",
+            "",
+            ".",
+            "layers..x",
+        ] {
+            assert_eq!(place(name).block, None, "{name}");
+            assert_eq!(place(name).name(), name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_place_gives_its_name_back(
+            segments in proptest::collection::vec(
+                "layers|layer|h|blocks|experts|local_experts|stages|layer1|[*]|w|weight|0|7|31|[a-z*.]{0,3}", 0..9)
+        ) {
+            let name = segments.join(".");
+            prop_assert_eq!(place(&name).name(), name);
+        }
+    }
 
     #[test]
     fn globs_match_whole_names() {

@@ -1,15 +1,20 @@
 //! One file, mapped into memory, or bytes that were made from one. The only `unsafe` of the crate's readers is here.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     ops::Deref,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    guard::{self, Watched},
+};
 
 /// A whole file mapped read-only, or bytes in memory that stand for (a part of) one: what was unpacked or put in another
 /// order because it did not lie in the file as a tensor does. Cheap to clone.
@@ -24,8 +29,32 @@ struct Inner {
 
 #[derive(Debug)]
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(Mapped),
     Owned(Vec<u8>),
+}
+
+/// The map and the watch over it, which ends first: the address may belong to something else a moment later.
+#[derive(Debug)]
+struct Mapped {
+    _watched: Watched,
+    map: Mmap,
+    opened: Identity,
+}
+
+/// Which file it is, and in what state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        Self { device, inode, len: metadata.len(), modified: metadata.modified().ok() }
+    }
 }
 
 impl Deref for Bytes {
@@ -33,7 +62,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(mapped) => &mapped.map,
             Self::Owned(bytes) => bytes,
         }
     }
@@ -55,9 +84,11 @@ impl Shard {
         }
         // SAFETY: the map is read-only and private to this process; the bytes are only ever read as plain numbers, for
         // which every bit pattern is valid. What the map cannot exclude is another program truncating the file while
-        // it is mapped; writers of this project never do that (they write a sibling file and rename it).
+        // it is mapped; writers of this project never do that (they write a sibling file and rename it), and the guard
+        // says so in words when others do.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        Ok(Self(Arc::new(Inner { path, bytes: Bytes::Mapped(map) })))
+        let mapped = Mapped { _watched: guard::watch(&map, &path), map, opened: Identity::of(&metadata) };
+        Ok(Self(Arc::new(Inner { path, bytes: Bytes::Mapped(mapped) })))
     }
 
     /// Bytes in memory under the name of the file they come from; errors name that file.
@@ -80,9 +111,29 @@ impl Shard {
         &self.0.bytes
     }
 
+    /// Refuses a file that was written to since it was opened: what was read from it may be a mix of old and new.
+    ///
+    /// # Errors
+    /// [`Error::File`] if its size or time of change differ. A file that was moved, deleted or replaced by a new one
+    /// under its name is unharmed: the map holds on to the old one.
+    pub fn expect_unchanged(&self) -> Result<()> {
+        let Bytes::Mapped(Mapped { opened, .. }) = &self.0.bytes else { return Ok(()) };
+        let Ok(now) = std::fs::metadata(self.path()).as_ref().map(Identity::of) else { return Ok(()) };
+        if now == *opened || (now.device, now.inode) != (opened.device, opened.inode) {
+            return Ok(());
+        }
+        let what = match (opened.len, now.len) {
+            (before, after) if before != after => {
+                format!("the file had {before} bytes when it was opened and has {after} now")
+            }
+            _ => "the file was written to while it was being read".to_string(),
+        };
+        Err(Error::file(self.path(), format!("{what}; what was read is not to be trusted, start anew")))
+    }
+
     /// Tells the system that `range` is read next (ignored where unsupported).
     pub fn will_need(&self, range: std::ops::Range<usize>) {
-        if let Bytes::Mapped(map) = &self.0.bytes
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.0.bytes
             && range.end <= map.len()
             && !range.is_empty()
         {
@@ -93,7 +144,7 @@ impl Shard {
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
     /// This keeps the process small while it walks through a model larger than memory. Bytes in memory stay.
     pub fn release(&self, range: std::ops::Range<usize>) {
-        if let Bytes::Mapped(map) = &self.0.bytes
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.0.bytes
             && range.end <= map.len()
             && !range.is_empty()
         {

@@ -3,7 +3,7 @@
 
 use scruple_weights::Checkpoint;
 
-use super::{Decoder, Encoder, config, encoder, resnet, resnet::ResNet, vit, vit::Vit};
+use super::{Decoder, Encoder, encoder, family, resnet, resnet::ResNet, vit, vit::Vit};
 use crate::{Error, Result};
 
 /// What a network takes and gives.
@@ -44,10 +44,14 @@ pub struct Listed {
 
 /// Every family that runs, kind by kind.
 pub fn families() -> Vec<Listed> {
-    let decoders = config::FAMILIES.iter().map(|family| Listed {
+    let decoders = family::FAMILIES.iter().flat_map(|family| {
+        let listed = |&name| Listed { kind: Kind::Decoder, name, checked_by: family.checked_by };
+        family.model_types.iter().map(listed)
+    });
+    let wrappers = family::WRAPPERS.iter().map(|wrapper| Listed {
         kind: Kind::Decoder,
-        name: family.model_type,
-        checked_by: "transformers 5.17 on tiny seeded models",
+        name: wrapper.model_type,
+        checked_by: "the text part, as its own family",
     });
     let encoders = encoder::FAMILIES.iter().map(|family| Listed {
         kind: Kind::Encoder,
@@ -60,7 +64,7 @@ pub fn families() -> Vec<Listed> {
         checked_by: family.checked_by,
     });
     let resnet = Listed { kind: Kind::ResNet, name: "resnet (CIFAR)", checked_by: resnet::CHECKED_BY };
-    decoders.chain(encoders).chain(vits).chain([resnet]).collect()
+    decoders.chain(wrappers).chain(encoders).chain(vits).chain([resnet]).collect()
 }
 
 /// What kind of network `checkpoint` holds.

@@ -1,402 +1,159 @@
 //! What a decoder is, read from a Hugging Face `config.json`.
 //!
-//! Families differ in data, not in code: [`FAMILIES`] lists, per `model_type`, the switches in which their mathematics
-//! differs from Llama's.
+//! Families differ in data: each adapter of [`family`](super::family) turns the fields of its configurations into the same
+//! [`DecoderConfig`], and one interpreter runs them all.
 
 use std::path::Path;
 
 use scruple_weights::Checkpoint;
 use serde_json::Value;
 
+use super::{
+    family::{self, Family, Wrapper},
+    fields::Fields,
+    spec::{BlockSpec, EmbeddingSpec, HeadSpec},
+};
 use crate::{Error, Result};
 
-/// One model family: the switches its `config.json` leaves unsaid.
-#[derive(Debug, Clone, Copy)]
-pub struct Family {
-    /// `model_type` in `config.json`.
-    pub model_type: &'static str,
-    /// Biases on q, k and v, whatever the config says.
-    pub qkv_bias: bool,
-    /// `attention_bias` puts biases on q, k, v and o; other families do not read it.
-    pub attention_bias: bool,
-    /// RMS norm over each head of q and k before the rotation (Qwen3).
-    pub qk_norm: bool,
-    /// The sliding window where the config has none, for families that always slide; the others need
-    /// `use_sliding_window`.
-    pub default_window: Option<usize>,
-    /// Width of a head where the config has none; hidden size over heads for most.
-    pub default_head_dim: Option<usize>,
-}
+/// Most blocks of a model that is run; a larger number is a damaged file's.
+pub(crate) const MAX_BLOCKS: usize = 4096;
 
-impl Family {
-    const LLAMA: Self = Self {
-        model_type: "llama",
-        qkv_bias: false,
-        attention_bias: true,
-        qk_norm: false,
-        default_window: None,
-        default_head_dim: None,
-    };
-}
+/// Most experts of a block.
+pub(crate) const MAX_EXPERTS: usize = 4096;
 
-/// The families that run.
-pub const FAMILIES: &[Family] = &[
-    Family::LLAMA,
-    Family { model_type: "mistral", attention_bias: false, default_window: Some(4096), ..Family::LLAMA },
-    Family { model_type: "qwen2", qkv_bias: true, attention_bias: false, ..Family::LLAMA },
-    Family { model_type: "qwen3", qk_norm: true, default_head_dim: Some(128), ..Family::LLAMA },
-];
-
-/// How the rotation frequencies are stretched for long contexts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Frequencies as they are.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// > 0.
-        factor: f64,
-    },
-    /// Llama 3.1: long waves divided by `factor`, short ones kept, smooth between.
-    Llama3 {
-        /// Divisor of the long waves.
-        factor: f64,
-        /// Waves longer than `original / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Waves shorter than `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length of the pre-training.
-        original: f64,
-    },
-    /// YaRN (Peng et al. 2023): interpolation by wavelength, with a factor on the attention scores.
-    Yarn {
-        /// Divisor of the long waves.
-        factor: f64,
-        /// Rotations above which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations below which a frequency is divided.
-        beta_slow: f64,
-        /// Context length of the pre-training.
-        original: f64,
-        /// The bounds of the blend are rounded outwards to whole dimensions.
-        truncate: bool,
-        /// Factor on cos and sin.
-        attention_factor: f64,
-    },
-}
-
-/// A decoder-only transformer: RMS norm, grouped-query attention with rotary positions, SwiGLU.
+/// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
-    /// `model_type`.
+    /// `model_type`, of the text part where the model has others.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
-    /// Number of decoder blocks.
-    pub n_blocks: usize,
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key/value heads; divides `n_heads`.
-    pub n_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
     /// Tokens.
     pub vocab_size: usize,
     /// Longest context trained for.
     pub max_positions: usize,
-    /// ε of the RMS norms.
-    pub norm_eps: f32,
-    /// Base of the rotation frequencies.
-    pub rope_theta: f64,
-    /// Stretching of the rotation frequencies.
-    pub rope_scaling: RopeScaling,
-    /// The output projection is the embedding.
-    pub tied_embeddings: bool,
-    /// Biases on q, k, v.
-    pub qkv_bias: bool,
-    /// Bias on the attention output.
-    pub o_bias: bool,
-    /// Biases in the MLP.
-    pub mlp_bias: bool,
-    /// RMS norm on the heads of q and k.
-    pub qk_norm: bool,
-    /// A query sees this many latest keys only (itself included).
-    pub sliding_window: Option<usize>,
+    /// Number of decoder blocks.
+    pub n_blocks: usize,
+    /// What the names of embedding, blocks and last norm begin with, its dot included.
+    pub base: String,
+    /// Name of the list of blocks after the base.
+    pub layers: &'static str,
+    /// What stands before the blocks.
+    pub embedding: EmbeddingSpec,
+    /// The blocks, first to last.
+    pub blocks: Vec<BlockSpec>,
+    /// What stands behind them.
+    pub head: HeadSpec,
     /// Tokens that end a generation.
     pub eos: Vec<u32>,
     /// Token a sequence begins with, where the config names one.
     pub bos: Option<u32>,
-}
-
-/// Reads fields of one JSON object, naming the file in each complaint.
-struct Fields<'a> {
-    file: &'a Path,
-    object: &'a Value,
-}
-
-impl Fields<'_> {
-    fn complain(&self, key: &str, expected: &str, found: &Value) -> Error {
-        Error::Model(format!("{}: `{key}` should be {expected}, found {found}", self.file.display()))
-    }
-
-    fn count_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        match self.object.get(key) {
-            None | Some(Value::Null) => default.ok_or_else(|| {
-                Error::Model(format!(
-                    "{}: `{key}` is missing; a decoder cannot be built without it",
-                    self.file.display()
-                ))
-            }),
-            Some(value) => match value.as_u64() {
-                Some(n) if n > 0 && n <= 1 << 32 => Ok(n as usize),
-                _ => Err(self.complain(key, "a positive whole number", value)),
-            },
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        match self.object.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(x) if x.is_finite() && x > 0.0 => Ok(Some(x)),
-                _ => Err(self.complain(key, "a positive number", value)),
-            },
-        }
-    }
-
-    fn number_or(&self, key: &str, default: Option<f64>) -> Result<f64> {
-        self.number(key)?
-            .or(default)
-            .ok_or_else(|| Error::Model(format!("{}: `{key}` is missing; add it", self.file.display())))
-    }
-
-    fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        match self.object.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => Err(self.complain(key, "true or false", value)),
-        }
-    }
-
-    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        let one = |value: &Value| {
-            value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| self.complain(key, "a token id", value))
-        };
-        match self.object.get(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(one).collect(),
-            Some(value) => Ok(vec![one(value)?]),
-        }
-    }
+    /// Only the text part of a model that reads more is run.
+    pub text_part: bool,
+    /// What the base may be, the likeliest first.
+    pub(crate) bases: &'static [&'static str],
 }
 
 impl DecoderConfig {
-    /// Reads the checkpoint's `config.json`.
+    /// Reads the checkpoint's `config.json`, and finds in its tensors' names what they begin with.
     ///
     /// # Errors
     /// An unknown `model_type` (the known ones are listed), a missing or impossible field.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_json(&checkpoint.dir().join("config.json"), checkpoint.config()?)
+        let mut config = Self::from_json(&checkpoint.dir().join("config.json"), checkpoint.config()?)?;
+        let has = |name: String| checkpoint.contains(&format!("{name}.weight"));
+        // Saved without its head, or by another release, a model's names begin otherwise.
+        if let Some(base) = config.bases.iter().find(|base| has(format!("{base}{}", config.embedding.name))) {
+            config.base = (*base).to_string();
+        }
+        let wrapped = format!("language_model.{}", config.head.name);
+        let heads = [config.head.name.clone(), "lm_head".into(), wrapped];
+        if let Some(head) = heads.into_iter().find(|head| has(head.clone())) {
+            config.head.name = head;
+        }
+        Ok(config)
     }
 
     /// Reads a parsed `config.json`; `file` is only named in errors.
     pub fn from_json(file: &Path, json: &Value) -> Result<Self> {
-        let shown = file.display();
-        let fields = Fields { file, object: json };
-        let model_type = json
-            .get("model_type")
-            .and_then(Value::as_str)
-            .ok_or_else(|| Error::Model(format!("{shown}: `model_type` is missing, so the model family is unknown")))?;
-        let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
-            let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
-            Error::Model(format!(
-                "{shown}: model type `{model_type}` is not one that runs here; the families that run are {}",
-                known.join(", ")
-            ))
-        })?;
+        let fields = Fields::new(file, json);
+        let name = model_type(&fields)?;
+        if let Some(wrapper) = family::WRAPPERS.iter().find(|wrapper| wrapper.model_type == name) {
+            return Self::of_text_part(&fields, wrapper);
+        }
+        let family = family_of(&fields, name)?;
+        let config = (family.read)(&fields, family, name)?;
+        config.check(&fields)?;
+        Ok(config)
+    }
 
-        let hidden_size = fields.count_or("hidden_size", None)?;
-        let n_heads = fields.count_or("num_attention_heads", None)?;
-        let n_kv_heads = fields.count_or("num_key_value_heads", Some(n_heads))?;
-        let given = fields.object.get("head_dim").is_some_and(|value| !value.is_null());
-        if !given && family.default_head_dim.is_none() && hidden_size % n_heads != 0 {
-            return Err(Error::Model(format!(
-                "{shown}: `hidden_size` {hidden_size} is not a multiple of `num_attention_heads` {n_heads}, and there is \
-                 no `head_dim`"
+    /// The text part of a model that reads images or sounds too.
+    fn of_text_part(outer: &Fields<'_>, wrapper: &Wrapper) -> Result<Self> {
+        let name = wrapper.model_type;
+        let Some(text) = outer.get("text_config").filter(|text| text.is_object()) else {
+            return Err(outer.refuse(format!(
+                "`text_config` is missing; of a model of type `{name}` only the text part is run, and it says what that is"
             )));
+        };
+        let inner = Fields::new(outer.file, text);
+        let text_type = match inner.get("model_type") {
+            None => wrapper.default_text,
+            Some(_) => model_type(&inner)?,
+        };
+        let family = family_of(&inner, text_type)?;
+        let inner = Fields { defaults: family.class_defaults, ..inner };
+        let mut config = (family.read)(&inner, family, text_type)?;
+        config.text_part = true;
+        config.bases = Wrapper::BASES;
+        config.base = config.bases[0].to_string();
+        // The whole model's word counts, and its absence leaves the text part's.
+        config.head.tied = outer.flag_or("tie_word_embeddings", config.head.tied)?;
+        if config.eos.is_empty() {
+            config.eos = outer.token_ids("eos_token_id")?;
         }
-        let head_dim = fields.count_or("head_dim", Some(family.default_head_dim.unwrap_or(hidden_size / n_heads)))?;
-        if n_heads % n_kv_heads != 0 {
-            return Err(Error::Model(format!(
-                "{shown}: `num_attention_heads` {n_heads} is not a multiple of `num_key_value_heads` {n_kv_heads}"
-            )));
+        config.bos = config.bos.or(outer.token_ids("bos_token_id")?.first().copied());
+        config.check(&inner)?;
+        Ok(config)
+    }
+
+    fn check(&self, fields: &Fields<'_>) -> Result<()> {
+        for block in &self.blocks {
+            let attention = &block.attention;
+            if attention.n_heads % attention.n_kv_heads != 0 {
+                return Err(fields.refuse(format!(
+                    "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",
+                    attention.n_heads, attention.n_kv_heads
+                )));
+            }
         }
-        if head_dim % 2 != 0 {
-            return Err(Error::Model(format!("{shown}: `head_dim` {head_dim} is odd, rotary positions need pairs")));
-        }
-        match json.get("hidden_act") {
-            None | Some(Value::Null) => {}
-            Some(Value::String(activation)) if activation == "silu" || activation == "swish" => {}
-            Some(other) => return Err(fields.complain("hidden_act", "\"silu\"", other)),
-        }
-        let max_positions = fields.count_or("max_position_embeddings", Some(2048))?;
-        let n_blocks = fields.count_or("num_hidden_layers", None)?;
-        let (rope_theta, rope_scaling) = rope(&fields, max_positions)?;
-        let attention_bias = family.attention_bias && fields.flag_or("attention_bias", false)?;
-        Ok(Self {
-            model_type: model_type.to_string(),
-            hidden_size,
-            intermediate_size: fields.count_or("intermediate_size", None)?,
-            n_blocks,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            vocab_size: fields.count_or("vocab_size", None)?,
-            max_positions,
-            norm_eps: fields.number_or("rms_norm_eps", Some(1e-6))? as f32,
-            rope_theta,
-            rope_scaling,
-            tied_embeddings: fields.flag_or("tie_word_embeddings", false)?,
-            qkv_bias: attention_bias || family.qkv_bias,
-            o_bias: attention_bias,
-            mlp_bias: fields.flag_or("mlp_bias", false)?,
-            qk_norm: family.qk_norm,
-            sliding_window: sliding_window(&fields, family, n_blocks)?,
-            eos: fields.token_ids("eos_token_id")?,
-            bos: fields.token_ids("bos_token_id")?.first().copied(),
-        })
+        Ok(())
+    }
+
+    /// What the names of block `index` begin with, without the last dot.
+    pub fn block_path(&self, index: usize) -> String {
+        format!("{}{}.{index}", self.base, self.layers)
+    }
+
+    /// Full name, without `.weight`, of a linear of block `index`.
+    pub fn linear_name(&self, index: usize, linear: &str) -> String {
+        format!("{}.{linear}", self.block_path(index))
     }
 }
 
-/// The window of all blocks, if they slide.
-fn sliding_window(fields: &Fields<'_>, family: &Family, n_blocks: usize) -> Result<Option<usize>> {
-    let window = match fields.object.get("sliding_window") {
-        None => family.default_window,
-        Some(Value::Null) => None,
-        Some(_) => Some(fields.count_or("sliding_window", None)?),
-    };
-    if window.is_none() || !fields.flag_or("use_sliding_window", family.default_window.is_some())? {
-        return Ok(None);
-    }
-    // Which blocks slide: by name, or all from the `max_window_layers`-th on.
-    let sliding = match fields.object.get("layer_types") {
-        Some(Value::Array(types)) => types.iter().filter(|kind| *kind == "sliding_attention").count(),
-        _ if family.default_window.is_some() => n_blocks,
-        _ => n_blocks.saturating_sub(match fields.object.get("max_window_layers") {
-            Some(Value::Number(first)) if first.as_u64() == Some(0) => 0,
-            _ => fields.count_or("max_window_layers", Some(28))?,
-        }),
-    };
-    match sliding {
-        0 => Ok(None),
-        all if all == n_blocks => Ok(window),
-        some => Err(Error::Model(format!(
-            "{}: {some} of {n_blocks} blocks have a sliding window; only all or none is supported",
-            fields.file.display()
-        ))),
-    }
+fn model_type<'a>(fields: &Fields<'a>) -> Result<&'a str> {
+    let name = fields.object.get("model_type").and_then(Value::as_str);
+    name.ok_or_else(|| fields.refuse("`model_type` is missing, so the model family is unknown"))
 }
 
-/// `rope_theta` and the scaling: in `rope_parameters` (transformers 5), or as `rope_theta` and `rope_scaling`.
-fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<(f64, RopeScaling)> {
-    let shown = fields.file.display();
-    let nested = ["rope_scaling", "rope_parameters"].iter().find_map(|key| fields.object.get(key)?.as_object());
-    if nested.is_some_and(|nested| nested.values().any(Value::is_object)) {
-        return Err(Error::Model(format!(
-            "{shown}: rotary positions that differ from block to block are not supported"
-        )));
-    }
-    let nested = nested.map_or(Value::Null, |nested| Value::Object(nested.clone()));
-    let inner = Fields { file: fields.file, object: &nested };
-    let either = |key: &str| Ok::<_, Error>(inner.number(key)?.or(fields.number(key)?));
-    let theta = either("rope_theta")?.unwrap_or(10_000.0);
-    let kind = ["rope_type", "type"].iter().find_map(|key| inner.object.get(key)?.as_str()).unwrap_or("default");
-    let partial = either("partial_rotary_factor")?.unwrap_or(1.0);
-    if partial != 1.0 {
-        return Err(Error::Model(format!("{shown}: `partial_rotary_factor` {partial} is not supported, only 1")));
-    }
-    let original = "original_max_position_embeddings";
-    let original = fields.number(original)?.or(inner.number(original)?).unwrap_or(max_positions as f64);
-    let scaling = match kind {
-        // Of the three positions of `mrope`, a text's are equal.
-        "default" | "mrope" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: inner.number_or("factor", None)? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: inner.number_or("factor", None)?,
-            low_freq_factor: inner.number_or("low_freq_factor", None)?,
-            high_freq_factor: inner.number_or("high_freq_factor", None)?,
-            original,
-        },
-        "yarn" => {
-            let factor = inner.number_or("factor", Some(max_positions as f64 / original))?;
-            let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
-            let attention_factor = match (inner.number("mscale")?, inner.number("mscale_all_dim")?) {
-                (Some(one), Some(all)) => scale(one) / scale(all),
-                _ => scale(1.0),
-            };
-            RopeScaling::Yarn {
-                factor,
-                beta_fast: inner.number_or("beta_fast", Some(32.0))?,
-                beta_slow: inner.number_or("beta_slow", Some(1.0))?,
-                original,
-                truncate: inner.flag_or("truncate", true)?,
-                attention_factor: inner.number_or("attention_factor", Some(attention_factor))?,
-            }
-        }
-        // The dynamic rule changes nothing up to the trained context, which is all that is run here.
-        "dynamic" => RopeScaling::None,
-        other => {
-            return Err(Error::Model(format!(
-                "{shown}: rope type `{other}` is not supported; supported are default, linear, dynamic (up to the \
-                 trained context), llama3, yarn"
-            )));
-        }
-    };
-    Ok((theta, scaling))
-}
-
-impl RopeScaling {
-    /// Rotation frequencies, (head_dim / 2), and the factor on cos and sin.
-    pub fn frequencies(&self, theta: f64, head_dim: usize) -> (Vec<f64>, f64) {
-        let half = head_dim / 2;
-        let base = (0..half).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
-        match *self {
-            Self::None => (base.collect(), 1.0),
-            Self::Linear { factor } => (base.map(|f| f / factor).collect(), 1.0),
-            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-                let stretch = |f: f64| {
-                    let wavelength = std::f64::consts::TAU / f;
-                    if wavelength < original / high_freq_factor {
-                        f
-                    } else if wavelength > original / low_freq_factor {
-                        f / factor
-                    } else {
-                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        (1.0 - smooth) * f / factor + smooth * f
-                    }
-                };
-                (base.map(stretch).collect(), 1.0)
-            }
-            Self::Yarn { factor, beta_fast, beta_slow, original, truncate, attention_factor } => {
-                let dim_of = |rotations: f64| {
-                    head_dim as f64 * (original / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
-                };
-                let (low, high) = (dim_of(beta_fast), dim_of(beta_slow));
-                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
-                let (low, mut high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
-                if low == high {
-                    high += 0.001;
-                }
-                let blend = |(i, f): (usize, f64)| {
-                    let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                    f / factor * ramp + f * (1.0 - ramp)
-                };
-                (base.enumerate().map(blend).collect(), attention_factor)
-            }
-        }
-    }
+fn family_of(fields: &Fields<'_>, model_type: &str) -> Result<&'static Family> {
+    let found = family::FAMILIES.iter().find(|family| family.model_types.contains(&model_type));
+    found.ok_or_else(|| -> Error {
+        let known: Vec<_> = family::FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+        fields.refuse(format!(
+            "model type `{model_type}` is not one that runs here; the families that run are {}",
+            known.join(", ")
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -404,6 +161,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::spec::{Projection, QkNorm, Stage};
 
     fn llama() -> Value {
         json!({
@@ -428,9 +186,9 @@ mod tests {
     fn what_does_not_run_is_refused_in_one_sentence() {
         let cases = [
             (
-                json!({ "model_type": "gpt2" }),
-                "config.json: model type `gpt2` is not one that runs here; the families that run are llama, mistral, \
-                 qwen2, qwen3",
+                json!({ "model_type": "bloom" }),
+                "config.json: model type `bloom` is not one that runs here; the families that run are llama, mistral, \
+                 qwen2, qwen3, gemma, gemma2, gemma3_text, phi3, olmo2, mixtral, qwen3_moe, gpt2, gpt_neox, opt, falcon",
             ),
             (json!({ "model_type": null }), "config.json: `model_type` is missing, so the model family is unknown"),
             (
@@ -444,6 +202,10 @@ mod tests {
             (
                 json!({ "num_hidden_layers": -1 }),
                 "config.json: `num_hidden_layers` should be a positive whole number, found -1",
+            ),
+            (
+                json!({ "num_hidden_layers": 4_000_000_000u64 }),
+                "config.json: `num_hidden_layers` is 4000000000, more than the 4096 that are run here",
             ),
             (json!({ "head_dim": 7 }), "config.json: `head_dim` 7 is odd, rotary positions need pairs"),
             (
@@ -462,9 +224,17 @@ mod tests {
             (json!({ "rms_norm_eps": 0.0 }), "config.json: `rms_norm_eps` should be a positive number, found 0.0"),
             (json!({ "eos_token_id": [2, "x"] }), "config.json: `eos_token_id` should be a token id, found \"x\""),
             (
-                json!({ "rope_parameters": { "rope_type": "longrope", "rope_theta": 10000.0 } }),
-                "config.json: rope type `longrope` is not supported; supported are default, linear, dynamic (up to the \
-                 trained context), llama3, yarn",
+                json!({ "rope_parameters": { "rope_type": "spiral", "rope_theta": 10000.0 } }),
+                "config.json: rope type `spiral` is not supported; supported are default, linear, dynamic (up to the \
+                 trained context), llama3, yarn, longrope",
+            ),
+            (
+                json!({ "rope_parameters": { "rope_type": "longrope" } }),
+                "config.json: `short_factor` is missing; add it",
+            ),
+            (
+                json!({ "rope_parameters": { "rope_type": "su", "short_factor": [1.0], "long_factor": [1.0] } }),
+                "config.json: `short_factor` has 1 numbers, expected 4, one a rotation frequency",
             ),
             (json!({ "rope_scaling": { "type": "linear" } }), "config.json: `factor` is missing; add it"),
             (
@@ -472,19 +242,50 @@ mod tests {
                 "config.json: `low_freq_factor` is missing; add it",
             ),
             (
-                json!({ "rope_parameters": { "full_attention": { "rope_type": "default" } } }),
-                "config.json: rotary positions that differ from block to block are not supported",
+                json!({ "rope_parameters": { "sliding_attention": { "rope_type": "default" } } }),
+                "config.json: the rotary positions of `full_attention` blocks are missing",
             ),
             (
                 json!({ "partial_rotary_factor": 0.5 }),
                 "config.json: `partial_rotary_factor` 0.5 is not supported, only 1",
             ),
             (
+                json!({ "model_type": "phi3", "partial_rotary_factor": 0.9 }),
+                "config.json: 0.9 of a head's 8 numbers are 7, rotary positions need pairs",
+            ),
+            (
                 json!({
                     "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8,
-                    "layer_types": ["full_attention", "sliding_attention"],
+                    "layer_types": ["full_attention", "chunked_attention"],
                 }),
-                "config.json: 1 of 2 blocks have a sliding window; only all or none is supported",
+                "config.json: `layer_types` should be a list of 2 words, each \"full_attention\" or \
+                 \"sliding_attention\", found [\"full_attention\",\"chunked_attention\"]",
+            ),
+            (
+                json!({ "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5 }),
+                "config.json: `num_experts_per_tok` is 5, of 4 experts",
+            ),
+            (
+                json!({ "model_type": "qwen3_moe", "num_experts": 9, "mlp_only_layers": [2] }),
+                "config.json: `mlp_only_layers` should be a list of block numbers below 2, found [2]",
+            ),
+            (
+                json!({ "model_type": "gemma3_text", "use_bidirectional_attention": true }),
+                "config.json: `use_bidirectional_attention` is true: the model is an encoder, and only decoders are run \
+                 here",
+            ),
+            (
+                json!({ "model_type": "falcon", "alibi": true }),
+                "config.json: `alibi` is true: positions by ALiBi are not run, only rotary ones",
+            ),
+            (
+                json!({ "model_type": "gpt2", "n_inner": 0 }),
+                "config.json: `n_inner` should be a positive whole number, found 0",
+            ),
+            (
+                json!({ "model_type": "llava" }),
+                "config.json: `text_config` is missing; of a model of type `llava` only the text part is run, and it \
+                 says what that is",
             ),
         ];
         for (changes, message) in cases {
@@ -497,29 +298,69 @@ mod tests {
 
     #[test]
     fn families_fill_in_what_the_config_leaves_unsaid() {
-        let llama = read(json!({})).unwrap();
-        assert_eq!((llama.head_dim, llama.qkv_bias, llama.o_bias, llama.sliding_window), (8, false, false, None));
-        let biased = read(json!({ "attention_bias": true })).unwrap();
-        assert!(biased.qkv_bias && biased.o_bias && !biased.mlp_bias);
-        let qwen2 = read(json!({ "model_type": "qwen2", "attention_bias": true })).unwrap();
-        assert!(qwen2.qkv_bias && !qwen2.o_bias);
-        let qwen3 = read(json!({ "model_type": "qwen3" })).unwrap();
-        assert!(qwen3.qk_norm && qwen3.head_dim == 128);
-        assert_eq!(read(json!({ "model_type": "mistral" })).unwrap().sliding_window, Some(4096));
+        let block = |changes: Value| read(changes).unwrap().blocks.swap_remove(0);
+        let bias = |changes: Value| {
+            let block = block(changes);
+            Stage::ALL.map(|stage| block.at(stage)[0].bias)
+        };
+        let llama = block(json!({}));
+        assert_eq!((llama.attention.head_dim, llama.attention.window), (8, None));
+        assert_eq!(bias(json!({})), [false; 4]);
+        assert_eq!(bias(json!({ "attention_bias": true })), [true, true, false, false]);
+        assert_eq!(bias(json!({ "model_type": "qwen2", "attention_bias": true })), [true, false, false, false]);
+        let qwen3 = block(json!({ "model_type": "qwen3" })).attention;
+        assert!(matches!(qwen3.qk_norm, Some(QkNorm::Heads(..))) && qwen3.head_dim == 128);
+        assert_eq!(block(json!({ "model_type": "mistral" })).attention.window, Some(4096));
+        let phi3 = block(json!({ "model_type": "phi3" }));
+        assert_eq!((phi3.attention.projection, phi3.at(Stage::Attention).len()), (Projection::Fused, 1));
+        assert!(read(json!({ "model_type": "gemma", "hidden_act": "gelu" })).unwrap().head.tied);
     }
 
     #[test]
     fn a_window_holds_where_the_family_says() {
-        let window = |changes: Value| read(changes).unwrap().sliding_window;
+        let windows = |changes: Value| -> Vec<Option<usize>> {
+            read(changes).unwrap().blocks.iter().map(|block| block.attention.window).collect()
+        };
         // Llama reads no window; Qwen only with `use_sliding_window`, from block `max_window_layers` on.
-        assert_eq!(window(json!({ "sliding_window": 8 })), None);
-        assert_eq!(window(json!({ "model_type": "mistral", "sliding_window": 8 })), Some(8));
-        assert_eq!(window(json!({ "model_type": "qwen2", "sliding_window": 8 })), None);
+        assert_eq!(windows(json!({ "sliding_window": 8 })), [None; 2]);
+        assert_eq!(windows(json!({ "model_type": "mistral", "sliding_window": 8 })), [Some(8); 2]);
+        assert_eq!(windows(json!({ "model_type": "qwen2", "sliding_window": 8 })), [None; 2]);
         let qwen = |last: usize| {
-            window(json!({
+            windows(json!({
                 "model_type": "qwen2", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": last,
             }))
         };
-        assert_eq!((qwen(0), qwen(2), qwen(28)), (Some(8), None, None));
+        assert_eq!([qwen(0), qwen(1), qwen(28)], [[Some(8); 2], [None, Some(8)], [None; 2]]);
+        let gemma = |pattern: Value| {
+            windows(json!({
+                "model_type": "gemma3_text", "num_hidden_layers": 4, "sliding_window": 8,
+                "sliding_window_pattern": pattern, "hidden_act": null,
+            }))
+        };
+        assert_eq!(gemma(Value::Null), [Some(8); 4]);
+        assert_eq!(gemma(json!(2)), [Some(8), None, Some(8), None]);
+    }
+
+    #[test]
+    fn a_text_part_has_its_classs_defaults_and_the_whole_models_word_on_ties() {
+        let json = json!({
+            "model_type": "gemma3", "eos_token_id": [1, 106],
+            "text_config": {
+                "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+                "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024,
+            },
+        });
+        let config = DecoderConfig::from_json(Path::new("config.json"), &json).unwrap();
+        assert_eq!((config.vocab_size, config.max_positions, config.eos), (262_208, 131_072, vec![1, 106]));
+        assert!(config.text_part && config.head.tied && config.base == "language_model.model.");
+        let rope = |index: usize| config.blocks[index].attention.rope.clone().unwrap();
+        assert_eq!((rope(0).theta, rope(5).theta), (1e4, 1e6));
+        assert_eq!((rope(0).frequencies().0[0], rope(5).frequencies().0[0]), (1.0, 0.125));
+        let llava = json!({
+            "model_type": "llava", "text_config": { "model_type": "llama", "max_position_embeddings": 4096,
+            "vocab_size": 32064 }, "tie_word_embeddings": false,
+        });
+        let config = DecoderConfig::from_json(Path::new("config.json"), &llava).unwrap();
+        assert_eq!((config.n_blocks, config.hidden_size, config.blocks[0].mlp.width), (32, 4096, 11008));
     }
 }

@@ -1,5 +1,13 @@
 //! Networks that run, built from a checkpoint.
 
+mod fields;
+
+pub mod rope;
+
+pub mod spec;
+
+pub mod family;
+
 pub mod config;
 
 pub mod linear;
@@ -9,6 +17,10 @@ pub mod norm;
 pub mod settings;
 
 mod self_attention;
+
+pub mod experts;
+
+pub mod block;
 
 pub mod decoder;
 

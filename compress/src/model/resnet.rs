@@ -250,7 +250,7 @@ impl ResNet {
         let weight = checkpoint.tensor(&name("linear.weight"))?;
         let classes = weight.shape().first().copied().unwrap_or(0).max(1);
         expect_shape(&weight, &[classes, width])?;
-        let linear = linear::load(checkpoint, &name("linear"), (classes, width, true), None)?;
+        let linear = linear::load_shaped(checkpoint, &name("linear"), (classes, width, true), None)?;
         Ok(Self { first, blocks, linear, stages, file })
     }
 

@@ -42,7 +42,7 @@ impl SelfAttention {
         quantization: Option<&Quantization>,
     ) -> Result<Self> {
         let [q, k, v, o] = names;
-        let load = |name: &str, bias| linear::load(checkpoint, name, (hidden, hidden, bias), quantization);
+        let load = |name: &str, bias| linear::load_shaped(checkpoint, name, (hidden, hidden, bias), quantization);
         Ok(Self {
             heads: Heads::bidirectional(n_heads, hidden / n_heads),
             q: load(q, qkv_bias)?,
@@ -123,8 +123,8 @@ impl Mlp {
         let [up, down] = names;
         let width = if gated { 2 * intermediate } else { intermediate };
         Ok(Self {
-            up: linear::load(checkpoint, up, (width, hidden, true), quantization)?,
-            down: linear::load(checkpoint, down, (hidden, intermediate, true), quantization)?,
+            up: linear::load_shaped(checkpoint, up, (width, hidden, true), quantization)?,
+            down: linear::load_shaped(checkpoint, down, (hidden, intermediate, true), quantization)?,
             activation,
             gated,
         })

@@ -345,7 +345,7 @@ impl Vit {
                 let classes = weight.shape().first().copied().unwrap_or(0).max(1);
                 let inputs = if family.dinov2 { 2 * hidden } else { hidden };
                 let shape = (classes, inputs, true);
-                let output = linear::load(checkpoint, "classifier", shape, quantization.as_ref())?;
+                let output = linear::load_shaped(checkpoint, "classifier", shape, quantization.as_ref())?;
                 Some((output, Labels::read(&settings, classes)?))
             }
         };

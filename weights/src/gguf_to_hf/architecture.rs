@@ -22,8 +22,22 @@ struct Family {
     /// Whether the MLP may have biases.
     mlp_bias: bool,
     qk_norm: bool,
+    norms: Norms,
+    /// What `config.json` calls the activation, and the key it stands under.
+    activation: (&'static str, &'static str),
+    /// Metadata of the list [`REFUSED`] that this family does have.
+    has: &'static [&'static str],
     /// Keys of `config.json` beyond the common ones.
     extra: fn(&Network) -> Vec<(&'static str, Json)>,
+}
+
+/// Where a layer has its norms, and how their weights are stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Norms {
+    /// Before attention and before the MLP.
+    Before,
+    /// Before and after each (Gemma). Hugging Face stores weights whose 1 is left out, llama.cpp puts it in.
+    AroundFromZero,
 }
 
 /// Whether a family has biases on Q, K and V.
@@ -32,6 +46,7 @@ enum Bias {
     /// The file decides: all layers have them, or none.
     Maybe,
     Always,
+    Never,
 }
 
 const FAMILIES: &[Family] = &[
@@ -44,6 +59,9 @@ const FAMILIES: &[Family] = &[
         output_bias: true,
         mlp_bias: true,
         qk_norm: false,
+        norms: Norms::Before,
+        activation: ("hidden_act", "silu"),
+        has: &[],
         extra: |network| {
             vec![
                 ("attention_bias", json!(network.attention_bias)),
@@ -62,6 +80,9 @@ const FAMILIES: &[Family] = &[
         output_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        norms: Norms::Before,
+        activation: ("hidden_act", "silu"),
+        has: &[],
         extra: |network| {
             let mut keys = no_window(network);
             if network.head_dim * network.heads != network.hidden_size {
@@ -79,11 +100,43 @@ const FAMILIES: &[Family] = &[
         output_bias: true,
         mlp_bias: false,
         qk_norm: true,
+        norms: Norms::Before,
+        activation: ("hidden_act", "silu"),
+        has: &[],
         extra: |network| {
             let mut keys = no_window(network);
             keys.push(("attention_bias", json!(network.attention_bias)));
             keys.push(("head_dim", json!(network.head_dim)));
             keys
+        },
+    },
+    Family {
+        gguf: "gemma3",
+        model_type: "gemma3_text",
+        class: "Gemma3ForCausalLM",
+        adjacent_pairs: false,
+        qkv_bias: Bias::Never,
+        output_bias: false,
+        mlp_bias: false,
+        qk_norm: true,
+        norms: Norms::AroundFromZero,
+        activation: ("hidden_activation", "gelu_pytorch_tanh"),
+        has: &["attention.sliding_window", "attention.sliding_window_pattern"],
+        extra: |network| {
+            // The 62-layer model alone scores by the width a head would have without `head_dim`.
+            let scalar = if network.layers == 62 { network.hidden_size / network.heads } else { network.head_dim };
+            let full = |layer: usize| (layer + 1).is_multiple_of(network.window_period);
+            let kind = |layer| if full(layer) { "full_attention" } else { "sliding_attention" };
+            vec![
+                ("attention_bias", json!(false)),
+                ("attn_logit_softcapping", Json::Null),
+                ("final_logit_softcapping", Json::Null),
+                ("head_dim", json!(network.head_dim)),
+                ("layer_types", (0..network.layers).map(kind).collect()),
+                ("query_pre_attn_scalar", json!(scalar)),
+                ("rope_local_base_freq", json!(network.window_rope_theta)),
+                ("sliding_window", json!(network.window)),
+            ]
         },
     },
 ];
@@ -104,6 +157,7 @@ const REFUSED: &[&str] = &[
     "attention.output_scale",
     "attention.scale",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
     "attention.temperature_scale",
     "attn_logit_softcapping",
     "embedding_scale",
@@ -136,6 +190,10 @@ enum When {
     OutputBias,
     MlpBias,
     QkNorm,
+    /// Norms before attention and MLP only.
+    NormsBefore,
+    /// Norms before and after each.
+    NormsAround,
 }
 
 /// A tensor of one layer: name after `blk.N.`, name after `model.layers.N.`, shape, condition, whether rope turns it.
@@ -156,13 +214,16 @@ const LAYER: &[LayerTensor] = {
         ("attn_k_norm.weight", "self_attn.k_norm.weight",         &[Head],                 QkNorm,     false),
         ("attn_output.weight", "self_attn.o_proj.weight",         &[Hidden, Queries],      Always,     false),
         ("attn_output.bias",   "self_attn.o_proj.bias",           &[Hidden],               OutputBias, false),
-        ("ffn_norm.weight",    "post_attention_layernorm.weight", &[Hidden],               Always,     false),
+        ("post_attention_norm.weight", "post_attention_layernorm.weight", &[Hidden],       NormsAround, false),
+        ("ffn_norm.weight",    "post_attention_layernorm.weight", &[Hidden],               NormsBefore, false),
+        ("ffn_norm.weight",    "pre_feedforward_layernorm.weight", &[Hidden],              NormsAround, false),
         ("ffn_gate.weight",    "mlp.gate_proj.weight",            &[Intermediate, Hidden], Always,     false),
         ("ffn_gate.bias",      "mlp.gate_proj.bias",              &[Intermediate],         MlpBias,    false),
         ("ffn_up.weight",      "mlp.up_proj.weight",              &[Intermediate, Hidden], Always,     false),
         ("ffn_up.bias",        "mlp.up_proj.bias",                &[Intermediate],         MlpBias,    false),
         ("ffn_down.weight",    "mlp.down_proj.weight",            &[Hidden, Intermediate], Always,     false),
         ("ffn_down.bias",      "mlp.down_proj.bias",              &[Hidden],               MlpBias,    false),
+        ("post_ffw_norm.weight", "post_feedforward_layernorm.weight", &[Hidden],           NormsAround, false),
     ]
 };
 
@@ -183,6 +244,12 @@ pub(super) struct Network {
     attention_bias: bool,
     mlp_bias: bool,
     tied: bool,
+    /// Keys a query of a sliding layer sees; 0 if no layer slides.
+    window: usize,
+    /// Each layer of this number does not slide; 0 if no layer slides.
+    window_period: usize,
+    /// Base of the rotation in sliding layers.
+    window_rope_theta: f64,
     pub(super) tensors: Vec<HfTensor>,
 }
 
@@ -208,7 +275,7 @@ pub(super) fn network(facts: &mut Facts<'_>) -> Option<Network> {
         return None;
     }
     let key = |suffix: &str| format!("{name}.{suffix}");
-    for suffix in REFUSED {
+    for suffix in REFUSED.iter().filter(|suffix| !family.has.contains(suffix)) {
         if let Some(value) = gguf.get(&key(suffix)).filter(|value| !is_off(value)) {
             let found = value.summary();
             facts.problem(None, format!("metadata `{}` is {found}, which {} does not have", key(suffix), family.class));
@@ -228,9 +295,15 @@ pub(super) fn network(facts: &mut Facts<'_>) -> Option<Network> {
     let key_length = facts.optional_size(&key("attention.key_length"));
     let value_length = facts.optional_size(&key("attention.value_length"));
     let rotated = facts.optional_size(&key("rope.dimension_count"));
+    let slides = family.has.contains(&"attention.sliding_window");
+    let window = if slides { facts.size(&key("attention.sliding_window")) } else { Some(0) };
+    // What the file does not say is the same in every published model of the family.
+    let pattern = if slides { facts.optional_size(&key("attention.sliding_window_pattern")).unwrap_or(6) } else { 0 };
+    let window_rope_theta = facts.optional_positive(&key("rope.freq_base_swa")).unwrap_or(10_000.0);
 
     let (layers, hidden_size, intermediate_size) = (layers?, hidden_size?, intermediate_size?);
     let (heads, context_length, rms_norm_eps) = (heads?, context_length?, rms_norm_eps?);
+    let window = window?;
     let kv_heads = kv_heads.unwrap_or(heads);
     let head_dim = key_length.unwrap_or(hidden_size / heads);
     if head_dim == 0 || (key_length.is_none() && hidden_size % heads != 0) {
@@ -280,9 +353,16 @@ pub(super) fn network(facts: &mut Facts<'_>) -> Option<Network> {
         rms_norm_eps,
         rope_theta,
         rope_scaling,
-        attention_bias: family.qkv_bias == Bias::Always || has("blk.0.attn_q.bias"),
+        attention_bias: match family.qkv_bias {
+            Bias::Always => true,
+            Bias::Maybe => has("blk.0.attn_q.bias"),
+            Bias::Never => false,
+        },
         mlp_bias: family.mlp_bias && has("blk.0.ffn_gate.bias"),
         tied: !has("output.weight"),
+        window,
+        window_period: pattern,
+        window_rope_theta,
         tensors: Vec::with_capacity(gguf.tensors().len()),
     };
     network.collect(facts);
@@ -312,6 +392,7 @@ impl Network {
     fn collect(&mut self, facts: &mut Facts<'_>) {
         let mut used = HashSet::from(["rope_freqs.weight".to_owned()]);
         let (vocab_size, hidden_size) = (self.vocab_size, self.hidden_size);
+        let from_zero = self.family.norms == Norms::AroundFromZero;
         let mut take = |facts: &mut Facts<'_>, gguf: String, hf: String, shape: &[usize], order| {
             match facts.gguf.tensor(&gguf) {
                 None => facts.problem(Some(&gguf), format!("is missing, expected with shape {shape:?}")),
@@ -323,7 +404,10 @@ impl Network {
                     let dtype = tensor.dtype();
                     facts.problem(Some(&gguf), format!("has the type {dtype}, expected real numbers"));
                 }
-                Some(tensor) => self.tensors.push(HfTensor { name: hf, source: tensor.clone(), order }),
+                Some(tensor) => {
+                    let shift = if from_zero && gguf.ends_with("norm.weight") { -1.0 } else { 0.0 };
+                    self.tensors.push(HfTensor { name: hf, source: tensor.clone(), order, shift });
+                }
             }
             used.insert(gguf);
         };
@@ -338,6 +422,8 @@ impl Network {
                     When::OutputBias => self.attention_bias && self.family.output_bias,
                     When::MlpBias => self.mlp_bias,
                     When::QkNorm => self.family.qk_norm,
+                    When::NormsBefore => self.family.norms == Norms::Before,
+                    When::NormsAround => self.family.norms == Norms::AroundFromZero,
                 };
                 if !wanted {
                     continue;
@@ -377,7 +463,7 @@ impl Network {
             ("attention_dropout", json!(0.0)),
             ("bos_token_id", json!(ids.bos)),
             ("eos_token_id", json!(ids.eos)),
-            ("hidden_act", json!("silu")),
+            (self.family.activation.0, json!(self.family.activation.1)),
             ("hidden_size", json!(self.hidden_size)),
             ("initializer_range", json!(0.02)),
             ("intermediate_size", json!(self.intermediate_size)),

@@ -12,7 +12,7 @@ use std::{
 use crate::{Error, Result};
 
 /// Bytes an ordinary user may still write to the disk that holds `path`, or `None` where the system does not say.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `path` is a NUL-terminated string that lives through the call, and `stat` is writable memory of the right
@@ -28,7 +28,7 @@ pub(super) fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 /// Refuses to begin what cannot end: `needed` more bytes must fit on the disk of `folder`.
-pub(super) fn require(folder: &Path, needed: u64) -> Result<()> {
+pub(crate) fn require(folder: &Path, needed: u64) -> Result<()> {
     match free_bytes(folder) {
         Some(free) if free < needed => Err(full(folder, needed, free)),
         _ => Ok(()),
@@ -75,7 +75,7 @@ pub(crate) fn write_error(path: &Path, action: String, len: u64, error: io::Erro
 }
 
 /// Makes names created in, moved to or removed from `folder` survive a power failure.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     let synced = File::open(folder).and_then(|file| file.sync_all());
     match synced {
         // Some network file systems cannot sync a folder; their servers decide.

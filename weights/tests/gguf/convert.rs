@@ -288,7 +288,7 @@ fn blocks_are_put_in_order_by_rows() {
 
 #[test]
 fn refuses_other_architectures_politely() {
-    refused(&tiny("gemma3"), &["architecture `gemma3` cannot be converted, only llama, qwen2, qwen3"]);
+    refused(&tiny("mamba"), &["architecture `mamba` cannot be converted, only llama, qwen2, qwen3"]);
     refused(&Writer::new(), &["`general.architecture` is missing"]);
     refused(&tiny_llama().u32("llama.expert_count", 8), &["`llama.expert_count` is the number 8"]);
     convert(&tiny_llama().u32("llama.expert_count", 0));
@@ -416,4 +416,50 @@ fn named_scalings_become_config() {
     refused(&yarn.f32("llama.rope.scaling.attn_factor", 0.5), &["attn_factor"]);
     refused(&scaled("longrope"), &["rope scaling `longrope` cannot be converted"]);
     refused(&scaled("linear").without("llama.rope.scaling.factor"), &["`llama.rope.scaling.factor` is missing"]);
+}
+
+#[test]
+fn gemma3_has_four_norms_a_layer_whose_weights_count_from_zero() {
+    let gemma3 = || {
+        let norms = [
+            ("post_attention_norm.weight", HIDDEN),
+            ("post_ffw_norm.weight", HIDDEN),
+            ("attn_q_norm.weight", HEAD_DIM),
+            ("attn_k_norm.weight", HEAD_DIM),
+        ];
+        in_every_layer(tiny("gemma3").u32("gemma3.attention.sliding_window", 16), &norms)
+    };
+    let model = convert(&gemma3().u32("gemma3.attention.sliding_window_pattern", 2));
+    assert_eq!(model.config["model_type"], "gemma3_text");
+    assert_eq!(model.config["hidden_activation"], "gelu_pytorch_tanh");
+    assert_eq!(model.config["layer_types"], json!(["sliding_attention", "full_attention"]));
+    assert_eq!(
+        (&model.config["sliding_window"], &model.config["query_pre_attn_scalar"]),
+        (&json!(16), &json!(HEAD_DIM))
+    );
+    assert_eq!((&model.config["rope_theta"], &model.config["rope_local_base_freq"]), (&json!(5e5), &json!(1e4)));
+    assert_eq!(model.config["tie_word_embeddings"], true);
+    for (hf, gguf) in [
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "post_attention_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("self_attn.q_norm", "attn_q_norm"),
+    ] {
+        let converted = find(&model, &format!("model.layers.1.{hf}.weight"));
+        let stored = values(&format!("blk.1.{gguf}.weight"), converted.source.elements());
+        assert_eq!(converted.to_f32().unwrap(), stored.iter().map(|value| value - 1.0).collect::<Vec<_>>(), "{hf}");
+    }
+    let q = find(&model, "model.layers.0.self_attn.q_proj.weight");
+    assert_eq!(q.to_f32().unwrap(), values("blk.0.attn_q.weight", HEADS * HEAD_DIM * HIDDEN));
+
+    refused(&gemma3().without("gemma3.attention.sliding_window"), &["`gemma3.attention.sliding_window` is missing"]);
+    refused(
+        &gemma3().f32("gemma3.final_logit_softcapping", 30.0),
+        &["`gemma3.final_logit_softcapping` is the number 30"],
+    );
+    refused(
+        &gemma3().without_tensor("blk.1.post_ffw_norm.weight"),
+        &["tensor `blk.1.post_ffw_norm.weight` is missing"],
+    );
 }

@@ -391,9 +391,9 @@ fn classifier(
     };
     let classes = weight.shape().first().copied().unwrap_or(0).max(1);
     Ok(Some(Classifier {
-        dense: linear::load(checkpoint, &dense, (hidden, hidden, true), quantization)?,
+        dense: linear::load_shaped(checkpoint, &dense, (hidden, hidden, true), quantization)?,
         activation,
-        output: linear::load(checkpoint, output, (classes, hidden, true), quantization)?,
+        output: linear::load_shaped(checkpoint, output, (classes, hidden, true), quantization)?,
         labels: Labels::read(&settings, classes)?,
     }))
 }

@@ -2,12 +2,17 @@
 //! dense, quantised, sparse or shared weight implements [`Linear`].
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use scruple_weights::{Checkpoint, TensorView};
 
+use super::spec::LinearSpec;
 use crate::{
     Error, Result,
     export::{self, Quantization},
-    kernel::tensor::{from_vec, with_f32},
+    kernel::{
+        dense::Element,
+        tensor::{from_vec, with_f32},
+    },
 };
 
 mod dense;
@@ -78,20 +83,51 @@ fn check_bias(bias: Option<&[f32]>, out_features: usize) -> Result<()> {
     }
 }
 
-/// The linear `name` of `checkpoint`, dense or packed as it is stored. `shape` is (out_features, in_features, has a bias)
-/// as the configuration asks for.
+/// The linear `name` of `checkpoint`, dense or packed as it is stored, as the block's `spec` asks for.
 ///
 /// # Errors
 /// A missing tensor, or one of another shape.
 pub fn load(
     checkpoint: &Checkpoint,
     name: &str,
-    (out_features, in_features, has_bias): (usize, usize, bool),
+    spec: &LinearSpec,
     quantization: Option<&Quantization>,
 ) -> Result<Box<dyn Linear>> {
-    if has_bias {
-        expect_shape(&checkpoint.tensor(&format!("{name}.bias"))?, &[out_features])?;
+    let shape = (spec.out_features, spec.in_features, spec.bias);
+    if !spec.transposed {
+        return load_shaped(checkpoint, name, shape, quantization);
     }
+    expect_bias(checkpoint, name, shape)?;
+    let view = checkpoint.tensor(&format!("{name}.weight"))?;
+    expect_shape(&view, &[spec.in_features, spec.out_features])?;
+    let bias = checkpoint.get(&format!("{name}.bias")).map(|bias| bias.to_f32()).transpose()?;
+    let linear = match Element::from_dtype(view.dtype()) {
+        Some(element) => {
+            let bytes = transpose(view.bytes(), spec.in_features, spec.out_features, element.bytes());
+            DenseLinear::from_bytes(element, bytes, spec.shape(), bias)?
+        }
+        None => {
+            let bytes: Vec<u8> = view.to_f32()?.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes = transpose(&bytes, spec.in_features, spec.out_features, Element::F32.bytes());
+            DenseLinear::from_bytes(Element::F32, bytes, spec.shape(), bias)?
+        }
+    };
+    view.release();
+    Ok(Box::new(linear))
+}
+
+/// The linear `name` of `checkpoint`, dense or packed as it is stored: (out_features, in_features, has a bias).
+///
+/// # Errors
+/// As [`load`].
+pub fn load_shaped(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: (usize, usize, bool),
+    quantization: Option<&Quantization>,
+) -> Result<Box<dyn Linear>> {
+    expect_bias(checkpoint, name, shape)?;
+    let (out_features, in_features, _) = shape;
     if let Some(view) = checkpoint.get(&format!("{name}.weight")) {
         expect_shape(&view, &[out_features, in_features])?;
     }
@@ -104,6 +140,33 @@ pub fn load(
         )));
     }
     Ok(linear)
+}
+
+/// Refuses a linear that lacks the bias it should have.
+fn expect_bias(checkpoint: &Checkpoint, name: &str, (out_features, _, bias): (usize, usize, bool)) -> Result<()> {
+    match bias {
+        true => expect_shape(&checkpoint.tensor(&format!("{name}.bias"))?, &[out_features]),
+        false => Ok(()),
+    }
+}
+
+/// The linear `name` of `checkpoint` of shape (out_features, in_features), without a bias, which no format packs.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_dense(checkpoint: &Checkpoint, name: &str, (out, inner): (usize, usize)) -> Result<Box<dyn Linear>> {
+    load_shaped(checkpoint, name, (out, inner, false), None)
+}
+
+/// The elements of `size` bytes of a (rows, columns) matrix as (columns, rows).
+pub(crate) fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    out.par_chunks_mut((rows * size).max(1)).enumerate().for_each(|(column, out)| {
+        for (row, out) in out.chunks_exact_mut(size).enumerate() {
+            out.copy_from_slice(&bytes[(row * columns + column) * size..][..size]);
+        }
+    });
+    out
 }
 
 /// Refuses a tensor whose shape is not what the configuration asks for.

@@ -12,6 +12,9 @@ const MAX_NAME: usize = 2048;
 /// Plain values beside the tensors that are kept, at most.
 const MAX_PLAIN: usize = 64;
 
+/// What training on several devices puts before every name. It stays; metadata offer it as `common_prefix`.
+const PREFIX: &str = "module.";
+
 /// Where training loops keep the model's tensors, in the order in which they are looked for.
 const WRAPPERS: [&str; 6] = ["state_dict", "model_state_dict", "model", "module", "net", "weights"];
 
@@ -54,8 +57,8 @@ pub(super) fn name(built: &Built<'_>) -> Result<Named, String> {
     } else if let Some(wrapper) = wrapper {
         metadata.insert("looked_through".into(), wrapper.into());
     }
-    if !tensors.is_empty() && tensors.iter().all(|(name, _)| name.starts_with("module.")) {
-        metadata.insert("common_prefix".into(), "module.".into());
+    if prefixed(built, metadata.get("looked_through").map(String::as_str)) {
+        metadata.insert("common_prefix".into(), PREFIX.into());
     }
     if tensors.is_empty() {
         return Err("the pickle holds no tensors".into());
@@ -68,6 +71,20 @@ fn walk(built: &Built<'_>, wrapper: Option<&'static str>) -> Result<Vec<(String,
     let mut walk = Walk { built, wrapper, open: HashSet::new(), path: String::new(), tensors: Vec::new(), budget };
     walk.visit(built.result, 0)?;
     Ok(walk.tensors)
+}
+
+/// Whether every tensor of the model's dictionary has a name that begins with [`PREFIX`].
+fn prefixed(built: &Built<'_>, wrapper: Option<&str>) -> bool {
+    let root = built.pairs(built.result).unwrap_or_default();
+    let model = match wrapper {
+        Some(wrapper) => {
+            let inner = root.iter().rfind(|(key, _)| built.as_text(*key) == Some(wrapper));
+            inner.and_then(|&(_, value)| built.pairs(value)).unwrap_or_default()
+        }
+        None => root,
+    };
+    let mut tensors = model.iter().filter(|&&(_, value)| is_tensor(built, value)).peekable();
+    tensors.peek().is_some() && tensors.all(|&(key, _)| built.as_text(key).is_some_and(|key| key.starts_with(PREFIX)))
 }
 
 fn twice(tensors: &[(String, Tensor)]) -> Option<String> {

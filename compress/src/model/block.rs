@@ -1,0 +1,413 @@
+//! One decoder block, interpreted from its [`BlockSpec`].
+//!
+//! Linears stand behind [`Linear`], so the same code runs dense and packed weights. A block's way is cut into the four
+//! [`Stage`]s at which its linear groups read their inputs; calibration walks through the stages, inference runs them in
+//! a row.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use scruple_weights::Checkpoint;
+
+use super::{
+    config::DecoderConfig,
+    experts::{Routing, take_rows},
+    linear::{self, Linear},
+    norm::{LayerNorm, Norm, RmsNorm, vector},
+    rope::Rope,
+    spec::{BlockSpec, Gate, NormKind, NormSpec, Norms, Projection, QkNorm, Stage},
+};
+use crate::{
+    Result,
+    export::Quantization,
+    kernel::{
+        activation::{add, axpy},
+        attention::{Heads, attention},
+        tensor::{from_vec, with_f32},
+    },
+};
+
+/// Rows of an elementwise operation one task works on.
+const ROWS_PER_TASK: usize = 32;
+
+/// Keys and values of the positions seen so far: one (positions, head_dim) array a key/value head.
+#[derive(Debug, Clone, Default)]
+pub struct BlockCache {
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+/// The norm `spec` of `features` numbers, its tensors named after `prefix` (its dot included).
+pub(crate) fn load_norm(checkpoint: &Checkpoint, prefix: &str, spec: &NormSpec, features: usize) -> Result<Norm> {
+    let name = format!("{prefix}{}", spec.name);
+    Ok(match spec.kind {
+        NormKind::Rms => Norm::Rms(RmsNorm::load(checkpoint, &format!("{name}.weight"), features, spec.eps)?),
+        NormKind::RmsFromOne => {
+            let mut weight = vector(checkpoint, &format!("{name}.weight"), features)?;
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+            Norm::Rms(RmsNorm::new(weight, spec.eps))
+        }
+        NormKind::Layer => Norm::Layer(LayerNorm::load(checkpoint, &name, features, true, spec.eps)?),
+        NormKind::LayerPlain => Norm::Layer(LayerNorm::new(vec![1.0; features], None, spec.eps)),
+    })
+}
+
+/// The loaded form of [`Norms`].
+#[derive(Debug)]
+struct LoadedNorms {
+    before: Option<Norm>,
+    added: Option<Norm>,
+    after: Option<Norm>,
+}
+
+impl LoadedNorms {
+    fn load(checkpoint: &Checkpoint, prefix: &str, norms: &Norms, features: usize) -> Result<Self> {
+        let load = |spec: &Option<NormSpec>| {
+            spec.as_ref().map(|spec| load_norm(checkpoint, prefix, spec, features)).transpose()
+        };
+        Ok(Self { before: load(&norms.before)?, added: load(&norms.added)?, after: load(&norms.after)? })
+    }
+
+    /// What attention or MLP reads of the stream.
+    fn read(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.before {
+            Some(norm) => norm.forward(x),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// The stream after what it adds.
+    fn write(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let sum = match &self.added {
+            Some(norm) => sum(x, &norm.forward(y)?)?,
+            None => sum(x, y)?,
+        };
+        match &self.after {
+            Some(norm) => norm.forward(&sum),
+            None => Ok(sum),
+        }
+    }
+}
+
+fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let mut out = with_f32(x, <[f32]>::to_vec)?;
+    with_f32(y, |y| add(&mut out, y))?;
+    from_vec(out, x.dims2()?)
+}
+
+/// Norms on q and k, loaded.
+#[derive(Debug)]
+enum LoadedQkNorm {
+    Heads(Norm, Norm),
+    Whole(Norm, Norm),
+}
+
+/// One of the parts that attention reads.
+#[derive(Clone, Copy)]
+enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+/// One decoder block.
+#[derive(Debug)]
+pub struct Block {
+    spec: BlockSpec,
+    heads: Heads,
+    rope: Option<Rope>,
+    attention_norms: LoadedNorms,
+    qk_norm: Option<LoadedQkNorm>,
+    mlp_norms: LoadedNorms,
+    router: Option<Box<dyn Linear>>,
+    linears: Vec<Box<dyn Linear>>, // in the order of the spec's
+}
+
+impl Block {
+    /// Block `index` of `checkpoint`; weights stay in the mapped file until they are used.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        quantization: Option<&Quantization>,
+        index: usize,
+    ) -> Result<Self> {
+        let spec = config.blocks[index].clone();
+        let prefix = format!("{}.", config.block_path(index));
+        let hidden = config.hidden_size;
+        let a = &spec.attention;
+        let mut linears = Vec::with_capacity(spec.linears.len());
+        for linear in &spec.linears {
+            linears.push(linear::load(checkpoint, &format!("{prefix}{}", linear.name), linear, quantization)?);
+        }
+        let router = spec.mlp.experts.as_ref().map(|experts| {
+            linear::load_dense(checkpoint, &format!("{prefix}{}", experts.router), (experts.count, hidden))
+        });
+        let pair = |q: &NormSpec, k: &NormSpec, q_width, k_width| -> Result<(Norm, Norm)> {
+            Ok((load_norm(checkpoint, &prefix, q, q_width)?, load_norm(checkpoint, &prefix, k, k_width)?))
+        };
+        let qk_norm = match &a.qk_norm {
+            None => None,
+            Some(QkNorm::Heads(q, k)) => {
+                let (q, k) = pair(q, k, a.head_dim, a.head_dim)?;
+                Some(LoadedQkNorm::Heads(q, k))
+            }
+            Some(QkNorm::Whole(q, k)) => {
+                let (q, k) = pair(q, k, a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim)?;
+                Some(LoadedQkNorm::Whole(q, k))
+            }
+        };
+        Ok(Self {
+            heads: Heads {
+                window: a.window,
+                scale: a.scale,
+                softcap: a.softcap,
+                ..Heads::causal(a.n_heads, a.n_kv_heads, a.head_dim)
+            },
+            rope: a.rope.as_ref().map(Rope::new),
+            attention_norms: LoadedNorms::load(checkpoint, &prefix, &spec.attention_norms, hidden)?,
+            qk_norm,
+            mlp_norms: LoadedNorms::load(checkpoint, &prefix, &spec.mlp_norms, hidden)?,
+            router: router.transpose()?,
+            linears,
+            spec,
+        })
+    }
+
+    /// What the block is.
+    pub fn spec(&self) -> &BlockSpec {
+        &self.spec
+    }
+
+    /// The linears that read their input at `stage`, in the order of [`BlockSpec::at`].
+    pub fn linears(&self, stage: Stage) -> &[Box<dyn Linear>] {
+        &self.linears[self.spec.range(stage)]
+    }
+
+    /// All linears of the block.
+    pub fn all_linears(&self) -> &[Box<dyn Linear>] {
+        &self.linears
+    }
+
+    /// Puts another weight in place of the `index`-th linear of `stage`.
+    pub fn replace(&mut self, stage: Stage, index: usize, linear: Box<dyn Linear>) {
+        let at = self.spec.range(stage).start + index;
+        self.linears[at] = linear;
+    }
+
+    /// Input of q, k and v, from the residual stream `x` (tokens, hidden).
+    pub fn attention_input(&self, x: &Tensor) -> Result<Tensor> {
+        self.attention_norms.read(x)
+    }
+
+    /// One part of what the linears of [`Stage::Attention`] give, (tokens, heads of the part · head_dim).
+    fn part(&self, outputs: &[Tensor], part: Part) -> Result<Vec<f32>> {
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = self.heads;
+        let count = if matches!(part, Part::Query) { n_heads } else { n_kv_heads };
+        // The head a part's head is among those of the one output that holds all.
+        let place = |head: usize| match (self.spec.attention.projection, part) {
+            (Projection::Separate, _) | (Projection::Fused, Part::Query) => head,
+            (Projection::Fused, Part::Key) => n_heads + head,
+            (Projection::Fused, Part::Value) => n_heads + n_kv_heads + head,
+            (Projection::Grouped, part) => {
+                let shared = n_heads / n_kv_heads;
+                match part {
+                    Part::Query => head / shared * (shared + 2) + head % shared,
+                    Part::Key => head * (shared + 2) + shared,
+                    Part::Value => head * (shared + 2) + shared + 1,
+                }
+            }
+        };
+        if self.spec.attention.projection == Projection::Separate {
+            return with_f32(&outputs[part as usize], <[f32]>::to_vec);
+        }
+        let width = (n_heads + 2 * n_kv_heads) * head_dim;
+        with_f32(&outputs[0], |x| {
+            let mut out = vec![0.0; x.len() / width * count * head_dim];
+            out.par_chunks_exact_mut(count * head_dim).zip(x.par_chunks_exact(width)).for_each(|(out, x)| {
+                for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                    out.copy_from_slice(&x[place(head) * head_dim..][..head_dim]);
+                }
+            });
+            out
+        })
+    }
+
+    /// Heads' outputs (tokens, heads · head_dim), from the input of q, k and v. The tokens follow those in `cache`.
+    pub fn attention(&self, h: &Tensor, cache: &mut BlockCache) -> Result<Tensor> {
+        let Heads { n_heads, n_kv_heads, head_dim, .. } = self.heads;
+        let tokens = h.dim(0)?;
+        let past = cache.keys.first().map_or(0, |keys| keys.len() / head_dim);
+        let table = self.rope.as_ref().map(|rope| (rope, rope.table(past, tokens)));
+        let turn = |head: &mut [f32], token: usize| {
+            if let Some((rope, (cos, sin))) = &table {
+                let half = rope.half();
+                rope.rotate(head, &cos[token * half..][..half], &sin[token * half..][..half]);
+            }
+        };
+        let outputs: Vec<Tensor> =
+            self.linears(Stage::Attention).iter().map(|linear| linear.forward(h)).collect::<Result<_>>()?;
+        let mut q = self.part(&outputs, Part::Query)?;
+        let mut k = self.part(&outputs, Part::Key)?;
+        let v = self.part(&outputs, Part::Value)?;
+        drop(outputs);
+
+        let (q_heads, k_heads) = match &self.qk_norm {
+            Some(LoadedQkNorm::Heads(q, k)) => (Some(q), Some(k)),
+            Some(LoadedQkNorm::Whole(q_norm, k_norm)) => {
+                q_norm.in_place(&mut q);
+                k_norm.in_place(&mut k);
+                (None, None)
+            }
+            None => (None, None),
+        };
+        q.par_chunks_mut(n_heads * head_dim).enumerate().for_each(|(token, heads)| {
+            if let Some(norm) = q_heads {
+                norm.in_place(heads);
+            }
+            heads.chunks_exact_mut(head_dim).for_each(|head| turn(head, token));
+        });
+        cache.keys.resize_with(n_kv_heads, Vec::new);
+        cache.values.resize_with(n_kv_heads, Vec::new);
+        let width = n_kv_heads * head_dim;
+        cache.keys.par_iter_mut().enumerate().for_each(|(head, keys)| {
+            keys.reserve(tokens * head_dim);
+            for (token, row) in k.chunks_exact(width).enumerate() {
+                let start = keys.len();
+                keys.extend_from_slice(&row[head * head_dim..][..head_dim]);
+                if let Some(norm) = k_heads {
+                    norm.in_place(&mut keys[start..]);
+                }
+                turn(&mut keys[start..], token);
+            }
+        });
+        cache.values.par_iter_mut().enumerate().for_each(|(head, values)| {
+            values.reserve(tokens * head_dim);
+            for row in v.chunks_exact(width) {
+                values.extend_from_slice(&row[head * head_dim..][..head_dim]);
+            }
+        });
+        let mut out = vec![0.0; q.len()];
+        attention(self.heads, &q, &cache.keys, &cache.values, &mut out);
+        from_vec(out, (tokens, n_heads * head_dim))
+    }
+
+    /// The residual stream after attention has added to `x`.
+    pub fn attention_output(&self, x: &Tensor, heads: &Tensor) -> Result<Tensor> {
+        self.attention_norms.write(x, &self.linears(Stage::AttentionOutput)[0].forward(heads)?)
+    }
+
+    /// Of the stream before attention and that after it, the one the MLP reads.
+    pub fn mlp_reads<'a, T: ?Sized>(&self, before: &'a T, after: &'a T) -> &'a T {
+        if self.spec.parallel { before } else { after }
+    }
+
+    /// Input of the MLP's first linears, from the stream it reads.
+    pub fn mlp_input(&self, x: &Tensor) -> Result<Tensor> {
+        self.mlp_norms.read(x)
+    }
+
+    /// Where the tokens of the MLP's input go; `None` without experts.
+    pub fn routing(&self, h: &Tensor) -> Result<Option<Routing>> {
+        let experts = self.spec.mlp.experts.as_ref().zip(self.router.as_deref());
+        experts.map(|(spec, router)| Routing::new(spec, router, h)).transpose()
+    }
+
+    /// f(gate) · up or f(first), by the first linears of one MLP.
+    fn hidden(&self, first: &[Box<dyn Linear>], h: &Tensor) -> Result<Tensor> {
+        let (activation, width) = (self.spec.mlp.activation, self.spec.mlp.width);
+        let tokens = h.dim(0)?;
+        let chunk = ROWS_PER_TASK * width;
+        let y = first[0].forward(h)?;
+        let hidden = match self.spec.mlp.gate {
+            Gate::Separate => {
+                let up = first[1].forward(h)?;
+                let mut gate = with_f32(&y, <[f32]>::to_vec)?;
+                with_f32(&up, |up| {
+                    gate.par_chunks_mut(chunk)
+                        .zip(up.par_chunks(chunk))
+                        .for_each(|(gate, up)| activation.mul(gate, up));
+                })?;
+                gate
+            }
+            Gate::Fused => with_f32(&y, |y| {
+                let mut hidden = vec![0.0; tokens * width];
+                hidden.par_chunks_exact_mut(width).zip(y.par_chunks_exact(2 * width)).for_each(|(hidden, y)| {
+                    let (gate, up) = y.split_at(width);
+                    hidden.copy_from_slice(gate);
+                    activation.mul(hidden, up);
+                });
+                hidden
+            })?,
+            Gate::None => {
+                let mut y = with_f32(&y, <[f32]>::to_vec)?;
+                y.par_chunks_mut(chunk).for_each(|y| activation.apply(y));
+                y
+            }
+        };
+        from_vec(hidden, (tokens, width))
+    }
+
+    /// Input of the MLP's last linears, (tokens, width), from that of its first; with experts (tokens, top_k · width), a
+    /// token's slots in the order of `routing`, which is [`Self::routing`] of the same input.
+    pub fn mlp(&self, h: &Tensor, routing: Option<&Routing>) -> Result<Tensor> {
+        let first = self.linears(Stage::Mlp);
+        let (Some(experts), Some(routing)) = (&self.spec.mlp.experts, routing) else { return self.hidden(first, h) };
+        let (tokens, features) = h.dims2()?;
+        let width = self.spec.mlp.width;
+        let per_expert = first.len() / experts.count;
+        let mut out = vec![0.0; tokens * routing.top_k * width];
+        for (expert, slots) in routing.slots(experts.count).iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+            let x = with_f32(h, |h| take_rows(h, features, slots.iter().map(|slot| slot / routing.top_k)))??;
+            let hidden = self.hidden(&first[expert * per_expert..][..per_expert], &x)?;
+            with_f32(&hidden, |hidden| {
+                for (&slot, row) in slots.iter().zip(hidden.chunks_exact(width)) {
+                    out[slot * width..][..width].copy_from_slice(row);
+                }
+            })?;
+        }
+        from_vec(out, (tokens, routing.top_k * width))
+    }
+
+    /// The residual stream after the MLP has added to `x`; `hidden` is [`Self::mlp`]'s, by the same `routing`.
+    pub fn mlp_output(&self, x: &Tensor, hidden: &Tensor, routing: Option<&Routing>) -> Result<Tensor> {
+        let last = self.linears(Stage::MlpOutput);
+        let (Some(experts), Some(routing)) = (&self.spec.mlp.experts, routing) else {
+            return self.mlp_norms.write(x, &last[0].forward(hidden)?);
+        };
+        let (tokens, features) = x.dims2()?;
+        let mut out = vec![0.0; tokens * features];
+        for (expert, slots) in routing.slots(experts.count).iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+            let rows = with_f32(hidden, |hidden| take_rows(hidden, self.spec.mlp.width, slots.iter().copied()))??;
+            with_f32(&last[expert].forward(&rows)?, |y| {
+                for (&slot, y) in slots.iter().zip(y.chunks_exact(features)) {
+                    axpy(routing.weights[slot], y, &mut out[slot / routing.top_k * features..][..features]);
+                }
+            })?;
+        }
+        self.mlp_norms.write(x, &from_vec(out, (tokens, features))?)
+    }
+
+    /// The stream `x` (tokens, hidden) with what attention alone adds.
+    pub fn attention_step(&self, x: &Tensor, cache: &mut BlockCache) -> Result<Tensor> {
+        let heads = self.attention(&self.attention_input(x)?, cache)?;
+        self.attention_output(x, &heads)
+    }
+
+    /// The stream `x` (tokens, hidden) with what the MLP alone adds.
+    pub fn mlp_step(&self, x: &Tensor) -> Result<Tensor> {
+        self.mlp_after(x, x)
+    }
+
+    /// `x` with what the MLP makes of `read`.
+    fn mlp_after(&self, x: &Tensor, read: &Tensor) -> Result<Tensor> {
+        let h = self.mlp_input(read)?;
+        let routing = self.routing(&h)?;
+        let hidden = self.mlp(&h, routing.as_ref())?;
+        self.mlp_output(x, &hidden, routing.as_ref())
+    }
+
+    /// The whole block: residual stream (tokens, hidden) in and out.
+    pub fn forward(&self, x: &Tensor, cache: &mut BlockCache) -> Result<Tensor> {
+        let after = self.attention_step(x, cache)?;
+        self.mlp_after(&after, self.mlp_reads(x, &after))
+    }
+}

@@ -1,0 +1,7 @@
+//! Every container beside safetensors and GGUF: against the libraries that write them, against damage, and on real files.
+
+mod damaged;
+mod folders;
+mod oracle;
+mod real;
+mod zip;
