@@ -45,6 +45,10 @@ bench-memory:
 resnet-all:
     cargo test --release --workspace --test resnet_cifar10 -- --include-ignored --nocapture
 
+# Texts embedded a CPU second, against transformers (a Python with torch and transformers)
+bench-embed model text python:
+    RAYON_NUM_THREADS=1 cargo bench --bench embed -- --model {{model}} --text {{text}} --python {{python}}
+
 # Every fuzz target for ten million executions; the record is benches/record/fuzz.json
 fuzz runs="10000000":
     python3 fuzz/run.py --runs {{runs}} --jobs 2

@@ -41,6 +41,10 @@ enum Verb {
     Eval(commands::eval::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
+    /// Turn texts into vectors
+    Embed(commands::embed::Arguments),
+    /// Sort texts or images into classes
+    Classify(commands::classify::Arguments),
     /// Turn a GGUF file into a Hugging Face folder
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
@@ -67,6 +71,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
+        Verb::Embed(arguments) => commands::embed::run(&arguments),
+        Verb::Classify(arguments) => commands::classify::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
         Verb::Diff(arguments) => commands::diff::run(&arguments),

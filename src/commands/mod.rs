@@ -1,8 +1,10 @@
 //! The verbs, one file each: arguments, and what is done with them.
 
+pub mod classify;
 pub mod compress;
 pub mod convert;
 pub mod diff;
+pub mod embed;
 pub mod eval;
 pub mod families;
 pub mod fetch;

@@ -263,9 +263,13 @@ fn tensors_that_contradict_the_configuration_are_named() {
         (tiny().config("hidden_size", 1u64 << 32), &["[", "4294967296"]),
         (tiny().config("num_hidden_layers", Value::Null), &["config.json", "`num_hidden_layers` is missing"]),
         (tiny().config("hidden_act", "gelu"), &["config.json", "`hidden_act` should be \"silu\", found \"gelu\""]),
-        (tiny().config("model_type", "gpt_neox"), &["config.json", "`gpt_neox`", "llama, mistral, qwen2, qwen3"]),
+        (tiny().config("model_type", "bloom"), &["config.json", "`bloom`", "llama, mistral, qwen2, qwen3"]),
         (tiny().config("model_type", Value::Null), &["config.json", "`model_type` is missing"]),
-        (tiny().config("rope_scaling", json!({ "rope_type": "longrope" })), &["config.json", "`longrope`", "yarn"]),
+        (tiny().config("rope_scaling", json!({ "rope_type": "spiral" })), &["config.json", "`spiral`", "yarn"]),
+        (
+            tiny().config("rope_scaling", json!({ "rope_type": "longrope" })),
+            &["config.json", "`short_factor` is missing"],
+        ),
         (tiny().config("attention_bias", true), &["q_proj.bias", "is missing"]),
         (tiny().config("quantization_config", json!({ "quant_method": "awq" })), &["config.json", "awq", "gptq"]),
     ];

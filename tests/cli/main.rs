@@ -24,6 +24,7 @@ mod families;
 mod hostile;
 mod hub;
 mod measure;
+mod networks;
 mod recipes;
 mod resume;
 mod verify;

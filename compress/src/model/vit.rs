@@ -130,9 +130,13 @@ impl VitConfig {
         let intermediate_size = match family.dinov2 {
             false => settings.count("intermediate_size", Some(3072))?,
             true => {
-                let wide = (hidden_size as f64 * settings.number("mlp_ratio", 4.0)?) as usize;
+                let wide = hidden_size as f64 * settings.number("mlp_ratio", 4.0)?;
+                if !(1.0..=f64::from(1 << 24)).contains(&wide) {
+                    return Err(settings.refuse(format!("`mlp_ratio` makes an MLP of width {wide}")));
+                }
                 // Two thirds, so that three matrices weigh as much as two; then a multiple of eight.
-                if gated { (wide * 2 / 3 + 7) / 8 * 8 } else { wide }
+                let wide = wide as usize;
+                if gated { (wide * 2 / 3).next_multiple_of(8) } else { wide }
             }
         };
         let (image_size, patch_size) =
@@ -233,6 +237,40 @@ fn scaled(x: Tensor, factors: Option<&[f32]>) -> Result<Tensor> {
     let mut out = with_f32(&x, <[f32]>::to_vec)?;
     out.chunks_exact_mut(factors.len()).for_each(|row| multiply(row, factors));
     from_vec(out, x.dims2()?)
+}
+
+/// Mean and deviation of each channel of pixels from 0 to 1, as `preprocessor_config.json` gives them; `None` without
+/// that file.
+///
+/// # Errors
+/// If the file is not readable, or treats pixels in another way.
+pub fn pixel_statistics(checkpoint: &Checkpoint) -> Result<Option<([f32; 3], [f32; 3])>> {
+    let file = checkpoint.dir().join("preprocessor_config.json");
+    let bytes = match std::fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(scruple_weights::Error::io(file, "read the file", error).into()),
+    };
+    let object = serde_json::from_slice(&bytes)
+        .map_err(|error| scruple_weights::Error::file(&file, format!("not valid JSON: {error}")))?;
+    let settings = Settings { file: &file, object: &object };
+    let factor = settings.number("rescale_factor", 1.0 / 255.0)?;
+    if !settings.flag("do_rescale", true)? || (factor * 255.0 - 1.0).abs() > 1e-6 {
+        return Err(settings.refuse("only pixels scaled by 1/255 are supported"));
+    }
+    if !settings.flag("do_normalize", true)? {
+        return Ok(Some(([0.0; 3], [1.0; 3])));
+    }
+    let three = |key: &str, positive: bool| -> Result<[f32; 3]> {
+        let list = settings.get(key).and_then(|value| value.as_array());
+        let numbers: Option<Vec<f32>> =
+            list.and_then(|list| list.iter().map(|x| x.as_f64().map(|x| x as f32)).collect());
+        let three = numbers.and_then(|numbers| <[f32; 3]>::try_from(numbers).ok());
+        three
+            .filter(|three| three.iter().all(|x| x.is_finite() && (*x > 0.0 || !positive)))
+            .ok_or_else(|| settings.refuse(format!("`{key}` should be a list of three numbers")))
+    };
+    Ok(Some((three("image_mean", false)?, three("image_std", true)?)))
 }
 
 /// Images of one size.

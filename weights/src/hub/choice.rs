@@ -67,7 +67,12 @@ pub(super) fn choose(paths: &[&str], inside: Option<&str>, want: &Want) -> Resul
     let with = |weights: &[&str], index: Option<&str>, open: Option<&str>| {
         let path = |name: &str| format!("{folder}{name}");
         Choice {
-            files: sides(&names).chain(index).chain(weights.iter().copied()).map(path).collect(),
+            files: sides(&names)
+                .chain(paths.iter().filter_map(|path| path.strip_prefix(&folder)).filter(|name| is_sentence_file(name)))
+                .chain(index)
+                .chain(weights.iter().copied())
+                .map(path)
+                .collect(),
             index: index.map(path),
             folder: folder.clone(),
             open: open.map(path),
@@ -160,6 +165,18 @@ fn sides<'a>(names: &BTreeSet<&'a str>) -> impl Iterator<Item = &'a str> {
     names.iter().copied().filter(|name| !name.contains('/') && (OURS.contains(name) || is_side_file(name)))
 }
 
+/// Whether a file tells how an encoder's hidden states become one vector, as sentence-transformers lays it down.
+fn is_sentence_file(name: &str) -> bool {
+    match name.split_once('/') {
+        None => ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"].contains(&name),
+        // `1_Pooling/config.json` and its like.
+        Some((folder, file)) => {
+            let number = folder.split_once('_').map_or("", |(number, _)| number);
+            file == "config.json" && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        }
+    }
+}
+
 /// Whether `names` are `stem-00001-of-0000N.safetensors` of one stem and one N.
 fn is_one_set(names: &[&str]) -> bool {
     let set = |name: &str| {
@@ -224,6 +241,30 @@ mod tests {
         assert_eq!(files(&all, None, &Want::Model), [&sides[..], &["model.safetensors"]].concat());
         let without: Vec<&str> = all.iter().copied().filter(|path| !path.ends_with(".safetensors")).collect();
         assert_eq!(files(&without, None, &Want::Model), [&sides[..], &["pytorch_model.bin"]].concat());
+    }
+
+    #[test]
+    fn a_sentence_encoder_comes_with_its_pooling() {
+        let all = [
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
+            "config.json",
+            "config_sentence_transformers.json",
+            "data_1/config.json",
+            "model.safetensors",
+            "modules.json",
+            "onnx/config.json",
+            "sentence_bert_config.json",
+        ];
+        let expected = [
+            "config.json",
+            "1_Pooling/config.json",
+            "config_sentence_transformers.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "model.safetensors",
+        ];
+        assert_eq!(files(&all, None, &Want::Model), expected);
     }
 
     #[test]

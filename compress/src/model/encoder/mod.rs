@@ -11,7 +11,7 @@ mod family;
 mod sentence;
 
 pub use family::{EncoderFamily, FAMILIES, Head, Keys, Tensors};
-pub use sentence::{Pooling, SentenceEncoder};
+pub use sentence::{Pooling, SentenceEncoder, Tokens};
 
 use super::{
     decoder::expect_ids,

@@ -298,7 +298,7 @@ mod tests {
         let states = [1.0, -2.0, 3.0, 4.0, 5.0, 0.5];
         for (pooling, expected) in [
             (Pooling::Mean, [3.0, 2.5 / 3.0]),
-            (Pooling::MeanSqrtLen, [9.0 / 3f32.sqrt(), 2.5 / 3f32.sqrt()]),
+            (Pooling::MeanSqrtLen, [9.0, 2.5].map(|sum: f64| (sum / 3f64.sqrt()) as f32)),
             (Pooling::Max, [5.0, 4.0]),
             (Pooling::Cls, [1.0, -2.0]),
         ] {
