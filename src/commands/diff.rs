@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use scruple_weights::{
-    lineage::{self, Change, Diff, Matched, Model, TensorDiff, ranges},
-};
+use scruple_weights::lineage::{self, Change, Diff, Matched, Model, TensorDiff, ranges};
 use serde::Serialize;
 
 use crate::{

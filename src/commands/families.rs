@@ -37,9 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let families = families();
     let list: Vec<Value> = families
         .iter()
-        .map(|family| {
-            json!({ "model_type": family.name, "kind": name(family.kind), "checked_by": family.checked_by })
-        })
+        .map(|family| json!({ "model_type": family.name, "kind": name(family.kind), "checked_by": family.checked_by }))
         .collect();
     if let Some(out) = &arguments.output {
         record::save(out, "families", &list, &clock)?;
