@@ -100,7 +100,7 @@ struct Scale {
 }
 
 impl Scale {
-    /// Over the changes of `diff`, ends rounded outwards to 1, 2 or 5 times a power of ten.
+    /// Over the changes of `diff`, ends rounded outwards to one digit.
     fn of(diff: &Diff) -> Self {
         let changes = diff.tensors.iter().filter_map(relative).filter(|change| *change > 0.0 && change.is_finite());
         let (least, most) =
@@ -110,7 +110,7 @@ impl Scale {
         }
         let step = |value: f64, up: bool| {
             let decade = 10f64.powf(value.log10().floor());
-            let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * decade);
+            let steps: [f64; 10] = std::array::from_fn(|step| (step + 1) as f64 * decade);
             let found = if up {
                 steps.into_iter().find(|step| *step >= value)
             } else {
@@ -130,7 +130,7 @@ impl Scale {
     /// `hue` in the tone of `change`.
     fn tone(self, hue: RGBColor, change: f64) -> RGBColor {
         let share = (change / self.least).ln() / (self.most / self.least).ln();
-        let depth = 0.25 + 0.75 * if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
+        let depth = 0.15 + 0.85 * if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
         let mix = |channel: u8| (255.0 - depth * (255.0 - f64::from(channel))).round() as u8;
         RGBColor(mix(hue.0), mix(hue.1), mix(hue.2))
     }
@@ -343,11 +343,11 @@ impl Panel<'_> {
         let every = (count * 26 / width.max(1) + 1).max(1);
         for (at, column) in self.columns.iter().enumerate() {
             let middle = (edge(at as i32) + edge(at as i32 + 1)) / 2;
-            if let Column::Block(block) = column {
-                if at as i32 % every == 0 {
-                    pen.line((middle, bottom), (middle, bottom + 4), INK)?;
-                    pen.text(block.to_string(), (middle, bottom + 14), 13, HPos::Center)?;
-                }
+            if let Column::Block(block) = column
+                && at as i32 % every == 0
+            {
+                pen.line((middle, bottom), (middle, bottom + 4), INK)?;
+                pen.text(block.to_string(), (middle, bottom + 14), 13, HPos::Center)?;
             }
         }
         Ok(bottom + 36)

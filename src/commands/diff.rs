@@ -267,7 +267,9 @@ fn every(diff: &Diff) {
 
 /// Tensors of one place, one change and one type are a line.
 fn grouped(diff: &Diff) {
-    let mut groups: Vec<((&str, &str, String, String, Matched), Vec<&TensorDiff>)> = Vec::new();
+    /// Stack, module, change, type, and how it was matched.
+    type Key<'d> = (&'d str, &'d str, String, String, Matched);
+    let mut groups: Vec<(Key<'_>, Vec<&TensorDiff>)> = Vec::new();
     for tensor in &diff.tensors {
         // The same words for every block that was renumbered or not.
         let matched = if tensor.matched == Matched::Renumbered { Matched::Name } else { tensor.matched };

@@ -264,8 +264,14 @@ pub(super) fn find(a: &Model, b: &Model) -> Result<Matching> {
     })
 }
 
-/// Blocks by number, and in them arrays by (kind, expert).
-type Stack<'m> = BTreeMap<usize, BTreeMap<(&'m str, Option<usize>), &'m Array>>;
+/// What an array is in its block: its kind and its expert.
+type Kind<'m> = (&'m str, Option<usize>);
+
+/// Arrays of a block.
+type Block<'m> = BTreeMap<Kind<'m>, &'m Array>;
+
+/// Blocks by number.
+type Stack<'m> = BTreeMap<usize, Block<'m>>;
 
 fn stacks<'m>(model: &'m Model, keys: &'m [Key]) -> BTreeMap<&'m str, Stack<'m>> {
     let mut stacks: BTreeMap<&str, Stack<'_>> = BTreeMap::new();
@@ -340,23 +346,21 @@ fn align_stack(name: &str, a: &Stack<'_>, b: &Stack<'_>) -> Result<Blocks> {
 /// whose rows no rotary embedding reorders.
 fn likeness(a: &Stack<'_>, b: &Stack<'_>) -> Result<Vec<Vec<f64>>> {
     const KINDS: usize = 2;
-    let first = |stack: &Stack<'_>, kind: &(&str, Option<usize>)| {
-        stack.values().find_map(|block| block.get(kind).copied().cloned())
-    };
-    let mut kinds: BTreeMap<(bool, usize, (&str, Option<usize>)), ()> = BTreeMap::new();
+    let first = |stack: &Stack<'_>, kind: &Kind<'_>| stack.values().find_map(|block| block.get(kind).copied().cloned());
+    let mut kinds: BTreeSet<(bool, usize, Kind<'_>)> = BTreeSet::new();
     for block in b.values() {
         for (kind, array) in block {
             let (rows, columns) = array.matrix();
             let reordered = kind.0.contains("q_proj") || kind.0.contains("k_proj");
             if rows >= 4 && columns >= 4 && first(a, kind).is_some_and(|other| other.shape() == array.shape()) {
-                kinds.insert((reordered, array.elements(), *kind), ());
+                kinds.insert((reordered, array.elements(), *kind));
             }
         }
     }
-    let kinds: Vec<_> = kinds.into_keys().map(|(.., kind)| kind).take(KINDS).collect();
+    let kinds: Vec<_> = kinds.into_iter().map(|(.., kind)| kind).take(KINDS).collect();
     let sketches = |stack: &Stack<'_>| -> Result<Vec<Vec<Option<Sketch>>>> {
         let blocks: Vec<_> = stack.values().collect();
-        let of_block = |block: &&BTreeMap<(&str, Option<usize>), &Array>| {
+        let of_block = |block: &&Block<'_>| {
             kinds.iter().map(|kind| block.get(kind).map(|array| Sketch::of(array)).transpose()).collect()
         };
         blocks.par_iter().map(of_block).collect()

@@ -162,7 +162,7 @@ impl Opened<'_> {
             (None, Source::View(view)) => {
                 // A row of the matrix is one or more of the rows the view counts.
                 let (_, length) = view.rows();
-                let per_row = if length == 0 { 0 } else { columns / length };
+                let per_row = columns.checked_div(length).unwrap_or(0);
                 view.read_rows(rows.start * per_row..rows.end * per_row, out)?;
             }
             (None, Source::Packed(_)) => unreachable!("a packed array is opened by decoding it"),

@@ -297,7 +297,7 @@ fn structure(tensors: &[TensorDiff], blocks: &[Blocks], missing: &[Lone], added:
     let missing = outside(missing, &|stack, block| stack.removed.contains(&block));
     let added = outside(added, &|stack, block| stack.added.contains(&block));
     if missing > 0 {
-        phrases.push(format!("without {}", count(missing, "other tensor").replace("other tensor", "tensor")));
+        phrases.push(format!("without {}", count(missing, "tensor")));
     }
     if added > 0 {
         phrases.push(format!("with {}", count(added, "new tensor")));
@@ -350,10 +350,17 @@ pub(super) fn of(
             .collect();
         let rest = if others.is_empty() { String::new() } else { format!(", {}", list(&others)) };
         if weight("reshaped") > 0.5 * strangers || missing.len() + added.len() > total {
-            let sentence = format!(
-                "different architectures: {} of A's {} and B's {} tensors have a partner, {unrelated} of them unrelated{rest}",
-                total, a.tensors, b.tensors
-            );
+            let reshaped = by_kind.get("reshaped").map_or(0, Vec::len);
+            let sentence = if reshaped == total {
+                let names = count(total, "name");
+                format!("different architectures (0 tensors in common; {names} on both sides stand for other shapes)")
+            } else {
+                format!(
+                    "different architectures: {total} of A's {} and B's {} tensors have a partner, {unrelated} of them \
+                     unrelated{rest}",
+                    a.tensors, b.tensors
+                )
+            };
             return Verdict { verdict: "different", sentence };
         }
         let same = if missing.is_empty() && added.is_empty() && blocks.iter().all(|stack| stack.a == stack.b) {
