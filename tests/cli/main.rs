@@ -8,6 +8,7 @@ mod support;
 mod gguf_writer;
 
 #[path = "../../weights/tests/containers/zip.rs"]
+#[allow(dead_code)] // its own tests use all of it
 mod zip_writer;
 
 #[path = "../../weights/tests/hub/server.rs"]
