@@ -29,6 +29,8 @@ pub mod export;
 
 pub mod calibration;
 
+mod gather;
+
 pub mod recipe;
 
 pub mod plan;

@@ -9,6 +9,7 @@ use crate::{
     Error, Result,
     calibration::ActivationStore,
     export::{Format, Layout, QuantisedModel},
+    gather::rows_per_update,
     grid::ScaleDtype,
     methods::LayerMethod,
     model::{
@@ -17,7 +18,6 @@ use crate::{
         spec::{BlockSpec, LinearSpec},
     },
     recipe::Recipe,
-    sequential::rows_per_update,
 };
 
 /// Memory of the program itself, its threads and tables, bytes (measured; `benches/record/memory.json`).

@@ -10,7 +10,6 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
-use candle_core::Tensor;
 use half::{bf16, f16};
 use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -21,25 +20,18 @@ use crate::{
     calibration::{ActivationStore, CalibrationSet},
     clock::cpu_seconds,
     export::{self, Format, Layout, Quantization},
+    gather::{Inputs, gather},
     grid::{Quantised, ScaleDtype, Search},
-    kernel::{
-        gemm::{symmetrize, syrk_accumulate},
-        rtn_pack::{self, Packed},
-        tensor::with_f32,
-    },
+    kernel::rtn_pack::{self, Packed},
     memory,
     methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
     model::{
         decoder::{Block, BlockCache, Ends, Stage},
-        experts::Routing,
         linear::{self, Linear},
     },
     pack,
     plan::{Plan, PlannedLinear},
 };
-
-/// Tokens whose inputs are gathered before they enter a Hessian: enough that its update is bound by arithmetic.
-pub(crate) const TOKENS_PER_UPDATE: usize = 2048;
 
 /// Bytes of a tensor copied at a time.
 const COPY_BYTES: usize = 8 << 20;
@@ -434,11 +426,6 @@ fn round_and_pack(
     Ok(Some(record))
 }
 
-/// Rows of a group whose inputs are gathered before they enter its Hessian; with many experts, fewer of each.
-pub(crate) fn rows_per_update(groups: usize) -> usize {
-    (TOKENS_PER_UPDATE / groups).max(TOKENS_PER_UPDATE.min(256))
-}
-
 /// Notes in the record of an expert's linear how many tokens it was calibrated on, and whether they can have spanned its
 /// inputs: a sum of t products x xᵀ has at most rank t.
 fn note_tokens(record: &mut LinearRecord, stats: &GroupStats) {
@@ -466,42 +453,6 @@ struct Walk<'a> {
     /// Where the files of activations lie.
     scratch: PathBuf,
     next: usize,
-}
-
-/// The inputs of one sequence at a stage.
-struct Inputs {
-    /// (rows, in_features).
-    x: Tensor,
-    /// The rows of each expert, where not all linears read all rows.
-    rows: Option<Vec<Vec<usize>>>,
-}
-
-impl Inputs {
-    /// What all linears of the stage read.
-    fn shared(x: Tensor) -> Self {
-        Self { x, rows: None }
-    }
-
-    /// What each expert reads: a token's row for each of its slots, or the slot's own row.
-    fn routed(x: Tensor, routing: Option<&Routing>, experts: usize, per_slot: bool) -> Result<Self> {
-        let Some(routing) = routing else { return Ok(Self::shared(x)) };
-        let mut rows = routing.slots(experts);
-        if per_slot {
-            let (tokens, width) = x.dims2()?;
-            let x = x.reshape((tokens * routing.top_k, width / routing.top_k))?;
-            return Ok(Self { x, rows: Some(rows) });
-        }
-        rows.iter_mut().flatten().for_each(|slot| *slot /= routing.top_k);
-        Ok(Self { x, rows: Some(rows) })
-    }
-}
-
-/// What is gathered for one group of linears.
-#[derive(Default)]
-struct Gathered {
-    inputs: Vec<f32>,
-    hessian: Vec<f32>,
-    tokens: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -545,62 +496,6 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Calls `form` for each sequence (its first token) and gathers the inputs it returns, for each of `groups`, into a
-    /// Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
-    fn observe(
-        &self,
-        features: usize,
-        groups: usize,
-        hessian: bool,
-        mut form: impl FnMut(usize) -> Result<Inputs>,
-    ) -> Result<Vec<GroupStats>> {
-        let mut gathered: Vec<Gathered> = Vec::new();
-        gathered.resize_with(groups, Gathered::default);
-        let scale = 2.0 / self.set.n_samples() as f32;
-        if hessian && groups == 1 {
-            gathered[0].inputs.reserve((TOKENS_PER_UPDATE + self.set.seq_len) * features);
-        }
-        let rows_per_update = rows_per_update(groups);
-        for sample in 0..self.set.n_samples() {
-            let inputs = form(sample * self.set.seq_len)?;
-            let last = sample + 1 == self.set.n_samples();
-            for (group, gathered) in gathered.iter_mut().enumerate() {
-                gathered.tokens += match &inputs.rows {
-                    None => inputs.x.dim(0)?,
-                    Some(rows) => rows[group].len(),
-                };
-                if !hessian {
-                    continue;
-                }
-                with_f32(&inputs.x, |x| match &inputs.rows {
-                    None => gathered.inputs.extend_from_slice(x),
-                    Some(rows) => rows[group]
-                        .iter()
-                        .for_each(|row| gathered.inputs.extend_from_slice(&x[row * features..][..features])),
-                })?;
-                if gathered.inputs.len() >= rows_per_update * features || last {
-                    gathered.hessian.resize(features * features, 0.0);
-                    let rows = gathered.inputs.len() / features;
-                    if rows > 0 {
-                        syrk_accumulate(&gathered.inputs, &mut gathered.hessian, rows, features, scale);
-                    }
-                    gathered.inputs.clear();
-                }
-            }
-        }
-        let finish = |mut gathered: Gathered| {
-            if hessian && gathered.tokens == 0 {
-                // No token came by: every input counts the same, which makes rounding to nearest of a method that
-                // weighs errors. Zeros would let it throw the weights away.
-                (0..features).for_each(|i| gathered.hessian[i * features + i] = 1.0);
-            } else if hessian {
-                symmetrize(&mut gathered.hessian, features);
-            }
-            GroupStats { in_features: features, hessian: hessian.then_some(gathered.hessian), tokens: gathered.tokens }
-        };
-        Ok(gathered.into_iter().map(finish).collect())
-    }
-
     fn rows(&self, first: usize) -> std::ops::Range<usize> {
         first..first + self.set.seq_len
     }
@@ -631,16 +526,16 @@ impl<'a> Walk<'a> {
             let (features, groups) = (spec.in_features(stage), spec.groups(stage));
             let started = cpu_seconds();
             let stats = match stage {
-                Stage::Attention => self.observe(features, groups, hessian, |first| {
+                Stage::Attention => gather(self.set, features, groups, hessian, |first| {
                     Ok(Inputs::shared(block.attention_input(&input.read(self.rows(first))?)?))
                 })?,
-                Stage::AttentionOutput => self.observe(features, groups, hessian, |first| {
+                Stage::AttentionOutput => gather(self.set, features, groups, hessian, |first| {
                     let h = block.attention_input(&input.read(self.rows(first))?)?;
                     let out = block.attention(&h, &mut BlockCache::default())?;
                     heads.write(first, &out)?;
                     Ok(Inputs::shared(out))
                 })?,
-                Stage::Mlp => self.observe(features, groups, hessian, |first| {
+                Stage::Mlp => gather(self.set, features, groups, hessian, |first| {
                     let rows = self.rows(first);
                     let before = input.read(rows.clone())?;
                     let after = block.attention_output(&before, &heads.read(rows)?)?;
@@ -649,7 +544,7 @@ impl<'a> Walk<'a> {
                     let routing = block.routing(&h)?;
                     Inputs::routed(h, routing.as_ref(), groups, false)
                 })?,
-                Stage::MlpOutput => self.observe(features, groups, hessian, |first| {
+                Stage::MlpOutput => gather(self.set, features, groups, hessian, |first| {
                     let h = block.mlp_input(&mlp_reads.read(self.rows(first))?)?;
                     let routing = block.routing(&h)?;
                     let between = block.mlp(&h, routing.as_ref())?;

@@ -6,6 +6,8 @@
 use super::{config::DecoderConfig, fields::Fields};
 use crate::Result;
 
+mod defaults;
+
 mod llama;
 
 mod gpt2;
@@ -47,7 +49,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["llama"],
         checked_by: goldens!("plain, biases, linear, Llama 3 and YaRN rotations; SmolLM2-135M"),
         bases: &["model.", ""],
-        class_defaults: llama::LLAMA_CLASS,
+        class_defaults: defaults::LLAMA,
         read: |fields, family, name| llama::read(fields, family, name, &llama::LLAMA),
     },
     Family {
@@ -55,7 +57,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["mistral"],
         checked_by: goldens!("window shorter than the text"),
         bases: &["model.", ""],
-        class_defaults: llama::MISTRAL_CLASS,
+        class_defaults: defaults::MISTRAL,
         read: |fields, family, name| llama::read(fields, family, name, &llama::MISTRAL),
     },
     Family {
@@ -63,7 +65,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["qwen2"],
         checked_by: goldens!("plain, and windows in some blocks"),
         bases: &["model.", ""],
-        class_defaults: llama::QWEN_CLASS,
+        class_defaults: defaults::QWEN,
         read: |fields, family, name| llama::read(fields, family, name, &llama::QWEN2),
     },
     Family {
@@ -71,7 +73,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["qwen3"],
         checked_by: goldens!("plain"),
         bases: &["model.", ""],
-        class_defaults: llama::QWEN_CLASS,
+        class_defaults: defaults::QWEN,
         read: |fields, family, name| llama::read(fields, family, name, &llama::QWEN3),
     },
     Family {
@@ -79,7 +81,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["gemma"],
         checked_by: goldens!("plain"),
         bases: &["model.", ""],
-        class_defaults: llama::GEMMA_CLASS,
+        class_defaults: defaults::GEMMA,
         read: |fields, family, name| llama::read(fields, family, name, &llama::GEMMA),
     },
     Family {
@@ -87,7 +89,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["gemma2"],
         checked_by: goldens!("alternating windows, caps that bite"),
         bases: &["model.", ""],
-        class_defaults: llama::GEMMA2_CLASS,
+        class_defaults: defaults::GEMMA2,
         read: |fields, family, name| llama::read(fields, family, name, &llama::GEMMA2),
     },
     Family {
@@ -95,7 +97,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["gemma3_text"],
         checked_by: goldens!("a pattern of windows with two rotations, and the text part of the multimodal model"),
         bases: &["model.", ""],
-        class_defaults: llama::GEMMA3_CLASS,
+        class_defaults: defaults::GEMMA3,
         read: |fields, family, name| llama::read(fields, family, name, &llama::GEMMA3),
     },
     Family {
@@ -103,7 +105,7 @@ pub const FAMILIES: &[Family] = &[
         model_types: &["phi3"],
         checked_by: goldens!("partial rotation, LongRoPE below and beyond the trained context"),
         bases: &["model.", ""],
-        class_defaults: llama::PHI3_CLASS,
+        class_defaults: defaults::PHI3,
         read: |fields, family, name| llama::read(fields, family, name, &llama::PHI3),
     },
     Family {
