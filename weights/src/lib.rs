@@ -43,6 +43,10 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
+mod kernel;
+
+pub mod statistics;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Problem, Result};
