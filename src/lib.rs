@@ -33,6 +33,8 @@ enum Verb {
     Eval(commands::eval::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
+    /// Say what a model is and how its weights are; without a model, the small one that comes with the program
+    Inspect(commands::inspect::Arguments),
     /// Turn a GGUF file into a Hugging Face folder
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
@@ -54,6 +56,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
+        Verb::Inspect(arguments) => commands::inspect::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),

@@ -4,5 +4,6 @@ pub mod compress;
 pub mod convert;
 pub mod eval;
 pub mod generate;
+pub mod inspect;
 pub mod methods;
 pub mod verify;

@@ -47,6 +47,12 @@ mod kernel;
 
 pub mod statistics;
 
+pub mod linalg;
+
+pub mod spectrum;
+
+pub mod anatomy;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Problem, Result};

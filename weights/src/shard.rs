@@ -15,6 +15,8 @@ use crate::{Error, Result};
 pub struct Shard {
     path: Arc<Path>,
     map: Arc<Mmap>,
+    /// Open as long as the map is.
+    file: Arc<File>,
 }
 
 impl Shard {
@@ -35,7 +37,7 @@ impl Shard {
         // which every bit pattern is valid. What the map cannot exclude is another program truncating the file while
         // it is mapped; writers of this project never do that (they write a sibling file and rename it).
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        Ok(Self { path: path.into(), map: Arc::new(map) })
+        Ok(Self { path: path.into(), map: Arc::new(map), file: Arc::new(file) })
     }
 
     /// Where the file lies.
@@ -55,13 +57,21 @@ impl Shard {
         }
     }
 
-    /// Maps the pages of `range` at once, which costs less than a fault for each (ignored where unsupported). Pages that
-    /// are not in the page cache are read.
-    pub fn populate(&self, range: std::ops::Range<usize>) {
-        #[cfg(target_os = "linux")]
-        if range.end <= self.map.len() && !range.is_empty() {
-            let _ = self.map.advise_range(Advice::PopulateRead, range.start, range.len());
-        }
+    /// Copies `out.len()` bytes from byte `start` of the file on. Where every byte is looked at once this is cheaper than
+    /// the map, whose pages are entered and removed one by one.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or has become shorter since it was opened.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        let length = out.len();
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_exact_at(&*self.file, out, start as u64);
+        #[cfg(not(unix))]
+        let read = match self.map.get(start..).and_then(|bytes| bytes.get(..length)) {
+            Some(bytes) => Ok(out.copy_from_slice(bytes)),
+            None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        };
+        read.map_err(|source| Error::io(&*self.path, format!("read {length} bytes at byte {start}"), source))
     }
 
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.

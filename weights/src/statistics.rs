@@ -1,26 +1,28 @@
-//! Statistics of tensors, in one pass over the mapped bytes.
+//! Statistics of tensors, in one pass over their bytes.
 //!
 //! ```text
-//! TensorView ─ segments of 8 MiB, one thread each ─► patterns counted · sums of powers · energies of rows and columns
+//! TensorView ─ segments of 8 MiB, a thread each ─► patterns counted · sums of powers · energies of rows and columns
 //!            ─ merged in order ─► TensorStatistics
 //! ```
 //!
 //! A tensor is split by its shape alone and parts are merged in their order, so the numbers do not depend on how many
-//! threads there are. Pages are given back as they have been read: memory does not grow with the tensor.
+//! threads there are. Bytes pass through a small buffer: memory does not grow with the tensor.
 //!
 //! Everything is computed from the values as f32 (an f64 is rounded first); numbers that are not finite are counted and
 //! left out. Integer tensors are taken as the numbers they hold.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
     ops::Range,
+    sync::Mutex,
 };
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{Dtype, Result, Shard, TensorView};
+use crate::{Dtype, Result, TensorView};
 
 mod histogram;
 mod lines;
@@ -39,8 +41,8 @@ pub const OUTLIER_ENERGY: f64 = 25.0;
 /// Bytes one thread reads before it takes the next part of a tensor.
 const SEGMENT: usize = 8 << 20;
 
-/// Bytes mapped and given back at a time.
-const WINDOW: usize = 2 << 20;
+/// Bytes read at a time.
+const WINDOW: usize = 256 << 10;
 
 /// Tensors of at most this many numbers are sorted; larger ones are counted by patterns.
 const SORTED: usize = 1 << 14;
@@ -53,6 +55,11 @@ const LEAST_COLUMNS: usize = 8;
 
 /// Lines listed by number; all are counted.
 const LISTED: usize = 16;
+
+thread_local! {
+    /// Counts of the segment at hand; zero between segments.
+    static HISTOGRAM: RefCell<Histogram> = RefCell::default();
+}
 
 /// Moments and extremes of the finite numbers of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -233,35 +240,43 @@ pub fn statistics(view: &TensorView) -> Result<TensorStatistics> {
         Dtype::Bf16 => Some(Codes::Bf16),
         _ => Some(Codes::Upper),
     };
+    // Counts are whole numbers, so the order in which segments add them does not matter.
+    let totals = codes.map(|codes| Mutex::new(Totals::new(codes)));
     let parts: Vec<Part> = segments(view, width)
         .into_par_iter()
         .map(|segment| {
             let mut sums = Sums::NONE;
             let mut sorted = Vec::new();
-            let mut histogram = codes.map(Histogram::new);
             let mut energies = is_matrix.then(|| Energies::new(columns));
-            stream(view, segment, width, |values, bytes| {
-                match &mut histogram {
-                    None => sorted.extend_from_slice(values),
-                    Some(histogram) if codes == Some(Codes::Upper) => histogram.add_upper(values),
-                    Some(histogram) => histogram.add_codes(bytes),
+            HISTOGRAM.with_borrow_mut(|histogram| {
+                let outcome = stream(view, segment, width, |values, bytes| {
+                    match codes {
+                        None => sorted.extend_from_slice(values),
+                        Some(Codes::Upper) => histogram.add_upper(values),
+                        Some(_) => histogram.add_codes(bytes),
+                    }
+                    if matches!(codes, None | Some(Codes::Upper)) {
+                        sums.add(values, frame);
+                    }
+                    if let Some(energies) = &mut energies {
+                        energies.add(values);
+                    }
+                });
+                if let Some(totals) = &totals {
+                    histogram.move_to(&mut totals.lock().expect("no thread panics while it adds"));
                 }
-                if matches!(codes, None | Some(Codes::Upper)) {
-                    sums.add(values, frame);
-                }
-                if let Some(energies) = &mut energies {
-                    energies.add(values);
-                }
+                outcome
             })?;
             if let Some(energies) = &mut energies {
                 energies.finish();
             }
-            Ok(Part { sums, sorted, totals: histogram.map(|histogram| histogram.totals()), energies })
+            Ok(Part { sums, sorted, energies })
         })
         .collect::<Result<_>>()?;
     let mut part = parts.into_iter().reduce(Part::merge).expect("a tensor has at least one segment");
+    let totals = totals.map(|totals| totals.into_inner().expect("no thread panics while it adds"));
 
-    let (quantiles, exact) = match &part.totals {
+    let (quantiles, exact) = match &totals {
         Some(totals) => (totals.quantiles(&LEVELS), totals.is_exact()),
         None => {
             part.sorted.retain(|x| x.is_finite());
@@ -270,12 +285,12 @@ pub fn statistics(view: &TensorView) -> Result<TensorStatistics> {
             (if part.sorted.is_empty() { Vec::new() } else { LEVELS.iter().map(at).collect() }, true)
         }
     };
-    let sums = match &part.totals {
+    let sums = match &totals {
         Some(totals) if codes != Some(Codes::Upper) => totals.sums(frame),
         _ => part.sums,
     };
     let native = matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::Bf16);
-    let denormals = match (&part.totals, view.dtype()) {
+    let denormals = match (&totals, view.dtype()) {
         // Sorted halves were counted as the f32 numbers they became.
         (None, Dtype::F16) => {
             let small = |x: &&f32| x.abs() < f32::from(half::f16::MIN_POSITIVE) && **x != 0.0;
@@ -287,7 +302,7 @@ pub fn statistics(view: &TensorView) -> Result<TensorStatistics> {
     let (rows, columns) = match part.energies {
         Some(energies) => {
             let mut rows = lines(&energies.rows, &dead(&energies.rows));
-            duplicates(view, &energies.rows, columns, &mut rows);
+            duplicates(view, &energies, &mut rows);
             let dead = dead_columns(view, &energies.columns, width)?;
             (Some(rows), Some(lines(&energies.columns, &dead)))
         }
@@ -308,7 +323,6 @@ pub fn statistics(view: &TensorView) -> Result<TensorStatistics> {
 struct Part {
     sums: Sums,
     sorted: Vec<f32>,
-    totals: Option<Totals>,
     energies: Option<Energies>,
 }
 
@@ -317,9 +331,6 @@ impl Part {
     fn merge(mut self, following: Self) -> Self {
         self.sums.merge(&following.sums);
         self.sorted.extend(following.sorted);
-        if let (Some(totals), Some(other)) = (&mut self.totals, &following.totals) {
-            totals.merge(other);
-        }
         if let (Some(energies), Some(other)) = (&mut self.energies, following.energies) {
             energies.merge(other);
         }
@@ -365,29 +376,20 @@ fn segments(view: &TensorView, width: usize) -> Vec<Range<usize>> {
 /// is stored.
 fn stream(view: &TensorView, segment: Range<usize>, width: usize, mut take: impl FnMut(&[f32], &[u8])) -> Result<()> {
     let (block, size) = view.dtype().block();
-    let at = |element: usize| element / block * size;
-    let bytes = view.bytes();
-    let piece = (2 * BLOCK / width).max(1) * width;
-    let piece = if width == 1 { BLOCK } else { piece };
-    let file = |bytes: Range<usize>| view.range.start + bytes.start..view.range.start + bytes.end;
+    let bytes = |elements: usize| elements / block * size;
+    // What is read at once fits the second-level cache, what is decoded at once the first.
+    let whole = |elements: usize| if width == 1 { elements } else { (elements / width).max(1) * width };
+    let (window, piece) = (whole(WINDOW / size * block / BLOCK * BLOCK), whole(BLOCK));
+    let mut stored = vec![0; bytes(window.min(segment.len()))];
     let mut values = vec![0.0; piece.min(segment.len())];
-    let mut start = segment.start;
-    let (mut mapped, mut released) = (at(start), at(start));
-    while start < segment.end {
-        let end = (start + piece).min(segment.end);
-        if at(end) > mapped {
-            let next = at(end).max(mapped + WINDOW).min(at(segment.end));
-            view.shard.populate(file(mapped..next));
-            mapped = next;
+    for start in segment.clone().step_by(window) {
+        let stored = &mut stored[..bytes(window.min(segment.end - start))];
+        view.shard.read_at(view.range.start + bytes(start), stored)?;
+        for stored in stored.chunks(bytes(piece)) {
+            let values = &mut values[..stored.len() / size * block];
+            decode(view, stored, values)?;
+            take(values, stored);
         }
-        let (values, stored) = (&mut values[..end - start], &bytes[at(start)..at(end)]);
-        decode(view, stored, values)?;
-        take(values, stored);
-        if at(end) - released >= WINDOW || end == segment.end {
-            view.shard.release(file(released..at(end)));
-            released = at(end);
-        }
-        start = end;
     }
     Ok(())
 }
@@ -439,28 +441,36 @@ fn lines(energies: &[f64], dead: &[usize]) -> Lines {
     lines
 }
 
-/// Finds rows that equal an earlier one. Equal rows have equal energies, to the bit; among such, equal hashes, and
-/// then the bytes decide.
-fn duplicates(view: &TensorView, energies: &[f64], columns: usize, rows: &mut Lines) {
-    let bytes = view.bytes();
+/// Finds rows that equal an earlier one. Equal rows have equal energies and sums, to the bit; among such, equal hashes,
+/// and then the bytes decide.
+fn duplicates(view: &TensorView, energies: &Energies, rows: &mut Lines) {
+    let columns = energies.columns.len();
     let Some(size) = view.dtype().bytes(columns).filter(|_| columns >= LEAST_COLUMNS) else { return };
-    let row = |at: usize| &bytes[at * size..(at + 1) * size];
-    let mut order: Vec<usize> = (0..energies.len()).filter(|&row| energies[row] > 0.0).collect();
-    order.sort_by(|&a, &b| energies[a].total_cmp(&energies[b]).then(a.cmp(&b)));
-    let mut found = Vec::new();
-    for group in order.chunk_by(|&a, &b| energies[a] == energies[b]).filter(|group| group.len() > 1) {
+    let row = |at: usize| &view.bytes()[at * size..(at + 1) * size];
+    let key = |row: usize| (energies.rows[row].to_bits(), energies.sums[row].to_bits());
+    let mut order: Vec<usize> = (0..rows.count).filter(|&row| energies.rows[row] > 0.0).collect();
+    order.sort_unstable_by_key(|&row| (key(row), row));
+    /// Bytes compared before the pages they lie in are given back.
+    const TOUCHED: usize = 16 << 20;
+    let (mut found, mut touched) = (Vec::new(), 0);
+    for group in order.chunk_by(|&a, &b| key(a) == key(b)).filter(|group| group.len() > 1) {
         let mut seen: HashMap<u64, Vec<usize>> = HashMap::new();
         for &at in group {
             let mut hasher = DefaultHasher::new();
             row(at).hash(&mut hasher);
-            let same_hash = seen.entry(hasher.finish()).or_default();
-            match same_hash.iter().find(|&&earlier| row(earlier) == row(at)) {
+            let alike = seen.entry(hasher.finish()).or_default();
+            match alike.iter().find(|&&earlier| row(earlier) == row(at)) {
                 Some(&earlier) => found.push((at, earlier)),
-                None => same_hash.push(at),
+                None => alike.push(at),
             }
         }
+        touched += group.len() * size;
+        if touched > TOUCHED {
+            view.release();
+            touched = 0;
+        }
     }
-    if !found.is_empty() {
+    if touched > 0 {
         view.release();
     }
     found.sort_unstable();

@@ -42,58 +42,53 @@ impl Codes {
     }
 }
 
-/// How often each pattern occurs.
-#[derive(Debug, Clone)]
+/// How often each pattern occurs, while counting. Made once and used for many parts.
+#[derive(Debug)]
 pub(super) struct Histogram {
-    codes: Codes,
-    /// Two sets, for every other number, so that an increment need not wait for the one before.
-    counts: Box<[[u32; CODES]; 2]>,
+    counts: Box<[u32; CODES]>,
     /// All lower halves or-ed, for [`Codes::Upper`].
     lower: u32,
 }
 
-impl Histogram {
-    pub fn new(codes: Codes) -> Self {
-        // On the heap from the start: half a megabyte has no room on a small stack.
-        let counts = vec![[0; CODES]; 2].into_boxed_slice().try_into().expect("two sets");
-        Self { codes, counts, lower: 0 }
+impl Default for Histogram {
+    fn default() -> Self {
+        // On the heap from the start: a quarter of a megabyte has no room on a small stack.
+        Self { counts: vec![0; CODES].into_boxed_slice().try_into().expect("as many as there are codes"), lower: 0 }
     }
+}
 
-    /// Counts numbers of 16 bits as they are stored. At most 2³² numbers may be counted in all.
+impl Histogram {
+    /// Counts numbers of 16 bits as they are stored. At most 2³² − 1 numbers may be counted between two calls of
+    /// [`move_to`](Self::move_to).
     pub fn add_codes(&mut self, bytes: &[u8]) {
-        let [even, odd] = &mut *self.counts;
+        let counts = &mut *self.counts;
         let (words, rest) = bytes.as_chunks::<8>();
         for &word in words {
             let word = u64::from_le_bytes(word);
-            even[usize::from(word as u16)] += 1;
-            odd[usize::from((word >> 16) as u16)] += 1;
-            even[usize::from((word >> 32) as u16)] += 1;
-            odd[usize::from((word >> 48) as u16)] += 1;
+            counts[usize::from(word as u16)] += 1;
+            counts[usize::from((word >> 16) as u16)] += 1;
+            counts[usize::from((word >> 32) as u16)] += 1;
+            counts[usize::from((word >> 48) as u16)] += 1;
         }
         for &code in rest.as_chunks::<2>().0 {
-            even[usize::from(u16::from_le_bytes(code))] += 1;
+            counts[usize::from(u16::from_le_bytes(code))] += 1;
         }
     }
 
     /// Counts f32 numbers by their upper halves.
     pub fn add_upper(&mut self, values: &[f32]) {
-        let [even, odd] = &mut *self.counts;
-        let (pairs, rest) = values.as_chunks::<2>();
-        for pair in pairs {
-            let [a, b] = pair.map(f32::to_bits);
-            even[(a >> 16) as usize] += 1;
-            odd[(b >> 16) as usize] += 1;
-        }
-        for x in rest {
-            even[(x.to_bits() >> 16) as usize] += 1;
+        for x in values {
+            self.counts[(x.to_bits() >> 16) as usize] += 1;
         }
         self.lower |= values.iter().fold(0, |all, x| all | x.to_bits()) & 0xffff;
     }
 
-    /// The counts as such; parts of one tensor are added up with [`merge`].
-    pub fn totals(&self) -> Totals {
-        let counts = self.counts[0].iter().zip(&self.counts[1]).map(|(a, b)| u64::from(*a) + u64::from(*b)).collect();
-        Totals { codes: self.codes, counts, lower: self.lower }
+    /// Adds the counts to `totals`, and starts again from zero.
+    pub fn move_to(&mut self, totals: &mut Totals) {
+        for (total, count) in totals.counts.iter_mut().zip(&mut *self.counts) {
+            *total += u64::from(std::mem::take(count));
+        }
+        totals.lower |= std::mem::take(&mut self.lower);
     }
 }
 
@@ -106,12 +101,8 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    /// Adds the counts of another part.
-    pub fn merge(&mut self, other: &Self) {
-        for (count, other) in self.counts.iter_mut().zip(&other.counts) {
-            *count += other;
-        }
-        self.lower |= other.lower;
+    pub fn new(codes: Codes) -> Self {
+        Self { codes, counts: vec![0; CODES], lower: 0 }
     }
 
     /// The patterns of finite numbers, from the least number to the greatest.

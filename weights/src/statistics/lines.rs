@@ -4,12 +4,11 @@
 //! no ordinary f32 (NaN, infinite, tiny or zero) are summed in f64 without the numbers that are not finite, so nothing
 //! overflows or vanishes.
 
+use super::moments::{LANES, fold};
 use crate::kernel::dispatch;
 
 /// Rows whose columns are summed in f32 before they are added to the f64 sums.
 const FLUSH: usize = 64;
-
-const LANES: usize = 32;
 
 /// Energies (sums of squares) within this range lose nothing to f32's limits.
 const ORDINARY: std::ops::Range<f32> = 1e-30..1e30;
@@ -19,6 +18,8 @@ const ORDINARY: std::ops::Range<f32> = 1e-30..1e30;
 pub(super) struct Energies {
     /// Of each row so far.
     pub rows: Vec<f64>,
+    /// Sum of each row so far (not its squares), to tell rows apart; 0 for rows out of the ordinary.
+    pub sums: Vec<f32>,
     /// Of each column over these rows.
     pub columns: Vec<f64>,
     /// Of each column over the rows since the last flush.
@@ -28,15 +29,16 @@ pub(super) struct Energies {
 
 impl Energies {
     pub fn new(columns: usize) -> Self {
-        Self { rows: Vec::new(), columns: vec![0.0; columns], recent: vec![0.0; columns], pending: 0 }
+        Self { rows: Vec::new(), sums: Vec::new(), columns: vec![0.0; columns], recent: vec![0.0; columns], pending: 0 }
     }
 
     /// Adds whole rows.
     pub fn add(&mut self, values: &[f32]) {
         for row in values.chunks_exact(self.columns.len()) {
-            let energy = square_row(row);
+            let (energy, sum) = square_row(row);
             if ORDINARY.contains(&energy) {
                 self.rows.push(f64::from(energy));
+                self.sums.push(sum);
                 square_columns(row, &mut self.recent);
                 self.pending += 1;
                 if self.pending == FLUSH {
@@ -50,6 +52,7 @@ impl Energies {
                     energy += square;
                 }
                 self.rows.push(energy);
+                self.sums.push(0.0);
             }
         }
     }
@@ -70,6 +73,7 @@ impl Energies {
     /// Appends the rows that follow, as another (finished) part summed them.
     pub fn merge(&mut self, following: Self) {
         self.rows.extend(following.rows);
+        self.sums.extend(following.sums);
         for (column, other) in self.columns.iter_mut().zip(following.columns) {
             *column += other;
         }
@@ -77,29 +81,25 @@ impl Energies {
 }
 
 dispatch! {
-    fn square_row(row: &[f32]) -> f32 = square_row_body
+    /// Σx² and Σx.
+    fn square_row(row: &[f32]) -> (f32, f32) = square_row_body
 }
 
 #[inline(always)]
-fn square_row_body(row: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
+fn square_row_body(row: &[f32]) -> (f32, f32) {
+    let (mut squares, mut sums) = ([0f32; LANES], [0f32; LANES]);
     let (lines, rest) = row.as_chunks::<LANES>();
     for line in lines {
         for i in 0..LANES {
-            sums[i] = line[i].mul_add(line[i], sums[i]);
+            squares[i] = line[i].mul_add(line[i], squares[i]);
+            sums[i] += line[i];
         }
     }
     for (i, x) in rest.iter().enumerate() {
-        sums[i] = x.mul_add(*x, sums[i]);
+        squares[i] = x.mul_add(*x, squares[i]);
+        sums[i] += x;
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            sums[i] += sums[i + half];
-        }
-        half /= 2;
-    }
-    sums[0]
+    (fold(squares, |a, b| a + b), fold(sums, |a, b| a + b))
 }
 
 dispatch! {
@@ -153,7 +153,9 @@ mod tests {
         #[test]
         fn every_instruction_set_gives_the_same_bits(row in proptest::collection::vec(number(), 0..300)) {
             let (fast, plain) = (square_row(&row), square_row_body(&row));
-            prop_assert!(fast.to_bits() == plain.to_bits() || fast.is_nan() && plain.is_nan());
+            for (fast, plain) in [(fast.0, plain.0), (fast.1, plain.1)] {
+                prop_assert!(fast.to_bits() == plain.to_bits() || fast.is_nan() && plain.is_nan());
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::kernel::dispatch;
 pub(super) const BLOCK: usize = 8192;
 
 /// Sums kept apart within a block, the same on every processor.
-const LANES: usize = 32;
+pub(super) const LANES: usize = 64;
 
 /// Where the numbers lie: y = x · scale + offset.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -100,48 +100,71 @@ dispatch! {
 
 #[inline(always)]
 fn block_body(values: &[f32], frame: Frame) -> Sums {
-    let (mut s1, mut s2, mut s3, mut s4) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
-    let mut l1 = [0f32; LANES];
-    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    let (mut zeros, mut small) = ([0u32; LANES], [0u32; LANES]);
-    macro_rules! add {
-        ($lane:expr, $value:expr) => {{
-            let (i, x) = ($lane, $value);
-            let y = x.mul_add(frame.scale, frame.offset);
-            let square = y * y;
-            s1[i] += y;
-            s2[i] += square;
-            s3[i] = square.mul_add(y, s3[i]);
-            s4[i] = square.mul_add(square, s4[i]);
-            l1[i] += x.abs();
-            min[i] = if x < min[i] { x } else { min[i] };
-            max[i] = if x > max[i] { x } else { max[i] };
-            zeros[i] += u32::from(x == 0.0);
-            small[i] += u32::from(x.abs() < f32::MIN_POSITIVE);
-        }};
-    }
     let (lines, rest) = values.as_chunks::<LANES>();
+    // Two walks over a block in the first-level cache: all sums at once would not fit into the registers.
+    let (mut s1, mut s2, mut s3, mut s4) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    macro_rules! add_powers {
+        ($line:expr) => {
+            for (i, x) in $line.iter().enumerate() {
+                let y = x.mul_add(frame.scale, frame.offset);
+                let square = y * y;
+                s1[i] += y;
+                s2[i] += square;
+                s3[i] = square.mul_add(y, s3[i]);
+                s4[i] = square.mul_add(square, s4[i]);
+            }
+        };
+    }
     for line in lines {
-        for i in 0..LANES {
-            add!(i, line[i]);
-        }
+        add_powers!(line);
     }
-    for (i, &x) in rest.iter().enumerate() {
-        add!(i, x);
+    add_powers!(rest);
+    let mut l1 = [0f32; LANES];
+    let mut least = [f32::INFINITY; LANES]; // of |x|
+    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    macro_rules! add_extremes {
+        ($line:expr) => {
+            for (i, &x) in $line.iter().enumerate() {
+                l1[i] += x.abs();
+                least[i] = if x.abs() < least[i] { x.abs() } else { least[i] };
+                min[i] = if x < min[i] { x } else { min[i] };
+                max[i] = if x > max[i] { x } else { max[i] };
+            }
+        };
     }
-    let total = |lanes: [f32; LANES]| lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>();
-    let zeros = zeros.iter().map(|&n| u64::from(n)).sum();
+    for line in lines {
+        add_extremes!(line);
+    }
+    add_extremes!(rest);
+    let (mut zeros, mut denormals) = (0, 0);
+    if fold(least, f32::min) < f32::MIN_POSITIVE {
+        zeros = values.iter().map(|x| u32::from(*x == 0.0)).sum();
+        denormals = values.iter().map(|x| u32::from(x.abs() < f32::MIN_POSITIVE)).sum::<u32>() - zeros;
+    }
     Sums {
         count: values.len() as u64,
         nan: 0,
         infinite: 0,
-        zeros,
-        denormals: small.iter().map(|&n| u64::from(n)).sum::<u64>() - zeros,
-        powers: [total(s1), total(s2), total(s3), total(s4)],
-        l1: total(l1),
-        min: min.into_iter().fold(f32::INFINITY, f32::min),
-        max: max.into_iter().fold(f32::NEG_INFINITY, f32::max),
+        zeros: zeros.into(),
+        denormals: denormals.into(),
+        powers: [s1, s2, s3, s4].map(|sums| f64::from(fold(sums, |a, b| a + b))),
+        l1: fold(l1, |a, b| a + b).into(),
+        min: fold(min, |a, b| if b < a { b } else { a }),
+        max: fold(max, |a, b| if b > a { b } else { a }),
     }
+}
+
+/// One number of all lanes, by halves.
+#[inline(always)]
+pub(super) fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = join(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The same in f64, number by number, leaving out what is not finite.

@@ -2,7 +2,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::{moments::tests::number, *};
-use crate::{Checkpoint, CheckpointWriter, TensorSpec, WriterOptions};
+use crate::{Checkpoint, CheckpointWriter, Shard, TensorSpec, WriterOptions};
 
 /// A checkpoint of one tensor `w`, and the folder it lies in.
 fn stored(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> (tempfile::TempDir, TensorView) {
