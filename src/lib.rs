@@ -41,6 +41,8 @@ enum Verb {
     Eval(commands::eval::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
+    /// Say what a model is and how its weights are; without a model, the small one that comes with the program
+    Inspect(commands::inspect::Arguments),
     /// Turn texts into vectors
     Embed(commands::embed::Arguments),
     /// Sort texts or images into classes
@@ -71,6 +73,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
+        Verb::Inspect(arguments) => commands::inspect::run(&arguments),
         Verb::Embed(arguments) => commands::embed::run(&arguments),
         Verb::Classify(arguments) => commands::classify::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),

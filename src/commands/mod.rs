@@ -9,5 +9,6 @@ pub mod eval;
 pub mod families;
 pub mod fetch;
 pub mod generate;
+pub mod inspect;
 pub mod methods;
 pub mod verify;

@@ -49,6 +49,16 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
+mod kernel;
+
+pub mod statistics;
+
+pub mod linalg;
+
+pub mod spectrum;
+
+pub mod anatomy;
+
 pub mod lineage;
 
 pub use checkpoint::Checkpoint;

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, Metadata},
     ops::Deref,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -38,6 +38,8 @@ enum Bytes {
 struct Mapped {
     _watched: Watched,
     map: Mmap,
+    /// Open as long as the map is.
+    file: File,
     opened: Identity,
 }
 
@@ -87,7 +89,7 @@ impl Shard {
         // it is mapped; writers of this project never do that (they write a sibling file and rename it), and the guard
         // says so in words when others do.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(&path, "map the file", source))?;
-        let mapped = Mapped { _watched: guard::watch(&map, &path), map, opened: Identity::of(&metadata) };
+        let mapped = Mapped { _watched: guard::watch(&map, &path), map, file, opened: Identity::of(&metadata) };
         Ok(Self(Arc::new(Inner { path, bytes: Bytes::Mapped(mapped) })))
     }
 
@@ -139,6 +141,26 @@ impl Shard {
         {
             let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
         }
+    }
+
+    /// Copies `out.len()` bytes from byte `start` of the file on. Where every byte is looked at once this is cheaper than
+    /// the map, whose pages are entered and removed one by one.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or has become shorter since it was opened.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        let length = out.len();
+        let read = match &self.0.bytes {
+            Bytes::Mapped(Mapped { file, .. }) => file.read_exact_at(out, start as u64),
+            Bytes::Owned(bytes) => match bytes.get(start..).and_then(|bytes| bytes.get(..length)) {
+                Some(bytes) => {
+                    out.copy_from_slice(bytes);
+                    Ok(())
+                }
+                None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            },
+        };
+        read.map_err(|source| Error::io(self.path(), format!("read {length} bytes at byte {start}"), source))
     }
 
     /// Gives the resident pages of `range` back to the system; reading them again maps them from the page cache.
