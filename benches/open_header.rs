@@ -68,7 +68,8 @@ fn run() {
     let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     for index in 0..tensors {
         let (begin, end) = (8 * index, 8 * index + 8);
-        header += &format!(",{:?}:{{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[{begin},{end}]}}", name(index));
+        header +=
+            &format!(",{:?}:{{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[{begin},{end}]}}", name(index));
     }
     header += "}";
     let mut file = BufWriter::new(File::create(&path).expect("room for the input"));

@@ -53,6 +53,8 @@ enum Verb {
     Diff(commands::diff::Arguments),
     /// List the methods with their papers and parameters
     Methods(commands::methods::Arguments),
+    /// List the model families that run, and what checked them
+    Families(commands::families::Arguments),
 }
 
 /// Runs one verb.
@@ -75,5 +77,6 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Verify(arguments) => commands::verify::run(&arguments),
         Verb::Diff(arguments) => commands::diff::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),
+        Verb::Families(arguments) => commands::families::run(&arguments),
     }
 }

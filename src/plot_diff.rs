@@ -20,9 +20,8 @@ const MOST_OUTSIDE: usize = 8;
 const ROW: i32 = 26;
 const MARGIN: i32 = 20;
 const WIDTH: i32 = 1080;
-/// Relative changes at which the palest and the deepest tone stand.
-const PALEST: f64 = 1e-4;
-const DEEPEST: f64 = 1.0;
+/// Tones in the legend.
+const TONES: i32 = 5;
 
 /// Hues that stay apart for colour-blind readers too (Okabe & Ito), in the legend's order.
 const HUES: [(&str, &str, RGBColor); 9] = [
@@ -93,21 +92,59 @@ fn hue(change: &Change) -> Option<RGBColor> {
     HUES.iter().find(|(name, ..)| *name == change.name()).map(|(.., hue)| *hue)
 }
 
-/// `hue` from pale to deep as `relative` goes from [`PALEST`] to [`DEEPEST`] on a logarithmic scale.
-fn tone(hue: RGBColor, relative: f64) -> RGBColor {
-    let depth = (relative / PALEST).log10() / (DEEPEST / PALEST).log10();
-    let depth = 0.25 + 0.75 * if depth.is_finite() { depth.clamp(0.0, 1.0) } else { 0.0 };
-    let mix = |channel: u8| (255.0 - depth * (255.0 - f64::from(channel))).round() as u8;
-    RGBColor(mix(hue.0), mix(hue.1), mix(hue.2))
+/// The relative changes that the palest and the deepest tone stand for.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    least: f64,
+    most: f64,
 }
 
-fn colour(tensor: &TensorDiff) -> RGBColor {
-    let relative = tensor.measured.and_then(|measured| measured.relative).unwrap_or(DEEPEST);
-    match hue(&tensor.change) {
-        None => EQUAL,
-        // The same values; the depth would only tell that nothing changed.
-        Some(hue) if relative == 0.0 => tone(hue, PALEST),
-        Some(hue) => tone(hue, relative),
+impl Scale {
+    /// Over the changes of `diff`, ends rounded outwards to one digit.
+    fn of(diff: &Diff) -> Self {
+        let changes = diff.tensors.iter().filter_map(relative).filter(|change| *change > 0.0 && change.is_finite());
+        let (least, most) =
+            changes.fold((f64::INFINITY, 0.0f64), |(least, most), change| (least.min(change), most.max(change)));
+        if most == 0.0 {
+            return Self { least: 0.1, most: 1.0 };
+        }
+        let step = |value: f64, up: bool| {
+            let decade = 10f64.powf(value.log10().floor());
+            let steps: [f64; 10] = std::array::from_fn(|step| (step + 1) as f64 * decade);
+            let found = if up {
+                steps.into_iter().find(|step| *step >= value)
+            } else {
+                steps.into_iter().rev().find(|step| *step <= value)
+            };
+            found.unwrap_or(value)
+        };
+        let (least, most) = (step(least, false), step(most, true));
+        Self { least, most: if most > least { most } else { 2.0 * least } }
+    }
+
+    /// The change that stands at `share` of the way from the least to the most, on a logarithmic scale.
+    fn at(self, share: f64) -> f64 {
+        self.least * (self.most / self.least).powf(share)
+    }
+
+    /// `hue` in the tone of `change`.
+    fn tone(self, hue: RGBColor, change: f64) -> RGBColor {
+        let share = (change / self.least).ln() / (self.most / self.least).ln();
+        let depth = 0.15 + 0.85 * if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
+        let mix = |channel: u8| (255.0 - depth * (255.0 - f64::from(channel))).round() as u8;
+        RGBColor(mix(hue.0), mix(hue.1), mix(hue.2))
+    }
+}
+
+fn relative(tensor: &TensorDiff) -> Option<f64> {
+    tensor.measured.and_then(|measured| measured.relative)
+}
+
+fn colour(tensor: &TensorDiff, scale: Scale) -> RGBColor {
+    match (hue(&tensor.change), relative(tensor)) {
+        (None, _) => EQUAL,
+        // What cannot be measured, another shape, is as much as there is.
+        (Some(hue), change) => scale.tone(hue, change.unwrap_or(scale.most)),
     }
 }
 
@@ -119,7 +156,7 @@ pub fn draw(path: &Path, diff: &Diff) -> Result<()> {
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| fail("the font is unreadable"))?;
     let panels = panels(diff);
-    let lines = wrapped(&diff.verdict.sentence, 105);
+    let lines = wrapped(&diff.verdict.sentence, 125);
     let outside: Vec<&TensorDiff> = diff.tensors.iter().filter(|tensor| !in_panels(tensor, &panels)).collect();
     let shown = outside.len().min(MOST_OUTSIDE);
     let outside_height =
@@ -128,7 +165,7 @@ pub fn draw(path: &Path, diff: &Diff) -> Result<()> {
     let height =
         MARGIN + lines.len() as i32 * 26 + 72 + panels.iter().map(panel_height).sum::<i32>() + outside_height + MARGIN;
     let size = (WIDTH as u32, height as u32);
-    let picture = Picture { lines, panels, outside, shown };
+    let picture = Picture { lines, panels, outside, shown, scale: Scale::of(diff) };
     if path.extension().is_some_and(|ending| ending == "svg") {
         picture.draw(&SVGBackend::new(path, size).into_drawing_area(), diff)
     } else {
@@ -165,6 +202,7 @@ struct Picture<'d> {
     panels: Vec<Panel<'d>>,
     outside: Vec<&'d TensorDiff>,
     shown: usize,
+    scale: Scale,
 }
 
 struct Pen<'a, B: DrawingBackend>(&'a DrawingArea<B, Shift>);
@@ -193,9 +231,9 @@ impl Picture<'_> {
             pen.text(line, (MARGIN, y), 18, HPos::Left)?;
             y += 26;
         }
-        y = legend(&pen, diff, y + 10)?;
+        y = legend(&pen, diff, self.scale, y + 10)?;
         for panel in &self.panels {
-            y = panel.draw(&pen, y)?;
+            y = panel.draw(&pen, self.scale, y)?;
         }
         if !self.outside.is_empty() {
             pen.text("outside of blocks", (MARGIN, y + 18), 15, HPos::Left)?;
@@ -205,9 +243,8 @@ impl Picture<'_> {
             for tensor in self.outside.iter().take(self.shown) {
                 let middle = y + ROW / 2;
                 pen.text(cut(&tensor.b, 44), (names - 8, middle), 14, HPos::Right)?;
-                pen.fill((names, y + 1), (names + 40, y + ROW - 1), colour(tensor))?;
-                let relative = tensor.measured.and_then(|measured| measured.relative);
-                let change = match relative {
+                pen.fill((names, y + 1), (names + 40, y + ROW - 1), colour(tensor, self.scale))?;
+                let change = match relative(tensor) {
                     Some(relative) if relative > 0.0 => format!("{}, relative change {relative:.2e}", tensor.phrase()),
                     _ => tensor.phrase(),
                 };
@@ -224,7 +261,7 @@ impl Picture<'_> {
 }
 
 /// The hues that occur, and the scale of their depth; the y under it.
-fn legend<B: DrawingBackend>(pen: &Pen<'_, B>, diff: &Diff, y: i32) -> Result<i32> {
+fn legend<B: DrawingBackend>(pen: &Pen<'_, B>, diff: &Diff, scale: Scale, y: i32) -> Result<i32> {
     const BOX: i32 = 16;
     let mut x = MARGIN;
     let mut entry = |name: &str, colour: RGBColor| -> Result<()> {
@@ -237,8 +274,7 @@ fn legend<B: DrawingBackend>(pen: &Pen<'_, B>, diff: &Diff, y: i32) -> Result<i3
     if occurs("equal") {
         entry("equal", EQUAL)?;
     }
-    for (name, label, hue) in HUES.iter().filter(|(name, ..)| occurs(name)) {
-        let _ = name;
+    for (_, label, hue) in HUES.iter().filter(|(name, ..)| occurs(name)) {
         entry(label, *hue)?;
     }
     if diff.blocks.iter().any(|stack| !stack.removed.is_empty()) {
@@ -246,15 +282,17 @@ fn legend<B: DrawingBackend>(pen: &Pen<'_, B>, diff: &Diff, y: i32) -> Result<i3
     }
     let y = y + 28;
     let first = HUES.iter().find(|(name, ..)| occurs(name)).map_or(INK, |(.., hue)| *hue);
-    let label = "relative change ‖B−A‖/‖A‖:";
+    let label = "relative change |B − A| / |A|:";
     pen.text(label, (MARGIN, y), 14, HPos::Left)?;
-    let mut x = MARGIN + 8 * label.chars().count() as i32 + 8;
-    for exponent in -4..=0 {
-        pen.fill((x, y - BOX / 2), (x + 30, y + BOX / 2), tone(first, 10f64.powi(exponent)))?;
-        let words = match exponent {
-            -4 => "≤ 0.0001".to_string(),
-            0 => "≥ 1".to_string(),
-            _ => format!("{}", 10f64.powi(exponent)),
+    let mut x = MARGIN + 8 * label.chars().count() as i32;
+    for tone in 0..TONES {
+        let change = scale.at(f64::from(tone) / f64::from(TONES - 1));
+        pen.fill((x, y - BOX / 2), (x + 30, y + BOX / 2), scale.tone(first, change))?;
+        let words = if (1e-3..1e4).contains(&change) {
+            let digits = (1 - change.log10().floor() as i32).clamp(0, 4) as usize;
+            format!("{change:.digits$}")
+        } else {
+            format!("{change:.1e}")
         };
         pen.text(&words, (x + 36, y), 13, HPos::Left)?;
         x += 54 + 8 * words.chars().count() as i32;
@@ -274,7 +312,7 @@ fn cut(text: &str, most: usize) -> String {
 }
 
 impl Panel<'_> {
-    fn draw<B: DrawingBackend>(&self, pen: &Pen<'_, B>, top: i32) -> Result<i32> {
+    fn draw<B: DrawingBackend>(&self, pen: &Pen<'_, B>, scale: Scale, top: i32) -> Result<i32> {
         pen.text(&self.title, (MARGIN, top + 12), 15, HPos::Left)?;
         let left = label_width(self.modules.iter().map(|module| module.chars().count()).max().unwrap_or(0));
         let count = self.columns.len() as i32;
@@ -293,9 +331,9 @@ impl Panel<'_> {
                     Column::Block(block) => {
                         // Experts share a cell, which shows the one that changed most.
                         let cells = self.cells.iter().filter(|t| t.block == Some(*block) && t.module == *module);
-                        let change = |t: &TensorDiff| t.measured.and_then(|m| m.relative).unwrap_or(0.0);
+                        let change = |t: &TensorDiff| relative(t).unwrap_or(0.0);
                         if let Some(tensor) = cells.max_by(|x, y| change(x).total_cmp(&change(y))) {
-                            pen.fill(from, to, colour(tensor))?;
+                            pen.fill(from, to, colour(tensor, scale))?;
                         }
                     }
                 }
@@ -305,11 +343,11 @@ impl Panel<'_> {
         let every = (count * 26 / width.max(1) + 1).max(1);
         for (at, column) in self.columns.iter().enumerate() {
             let middle = (edge(at as i32) + edge(at as i32 + 1)) / 2;
-            if let Column::Block(block) = column {
-                if at as i32 % every == 0 {
-                    pen.line((middle, bottom), (middle, bottom + 4), INK)?;
-                    pen.text(block.to_string(), (middle, bottom + 14), 13, HPos::Center)?;
-                }
+            if let Column::Block(block) = column
+                && at as i32 % every == 0
+            {
+                pen.line((middle, bottom), (middle, bottom + 4), INK)?;
+                pen.text(block.to_string(), (middle, bottom + 14), 13, HPos::Center)?;
             }
         }
         Ok(bottom + 36)

@@ -1,6 +1,6 @@
 //! The models that arguments name: on disk, or of a hub, and then fetched with a bar.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 use scruple_weights::{
@@ -10,6 +10,9 @@ use scruple_weights::{
 };
 
 use crate::printer::{self, Progress};
+
+/// Shorter pauses are not worth a line.
+const TOLD_WAIT: Duration = Duration::from_secs(2);
 
 /// Shows on stderr how fetching goes on.
 #[derive(Default)]
@@ -24,6 +27,12 @@ impl Watch for Bar {
     fn at(&mut self, bytes: u64, file: &str) {
         if let Some(progress) = &mut self.0 {
             progress.at(bytes, file);
+        }
+    }
+
+    fn waits(&mut self, why: &str, wait: Duration) {
+        if wait >= TOLD_WAIT {
+            printer::say(format!("{why}; trying again in {} s", wait.as_secs()));
         }
     }
 

@@ -103,8 +103,9 @@ pub struct Plan {
     pub linears: Vec<PlannedLinear>,
     /// Linears of the blocks that no stage names: they stay dense.
     pub left_dense: Vec<String>,
-    /// Modules with a weight beside the decoder, of a model that reads more than text: they stay as they are.
-    pub other_parts: Vec<String>,
+    /// What stands beside the decoder in a model that reads more than text, by the first name of its path: it stays as it
+    /// is.
+    pub beside: Vec<String>,
     /// Every tensor of the result, in the source's order.
     pub tensors: Vec<TensorSpec>,
     /// NaN and infinite weights are let through.
@@ -245,18 +246,17 @@ impl Plan {
                 }),
             }
         }
-        let beside =
-            |view: &&TensorView| config.text_part && !view.name().starts_with(&config.base) && view.shape().len() > 1;
-        let head = format!("{}.weight", config.head.name);
-        let other_parts = checkpoint
+        let mut beside: Vec<String> = checkpoint
             .tensors()
-            .filter(beside)
-            .filter(|view| view.name() != head)
-            .filter_map(|view| view.name().strip_suffix(".weight").map(str::to_string))
+            .map(TensorView::name)
+            .filter(|name| config.text_part && !name.starts_with(&config.base) && !name.starts_with(&config.head.name))
+            .filter_map(|name| Some(name.strip_prefix("model.").unwrap_or(name).split_once('.')?.0.to_string()))
             .collect();
+        beside.sort();
+        beside.dedup();
         let plan = Self {
             recipe,
-            other_parts,
+            beside,
             config,
             format,
             float_dtype,
@@ -293,11 +293,11 @@ impl Plan {
             self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
         dense.push(self.config.head.name.clone());
-        dense.extend(self.other_parts.iter().cloned());
         let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
         let model = QuantisedModel {
             linears: &linears,
             dense: &dense,
+            beside: &self.beside,
             activation_order: parameters("activation_order").and_then(|value| value.as_bool()).unwrap_or(false),
             true_sequential: self.needs_calibration(),
             dampening: parameters("dampening").and_then(|value| value.as_float()),

@@ -45,6 +45,9 @@ const SPEED_BYTES: u64 = 96 << 20;
 const PREFILL_TOKENS: usize = 256;
 const DECODE_TOKENS: usize = 16;
 
+/// Predicted tokens of a window of --text.
+const EVALUATION_WINDOW: usize = 512;
+
 /// What to compress, and how.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -530,8 +533,14 @@ impl Cost {
                 Some((speed(dense, blocks)?, speed(out, blocks)?))
             }
         };
+        // A model of learned positions has no others.
+        let config = DecoderConfig::from_checkpoint(&Checkpoint::open(dense)?)?;
+        let window = match config.embedding.positions {
+            Some(_) => EVALUATION_WINDOW.min(config.max_positions),
+            None => EVALUATION_WINDOW,
+        };
         let evaluation = text
-            .map(|text| eval::evaluate(out, Some(dense), text, 512, Some(arguments.max_tokens), None))
+            .map(|text| eval::evaluate(out, Some(dense), text, window, Some(arguments.max_tokens), None))
             .transpose()?
             .map(|record| record.evaluation);
         let answers = embedded.map(|fixture| answers(dense, out, &fixture.questions()?)).transpose()?;

@@ -7,25 +7,22 @@ use std::{
 };
 
 use anyhow::Result;
-use scruple_weights::{
-    Checkpoint,
-    lineage::{self, Change, Diff, Matched, Model, TensorDiff, ranges},
-};
+use scruple_weights::lineage::{self, Change, Diff, Matched, Model, TensorDiff, ranges};
 use serde::Serialize;
 
 use crate::{
     plot_diff,
     printer::{self, Progress, Table},
     record::{self, Run},
-    sides,
+    sides, source,
 };
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model to compare with
+    /// Folder or file of the model to compare with, or `org/name[@revision][:file]` of a hub
     a: PathBuf,
-    /// Folder or file of the model that may descend from it
+    /// The model that may descend from it, named likewise
     b: PathBuf,
     /// List every tensor instead of groups
     #[arg(long)]
@@ -52,7 +49,7 @@ struct Record {
 }
 
 fn open(path: &Path, side: &'static str, undecoded: &mut Vec<&'static str>) -> Result<Model> {
-    let (model, why) = sides::model(Checkpoint::open(path)?)?;
+    let (model, why) = sides::model(source::locate(path)?.open()?)?;
     if let Some(why) = why {
         printer::warn(format!("{side} is compared as it is stored, codes and scales: {why}"));
         undecoded.push(side);
@@ -196,6 +193,7 @@ fn how(matched: Matched) -> &'static str {
         Matched::Convention => "convention",
         Matched::Fused => "fused",
         Matched::Content => "content",
+        Matched::Sibling => "sibling",
     }
 }
 
@@ -269,7 +267,9 @@ fn every(diff: &Diff) {
 
 /// Tensors of one place, one change and one type are a line.
 fn grouped(diff: &Diff) {
-    let mut groups: Vec<((&str, &str, String, String, Matched), Vec<&TensorDiff>)> = Vec::new();
+    /// Stack, module, change, type, and how it was matched.
+    type Key<'d> = (&'d str, &'d str, String, String, Matched);
+    let mut groups: Vec<(Key<'_>, Vec<&TensorDiff>)> = Vec::new();
     for tensor in &diff.tensors {
         // The same words for every block that was renumbered or not.
         let matched = if tensor.matched == Matched::Renumbered { Matched::Name } else { tensor.matched };

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 pub mod embed;
 pub mod eval;
+pub mod families;
 pub mod fetch;
 pub mod generate;
 pub mod methods;

@@ -600,7 +600,10 @@ fn what_is_no_dense_model_is_refused() {
     let cases: [(PathBuf, &[&str]); 9] = [
         (place.path("no/such/model"), &["no/such/model", "No such file"]),
         (folder("bare", &[]), &["bare", "expected *.safetensors", "found none"]),
-        (folder("torch", &[("pytorch_model.bin", "PK\x03\x04")]), &["pytorch_model.bin", "fetch it again"]),
+        (
+            folder("torch", &[("pytorch_model.bin", "PK")]),
+            &["torch", "pytorch_model.bin", "expected a PyTorch checkpoint"],
+        ),
         (place.file("notes.txt", "some words about a model"), &["notes.txt"]),
         (pipe, &["pipe", "expected a regular file"]),
         (looped, &["loop"]),

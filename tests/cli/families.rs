@@ -84,12 +84,32 @@ fn weights_stored_the_other_way_are_written_so() {
     scruple!["verify", &out, "--against", &dense].succeeds();
     let kl = divergence(&out, &dense, place.text("text", 300));
     assert!(kl > 0.0 && kl < ROUNDED_TO_8_BITS, "{kl} nats a token");
+    // Its learned positions are fewer than the usual window's.
+    let measured = scruple![
+        "compress",
+        &dense,
+        "--method rtn --group-size 8 --format dense --json --text",
+        place.text("text", 300),
+        "-o",
+        place.out("measured"),
+    ];
+    assert_eq!(measured.json()["evaluation"]["window"], 96);
     let packed = place.out("packed");
     for format in ["compressed-tensors", "gptq"] {
         let refused = scruple!["compress", &dense, "--method rtn --group-size 8 --format", format, "-o", &packed];
         refused.refuses(&["`transformer.h.0.attn.c_attn`", format, "Conv1D", "write dense", "7 more"]);
     }
     assert!(!packed.exists());
+}
+
+#[test]
+fn what_stands_beside_the_text_part_is_said_to_be_dense() {
+    let place = Place::new();
+    let (dense, out, _) = compress(&place, "gemma3-vision", "--method rtn --format compressed-tensors");
+    let config = json_file(&out.join("config.json"));
+    let ignored = ["lm_head", "re:.*multi_modal_projector.*", "re:.*vision_tower.*"];
+    assert_eq!(config["quantization_config"]["ignore"], serde_json::json!(ignored));
+    assert_eq!(config["vision_config"], json_file(&dense.join("config.json"))["vision_config"]);
 }
 
 #[test]

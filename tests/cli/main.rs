@@ -8,6 +8,7 @@ mod support;
 mod gguf_writer;
 
 #[path = "../../weights/tests/containers/zip.rs"]
+#[allow(dead_code)] // its own tests use all of it
 mod zip_writer;
 
 #[path = "../../weights/tests/hub/server.rs"]
@@ -18,6 +19,7 @@ mod bad_input;
 mod changed_inputs;
 mod convert;
 mod determinism;
+mod diff;
 mod embedded;
 mod families;
 mod hostile;

@@ -175,25 +175,37 @@ impl Checkpoint {
     fn add_shard(&mut self, path: &Path, problems: &mut Problems) -> Result<()> {
         let shard = Shard::open(path)?;
         let contents = format::read(&shard)?;
-        self.by_name.reserve(contents.tensors.len());
-        self.tensors.reserve(contents.tensors.len());
-        for tensor in contents.tensors {
+        let mut tensors = contents.tensors;
+        self.by_name.reserve(tensors.len());
+        let mut twice = HashSet::new();
+        for (at, tensor) in tensors.iter().enumerate() {
             let (block, _) = tensor.dtype.block();
-            if tensor.shape.last().is_some_and(|len| len % block != 0) {
+            if block > 1 && tensor.shape.last().is_some_and(|len| len % block != 0) {
                 let what =
                     format!("has shape {:?}, whose rows are no whole {} blocks of {block}", tensor.shape, tensor.dtype);
                 problems.push(path, Some(&tensor.name), what);
             }
+            let index = self.tensors.len() + at - twice.len();
             match self.by_name.entry(tensor.name.clone()) {
+                hash_map::Entry::Vacant(place) => _ = place.insert(index),
                 hash_map::Entry::Occupied(other) => {
-                    let what = format!("also lies in {}", self.tensors[*other.get()].file().display());
+                    let what = match self.tensors.get(*other.get()) {
+                        Some(other) => format!("also lies in {}", other.file().display()),
+                        None => "stands in the file more than once".to_owned(),
+                    };
                     problems.push(path, Some(&tensor.name), what);
-                }
-                hash_map::Entry::Vacant(place) => {
-                    place.insert(self.tensors.len());
-                    self.tensors.push(tensor);
+                    twice.insert(at);
                 }
             }
+        }
+        if !twice.is_empty() {
+            let mut at = 0..;
+            tensors.retain(|_| at.next().is_none_or(|at| !twice.contains(&at)));
+        }
+        if self.tensors.is_empty() {
+            self.tensors = tensors;
+        } else {
+            self.tensors.extend(tensors);
         }
         for (key, value) in contents.metadata {
             self.metadata.entry(key).or_insert(value);

@@ -47,7 +47,11 @@ impl ModelSource {
             let is_folder = if metadata.is_symlink() { path.is_dir() } else { metadata.is_dir() };
             return Ok(if is_folder { Self::Folder(path.into()) } else { Self::File(path.into()) });
         }
-        let missing = || Error::io(path, "open the checkpoint", io::ErrorKind::NotFound.into());
+        // The system's own words, with its number.
+        let missing = || {
+            let error = path.symlink_metadata().err().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+            Error::io(path, "open the checkpoint", error)
+        };
         let text = path.to_str().ok_or_else(missing)?;
         if text.contains("://") {
             return HubModel::from_address(text).map(Self::Hub);

@@ -12,6 +12,7 @@ use std::{
 
 use scruple_weights::{Shard, format};
 
+#[allow(dead_code, reason = "each test program uses a part")]
 #[path = "containers/zip.rs"]
 mod zip;
 
@@ -300,7 +301,7 @@ fn hostile_pickles_are_refused_and_cost_nothing() {
             b"\x80\x02M\xe9\x03.",
             b"\x80\x02}.",
             &program,
-            b"\x80\x02]X\x01\0\0\00a.",
+            b"\x80\x02]X\x01\0\0\x000a.",
             &4u64.to_le_bytes(),
             &[0; 16],
         ]

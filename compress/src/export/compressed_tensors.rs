@@ -122,7 +122,9 @@ impl Rules for CompressedTensors {
             groups.insert(format!("group_{number}"), scheme(layout, targets, model.activation_order));
         }
         let quantised = |name: &str| model.linears.iter().any(|(linear, _)| linear == name);
-        let mut ignore: Vec<&str> = model.dense.iter().map(String::as_str).collect();
+        // By a pattern: releases differ in what stands before these names.
+        let beside: Vec<String> = model.beside.iter().map(|part| format!("re:.*{part}.*")).collect();
+        let mut ignore: Vec<&str> = model.dense.iter().chain(&beside).map(String::as_str).collect();
         if !quantised("lm_head") && !ignore.contains(&"lm_head") {
             ignore.push("lm_head"); // tied to the embedding, it is still a module of class Linear
         }

@@ -94,6 +94,9 @@ impl Rules for Gptq {
         for name in model.dense.iter().filter(|name| *name != "lm_head") {
             dynamic.insert(format!("-:{}", pattern(name)), json!({}));
         }
+        for part in model.beside {
+            dynamic.insert(format!("-:.*{}.*", part.replace('.', "\\.")), json!({}));
+        }
         let mut config = json!({
             "bits": main.bits,
             "group_size": main.config_group_size(),

@@ -202,6 +202,8 @@ pub struct QuantisedModel<'a> {
     pub linears: &'a [(String, Layout)],
     /// Every linear left as it was, `lm_head` included.
     pub dense: &'a [String],
+    /// Modules beside the decoder, such as a vision tower, by the first name of their path: nothing in them is quantised.
+    pub beside: &'a [String],
     /// Columns were quantised by descending diag(H).
     pub activation_order: bool,
     /// The linears of a block were quantised in the order the data meets them, each seeing the ones before quantised.

@@ -46,6 +46,7 @@ fn config_of(format: Format, layout: Layout) -> Value {
     let model = QuantisedModel {
         linears: &linears,
         dense: &[],
+        beside: &["vision_tower".into()],
         activation_order: layout.has_g_idx,
         true_sequential: true,
         dampening: Some(0.01),
@@ -230,7 +231,7 @@ fn compressed_tensors_reads_an_order_of_columns_it_does_not_write() {
 }
 
 fn model<'a>(linears: &'a [(String, Layout)], dense: &'a [String]) -> QuantisedModel<'a> {
-    QuantisedModel { linears, dense, activation_order: true, true_sequential: true, dampening: Some(0.01) }
+    QuantisedModel { linears, dense, beside: &[], activation_order: true, true_sequential: true, dampening: Some(0.01) }
 }
 
 fn layout(bits: u32, group_size: usize, symmetric: bool) -> Layout {

@@ -1,6 +1,6 @@
 //! What a decoder is, read from a Hugging Face `config.json`.
 //!
-//! Families differ in data: each adapter of [`family`](super::family) turns the fields of its configurations into the same
+//! Families differ in data: each adapter of [`super::family`] turns the fields of its configurations into the same
 //! [`DecoderConfig`], and one interpreter runs them all.
 
 use std::path::Path;

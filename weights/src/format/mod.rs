@@ -57,7 +57,8 @@ pub struct Contents {
 pub struct Format {
     /// What it is called in messages and in the metadata key `container`.
     pub name: &'static str,
-    /// Endings of names under which a folder is searched for it. They only matter in folders.
+    /// Endings of names under which a folder is searched for it. Elsewhere they only matter for the sentence about a
+    /// file that nothing recognises.
     pub endings: &'static [&'static str],
     /// Whether the content is of this kind, whatever its name.
     pub recognise: fn(&Shard) -> bool,
@@ -114,7 +115,7 @@ pub fn read(shard: &Shard) -> Result<Contents> {
     // Something unknown, or a damaged file of a kind that only its name tells.
     let named = |format: &&Format| {
         let name = shard.path().to_string_lossy();
-        format.endings.iter().any(|&ending| ending != ".bin" && name.ends_with(ending))
+        format.endings.iter().any(|ending| name.ends_with(ending))
     };
     match FORMATS.iter().find(named) {
         Some(format) => (format.read)(shard),
@@ -123,7 +124,29 @@ pub fn read(shard: &Shard) -> Result<Contents> {
 }
 
 impl TensorView {
-    /// A view of `shard`, or the sentence why it is none: the one place where a reader's numbers meet the bytes.
+    /// A view of `shard`, or a clause that says why it is none: the one place where a reader's numbers meet the bytes.
+    pub(crate) fn place(
+        shard: &Shard,
+        name: impl Into<Arc<str>>,
+        dtype: Dtype,
+        shape: impl Into<Arc<[usize]>>,
+        start: usize,
+    ) -> Result<Self, String> {
+        let (name, shape) = (name.into(), shape.into());
+        let bytes = elements(&shape)
+            .and_then(|elements| dtype.bytes(elements))
+            .ok_or_else(|| format!("has shape {shape:?}, whose size in bytes as {dtype} cannot be counted"))?;
+        let end = start.checked_add(bytes).filter(|&end| end <= shard.bytes().len()).ok_or_else(|| {
+            let len = shard.bytes().len();
+            format!(
+                "takes {bytes} bytes from byte {start} of {}, which has {len}: truncated or damaged",
+                shard.path().display()
+            )
+        })?;
+        Ok(Self { name, dtype, shape, shard: shard.clone(), range: start..end })
+    }
+
+    /// [`place`](Self::place) with the file and the tensor named in the error.
     pub(crate) fn new(
         shard: &Shard,
         name: impl Into<Arc<str>>,
@@ -131,16 +154,9 @@ impl TensorView {
         shape: impl Into<Arc<[usize]>>,
         start: usize,
     ) -> Result<Self> {
-        let (name, shape) = (name.into(), shape.into());
-        let refuse = |what: String| Error::tensor(shard.path(), name.to_string(), what);
-        let bytes = elements(&shape)
-            .and_then(|elements| dtype.bytes(elements))
-            .ok_or_else(|| refuse(format!("has shape {shape:?}, whose size in bytes as {dtype} cannot be counted")))?;
-        let end = start.checked_add(bytes).filter(|&end| end <= shard.bytes().len()).ok_or_else(|| {
-            let len = shard.bytes().len();
-            refuse(format!("takes {bytes} bytes from byte {start}, but {len} are there: truncated or damaged"))
-        })?;
-        Ok(Self { name, dtype, shape, shard: shard.clone(), range: start..end })
+        let name = name.into();
+        Self::place(shard, name.clone(), dtype, shape, start)
+            .map_err(|what| Error::tensor(shard.path(), name.to_string(), what))
     }
 
     /// A tensor whose bytes are in memory: exactly `bytes`, which came from the file of `shard`.

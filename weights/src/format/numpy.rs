@@ -114,7 +114,7 @@ fn array(shard: &Shard, range: std::ops::Range<usize>, name: &str) -> Result<Ten
             data.len()
         ));
     }
-    let view = if fortran {
+    if fortran {
         // Fastest first: the strides are those of the reversed shape, reversed.
         let letters = text.unwrap_or(1);
         let mut strides = Vec::with_capacity(shape.len());
@@ -131,15 +131,14 @@ fn array(shard: &Shard, range: std::ops::Range<usize>, name: &str) -> Result<Ten
         if swap {
             swap_bytes(dtype, &mut owned);
         }
-        TensorView::owned(shard, name, dtype, shape, owned)
+        TensorView::place(&Shard::from_bytes(shard.path(), owned), name, dtype, shape, 0)
     } else if swap {
         let mut owned = data.to_vec();
         swap_bytes(dtype, &mut owned);
-        TensorView::owned(shard, name, dtype, shape, owned)
+        TensorView::place(&Shard::from_bytes(shard.path(), owned), name, dtype, shape, 0)
     } else {
-        TensorView::new(shard, name, dtype, shape, range.start + data_start)
-    };
-    view.map_err(|error| error.to_string())
+        TensorView::place(shard, name, dtype, shape, range.start + data_start)
+    }
 }
 
 /// What an array's elements are.

@@ -369,9 +369,7 @@ impl Tensor {
         let other = |found: usize| {
             format!("has {found} bytes, where {dtype} of shape {shape:?} takes {size}: truncated or damaged")
         };
-        let view = |shard: &Shard, start: usize| {
-            TensorView::new(shard, name, dtype, shape.clone(), start).map_err(|error| error.to_string())
-        };
+        let view = |shard: &Shard, start: usize| TensorView::place(shard, name, dtype, shape.clone(), start);
         if let Some(external) = self.external {
             let file = files.open(&external.location)?;
             let start = usize::try_from(external.offset).unwrap_or(usize::MAX);
@@ -393,7 +391,7 @@ impl Tensor {
         if bytes.len() != size {
             return Err(other(bytes.len()));
         }
-        TensorView::owned(shard, name, dtype, shape, bytes).map_err(|error| error.to_string())
+        TensorView::place(&Shard::from_bytes(shard.path(), bytes), name, dtype, shape, 0)
     }
 }
 
@@ -406,23 +404,23 @@ fn unpack(file: &[u8], typed: &[(u32, Value)], dtype: Dtype, size: usize) -> Res
         if out.len() > size {
             break;
         }
-        let fits = match number {
-            &tensor::FLOAT_DATA => matches!(dtype, Dtype::F32 | Dtype::C64),
-            &tensor::DOUBLE_DATA => dtype == Dtype::F64,
-            &tensor::INT64_DATA => dtype == Dtype::I64,
-            &tensor::UINT64_DATA => matches!(dtype, Dtype::U32 | Dtype::U64),
+        let fits = match *number {
+            tensor::FLOAT_DATA => matches!(dtype, Dtype::F32 | Dtype::C64),
+            tensor::DOUBLE_DATA => dtype == Dtype::F64,
+            tensor::INT64_DATA => dtype == Dtype::I64,
+            tensor::UINT64_DATA => matches!(dtype, Dtype::U32 | Dtype::U64),
             // All small types stand in 32-bit integers, floats by their bits.
             _ => width <= 4 && !matches!(dtype, Dtype::F32 | Dtype::U32 | Dtype::C64 | Dtype::F4),
         };
         if !fits {
             return Err(format!("has its {dtype} elements in a field for other types (field {number}): damaged"));
         }
-        match (number, value) {
-            (&tensor::FLOAT_DATA | &tensor::DOUBLE_DATA, Value::Bytes(packed)) => {
+        match (*number, value) {
+            (tensor::FLOAT_DATA | tensor::DOUBLE_DATA, Value::Bytes(packed)) => {
                 out.extend_from_slice(&file[packed.clone()]);
             }
-            (&tensor::FLOAT_DATA, Value::Fixed32(bits)) => out.extend_from_slice(&bits.to_le_bytes()),
-            (&tensor::DOUBLE_DATA, Value::Fixed64(bits)) => out.extend_from_slice(&bits.to_le_bytes()),
+            (tensor::FLOAT_DATA, Value::Fixed32(bits)) => out.extend_from_slice(&bits.to_le_bytes()),
+            (tensor::DOUBLE_DATA, Value::Fixed64(bits)) => out.extend_from_slice(&bits.to_le_bytes()),
             (_, Value::Varint(number)) => out.extend_from_slice(&number.to_le_bytes()[..width]),
             (_, Value::Bytes(packed)) => {
                 for number in protobuf::varints(&file[packed.clone()]) {

@@ -12,6 +12,7 @@ use std::{
     fmt,
     ops::Range,
     path::Path,
+    sync::Arc,
 };
 
 use serde::{
@@ -135,13 +136,13 @@ impl<'de> Visitor<'de> for &mut Reader<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+        while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &RawValue>()? {
             if name == METADATA_KEY {
                 self.metadata(value);
             } else {
                 match entry(value) {
                     Ok((dtype, shape, range)) => {
-                        self.entries.push(Entry { name: name.into(), dtype, shape: shape.into(), range });
+                        self.entries.push(Entry { name: name.into(), dtype, shape, range });
                     }
                     Err(what) => self.problems.push(self.path, Some(&name), what),
                 }
@@ -184,6 +185,10 @@ impl Reader<'_> {
         Ok((entries, metadata))
     }
 }
+
+/// A tensor's name, borrowed from the header where it stands there without escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The value of one tensor in the header.
 #[derive(Deserialize)]
@@ -230,8 +235,17 @@ fn reason(error: &serde_json::Error) -> String {
     text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]).to_string()
 }
 
+/// Type, shape and offsets of one tensor.
+type Placed = (Dtype, Arc<[usize]>, Range<usize>);
+
 /// Type, shape and offsets of one tensor, consistent with each other.
-fn entry(value: &RawValue) -> Result<(Dtype, Vec<usize>, Range<usize>), String> {
+fn entry(value: &RawValue) -> Result<Placed, String> {
+    if let Some((dtype, shape, range)) = compact(value.get())
+        && range.start <= range.end
+        && elements(&shape).and_then(|elements| dtype.bytes(elements)) == Some(range.len())
+    {
+        return Ok((dtype, shape, range));
+    }
     let info: Info<'_> = serde_json::from_str(value.get())
         .map_err(|error| format!("has a malformed entry in the header: {}", reason(&error)))?;
     let dtype = Dtype::from_safetensors_name(&info.dtype).ok_or_else(|| {
@@ -251,7 +265,30 @@ fn entry(value: &RawValue) -> Result<(Dtype, Vec<usize>, Range<usize>), String> 
             info.shape
         ));
     }
-    Ok((dtype, info.shape, begin..end))
+    Ok((dtype, info.shape.into(), begin..end))
+}
+
+/// Reads a value that is written as every writer writes it, keys in this order and no spaces, in a third of the time.
+/// `None` says nothing about the value: it is then read as JSON.
+fn compact(text: &str) -> Option<Placed> {
+    const MOST: usize = 8; // dimensions read this way
+    let (dtype, rest) = text.strip_prefix("{\"dtype\":\"")?.split_once('"')?;
+    let (shape, rest) = rest.strip_prefix(",\"shape\":[")?.split_once(']')?;
+    let offsets = rest.strip_prefix(",\"data_offsets\":[")?.strip_suffix("]}")?;
+    let number = |digits: &str| match digits.as_bytes() {
+        [b'0'] => Some(0),
+        [b'1'..=b'9', ..] if digits.bytes().all(|digit| digit.is_ascii_digit()) => digits.parse::<usize>().ok(),
+        _ => None,
+    };
+    let (mut dims, mut count) = ([0; MOST], 0);
+    if !shape.is_empty() {
+        for dim in shape.split(',') {
+            *dims.get_mut(count)? = number(dim)?;
+            count += 1;
+        }
+    }
+    let (begin, end) = offsets.split_once(',')?;
+    Some((Dtype::from_safetensors_name(dtype)?, dims[..count].into(), number(begin)?..number(end)?))
 }
 
 fn supported() -> String {

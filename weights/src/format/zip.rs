@@ -185,7 +185,7 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     }
     let mut places: Vec<&Entry> = entries.iter().filter(|entry| !entry.range.is_empty()).collect();
     places.sort_by_key(|entry| entry.range.start);
-    if let Some([a, b]) = places.array_windows::<2>().find(|[a, b]| b.range.start < a.range.end) {
+    if let Some([a, b]) = places.windows(2).find(|pair| pair[1].range.start < pair[0].range.end) {
         let (a, b) = (shown(&a.name), shown(&b.name));
         return Err(format!("has entries `{a}` and `{b}` that share bytes; it is damaged or made to deceive"));
     }

@@ -4,12 +4,14 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
+    thread,
 };
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::{
+    Watch,
     cache::{Cache, has_size},
     client::{Answer, Client, Failure, text},
 };
@@ -27,13 +29,15 @@ pub(super) struct Remote {
     pub tag: String,
 }
 
-/// Brings `file` from `address` into the cache, unless it is there; `told` hears of the bytes that are there.
+/// Brings `file` from `address` into the cache, unless it is there; `watch` hears of its bytes, after
+/// `before` of other files.
 pub(super) fn fetch(
     client: &Client,
     cache: &Cache,
     address: &str,
     file: &Remote,
-    told: &mut dyn FnMut(u64),
+    before: u64,
+    watch: &mut dyn Watch,
 ) -> Result<(), Failure> {
     let lock = cache.lock(&file.tag).map_err(Failure::Local)?;
     let blob = cache.blob(&file.tag);
@@ -47,7 +51,7 @@ pub(super) fn fetch(
     };
     loop {
         let carried = fs::metadata(&part).map_or(0, |metadata| metadata.len()).min(file.size + 1);
-        fill(client, address, file, &part, told)?;
+        fill(client, address, file, &part, before, watch)?;
         let found = checksum(&part, file).map_err(|error| local(&part, error))?;
         if found.as_ref().is_none_or(|found| *found == file.tag) {
             break;
@@ -70,7 +74,14 @@ pub(super) fn fetch(
 }
 
 /// Makes `part` as long as the file, from where it ends.
-fn fill(client: &Client, address: &str, file: &Remote, part: &Path, told: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+fn fill(
+    client: &Client,
+    address: &str,
+    file: &Remote,
+    part: &Path,
+    before: u64,
+    watch: &mut dyn Watch,
+) -> Result<(), Failure> {
     let disk = |error| local(part, error);
     let mut options = OpenOptions::new();
     let mut out = options.create(true).write(true).truncate(false).open(part).map_err(disk)?;
@@ -78,10 +89,12 @@ fn fill(client: &Client, address: &str, file: &Remote, part: &Path, told: &mut d
     if have > file.size {
         have = restart(&mut out).map_err(disk)?;
     }
-    told(have);
+    watch.at(before + have, &file.path);
     let (mut best, mut tried) = (have, 0);
     while have < file.size {
-        let failure = match stream(client, address, file, part, &mut out, &mut have, told) {
+        let failure = match stream(client, address, file, part, &mut out, &mut have, &mut |have| {
+            watch.at(before + have, &file.path)
+        }) {
             Ok(()) if have == file.size => break,
             Ok(()) => Failure::Cut(format!("the connection ended after {have} of {} bytes", file.size)),
             Err(failure) => failure,
@@ -91,7 +104,9 @@ fn fill(client: &Client, address: &str, file: &Remote, part: &Path, told: &mut d
             (best, tried) = (have, 0);
         }
         tried += 1;
-        client.pause(failure, tried, client.attempts())?;
+        let (wait, why) = client.wait(failure, tried, client.attempts())?;
+        watch.waits(&why, wait);
+        thread::sleep(wait);
     }
     out.sync_all().map_err(disk)
 }

@@ -3,18 +3,29 @@
 //! Redirects are followed here and not by the client below, because of the token: it goes to the configured endpoint
 //! and to no other host or port, wherever a redirect leads.
 
-use std::{io::Read, thread, time::Duration};
+use std::{
+    io::{self, Read},
+    thread,
+    time::Duration,
+};
 
 use ureq::{
     Agent, Body,
     http::{Response, Uri, header},
+    tls::{RootCerts, TlsConfig},
 };
 
-use super::settings::{Retries, Settings};
+use super::{
+    Watch,
+    settings::{Retries, Settings},
+};
 use crate::{Error, HubFault};
 
 /// Redirects in a row.
 const MAX_REDIRECTS: usize = 10;
+
+/// Tries of a question that finds nobody to answer it.
+const MAX_QUESTIONS: u32 = 3;
 
 /// Bytes of an answer that is read as a whole. Listings of the largest models have a few.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -26,6 +37,8 @@ pub(super) enum Failure {
     Refused(Refusal),
     /// No connection, or one that broke or fell silent; what was said about it.
     Cut(String),
+    /// The server cannot be trusted to be what its name says; what was said about it.
+    Barred(String),
     /// The server answers what cannot be used; trying again is of no use.
     Wrong(HubFault, String),
     /// The fault is on this side: the disk.
@@ -46,10 +59,10 @@ pub(super) struct Refusal {
 }
 
 impl Failure {
-    /// Whether the hub may be well and only not be reached now.
+    /// Whether the hub may be well and only not be reached now, so that a copy of what it had may stand in.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Cut(_) => true,
+            Self::Cut(_) | Self::Barred(_) => true,
             Self::Refused(refusal) => matches!(refusal.status, 408 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }
@@ -100,6 +113,9 @@ impl Client {
         if !settings.proxy {
             config = config.proxy(None);
         }
+        if let Some(roots) = &settings.roots {
+            config = config.tls_config(TlsConfig::builder().root_certs(RootCerts::new_with_certs(roots)).build());
+        }
         Self {
             agent: config.build().new_agent(),
             origin: settings.endpoint.parse().ok().as_ref().and_then(Origin::of),
@@ -141,8 +157,8 @@ impl Client {
     }
 
     /// The body of a GET of `address`, tried again where that can help.
-    pub fn get_whole(&self, address: &str, attempts: u32) -> Result<Vec<u8>, Failure> {
-        self.insist(attempts, || {
+    pub fn get_whole(&self, address: &str, attempts: u32, watch: &mut dyn Watch) -> Result<Vec<u8>, Failure> {
+        self.insist(attempts, watch, || {
             let mut bytes = Vec::new();
             let answer = self.get(address, 0)?;
             let mut body = answer.into_body().into_reader().take(MAX_ANSWER + 1);
@@ -155,20 +171,28 @@ impl Client {
     }
 
     /// As [`head`](Self::head), tried again where that can help.
-    pub fn head_again(&self, address: &str) -> Result<Answer, Failure> {
-        self.insist(self.retries.attempts, || self.head(address))
+    pub fn head_again(&self, address: &str, watch: &mut dyn Watch) -> Result<Answer, Failure> {
+        self.insist(self.retries.attempts, watch, || self.head(address))
     }
 
-    fn insist<T>(&self, attempts: u32, mut request: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    fn insist<T>(
+        &self,
+        attempts: u32,
+        watch: &mut dyn Watch,
+        mut request: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let mut tried = 0;
         loop {
-            match request() {
+            let failure = match request() {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => {
-                    tried += 1;
-                    self.pause(failure, tried, attempts)?;
-                }
-            }
+                Err(failure) => failure,
+            };
+            tried += 1;
+            // Where there is no network at all, that should be told soon.
+            let attempts = if matches!(failure, Failure::Cut(_)) { attempts.min(MAX_QUESTIONS) } else { attempts };
+            let (wait, why) = self.wait(failure, tried, attempts)?;
+            watch.waits(&why, wait);
+            thread::sleep(wait);
         }
     }
 
@@ -177,22 +201,22 @@ impl Client {
         self.retries.attempts
     }
 
-    /// Waits before the next try, after `tried` of them without progress; gives the failure back where another is of
-    /// no use.
-    pub fn pause(&self, failure: Failure, tried: u32, attempts: u32) -> Result<(), Failure> {
-        if !failure.is_passing() || tried >= attempts {
+    /// How long to wait before the next try, after `tried` of them without progress, and why; gives the failure back
+    /// where another try is of no use.
+    pub fn wait(&self, failure: Failure, tried: u32, attempts: u32) -> Result<(Duration, String), Failure> {
+        if !failure.is_passing() || matches!(failure, Failure::Barred(_)) || tried >= attempts {
             return Err(failure);
         }
         let doubled = self.retries.first_wait.saturating_mul(1 << (tried - 1).min(16));
-        let mut wait = doubled.min(self.retries.longest_wait);
-        if let Failure::Refused(Refusal { wait: Some(asked), .. }) = &failure {
-            if *asked > self.retries.longest_wait {
-                return Err(failure);
+        let wait = doubled.min(self.retries.longest_wait);
+        match failure {
+            Failure::Refused(Refusal { wait: Some(asked), .. }) if asked > self.retries.longest_wait => Err(failure),
+            Failure::Refused(Refusal { wait: asked, status, .. }) => {
+                Ok((wait.max(asked.unwrap_or_default()), format!("{} answers with status {status}", self.endpoint)))
             }
-            wait = wait.max(*asked);
+            Failure::Cut(what) => Ok((wait, what)),
+            other => Err(other),
         }
-        thread::sleep(wait);
-        Ok(())
     }
 
     /// Follows redirects; up to one that says itself what the file is, if `to_description`.
@@ -267,6 +291,11 @@ fn failure(error: ureq::Error, uri: &Uri) -> Failure {
     match error {
         ureq::Error::HostNotFound => Failure::Cut(format!("the name `{host}` is not known here (DNS)")),
         ureq::Error::Timeout(_) => Failure::Cut(format!("`{host}` is silent")),
+        // What the encryption says comes in this kind.
+        ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Failure::Barred(format!("`{host}` cannot be trusted: {error}"))
+        }
+        ureq::Error::Rustls(error) => Failure::Barred(format!("`{host}` cannot be trusted: {error}")),
         ureq::Error::Io(error) => Failure::Cut(format!("`{host}`: {error}")),
         ureq::Error::ConnectionFailed => Failure::Cut(format!("`{host}`: no connection")),
         // A name that cannot be looked up, or a server that breaks off within a head, are told in several ways.

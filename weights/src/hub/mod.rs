@@ -27,7 +27,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::OnceLock,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ pub trait Watch {
     fn begins(&mut self, _files: usize, _bytes: u64) {}
     /// `bytes` of them are here, the last ones of `file`.
     fn at(&mut self, _bytes: u64, _file: &str) {}
+    /// Because of `why` the next try is made after `wait`.
+    fn waits(&mut self, _why: &str, _wait: Duration) {}
     /// Everything is here.
     fn ends(&mut self) {}
     /// Something that the user should know.
@@ -166,10 +168,10 @@ impl Hub {
             false => refuse(model, fault, what),
         })?;
         if let Some(index) = &choice.index {
-            let file = self.describe(model, &cache, &mut listing, index)?;
+            let file = self.describe(model, &cache, &mut listing, index, watch)?;
             if !file.cached {
                 self.require_space(model, &cache, std::slice::from_ref(&file))?;
-                self.bring(model, &cache, &listing.commit, &file, &mut |_| {})?;
+                self.bring(model, &cache, &listing.commit, &file, 0, &mut ())?;
             }
             let path = cache.snapshot(&listing.commit).join(index);
             let bytes = match file.bytes {
@@ -181,7 +183,7 @@ impl Hub {
         }
         let mut files = Vec::new();
         for path in &choice.files {
-            files.push(self.describe(model, &cache, &mut listing, path)?);
+            files.push(self.describe(model, &cache, &mut listing, path, watch)?);
         }
         let snapshot = cache.snapshot(&listing.commit);
         let folder = match choice.folder.trim_end_matches('/') {
@@ -218,7 +220,7 @@ impl Hub {
             watch.begins(count, bytes);
             let mut done = 0;
             for file in plan.files.iter().filter(|file| !file.cached) {
-                self.bring(model, &cache, commit, file, &mut |here| watch.at(done + here, &file.path))?;
+                self.bring(model, &cache, commit, file, done, watch)?;
                 done += file.bytes;
                 watch.at(done, &file.path);
             }
@@ -309,7 +311,7 @@ impl Hub {
         }
         let revision = name::encode(model.revision(), false);
         let address = self.client().address(&format!("api/models/{}/revision/{revision}?blobs=true", model.repo));
-        let bytes = self.client().get_whole(&address, attempts)?;
+        let bytes = self.client().get_whole(&address, attempts, watch)?;
         let info: Info = serde_json::from_slice(&bytes).map_err(|error| {
             let what = match bytes.trim_ascii_start().first() {
                 Some(b'<') => "it answers with a web page".to_string(),
@@ -340,7 +342,14 @@ impl Hub {
     }
 
     /// What is to be known of a file before it is fetched.
-    fn describe(&self, model: &HubModel, cache: &Cache, listing: &mut Listing, path: &str) -> Result<PlannedFile> {
+    fn describe(
+        &self,
+        model: &HubModel,
+        cache: &Cache,
+        listing: &mut Listing,
+        path: &str,
+        watch: &mut dyn Watch,
+    ) -> Result<PlannedFile> {
         let commit = listing.commit.clone();
         let is_cached = listing.is_cached;
         let Some(entry) = listing.entries.iter_mut().find(|entry| entry.path == path) else {
@@ -358,7 +367,7 @@ impl Hub {
         }
         if entry.size.is_none() || entry.tag.is_none() {
             let address = self.file_address(model, &commit, path);
-            let answer = self.client().head_again(&address);
+            let answer = self.client().head_again(&address, watch);
             let answer = answer.map_err(|failure| self.explain(model, failure, Some(path)))?;
             let linked = text(&answer, "x-linked-size").and_then(|size| size.parse().ok());
             entry.size = linked.or_else(|| text(&answer, "content-length")?.parse().ok());
@@ -381,18 +390,20 @@ impl Hub {
         self.client().address(&format!("{}/resolve/{commit}/{}", model.repo, name::encode(path, true)))
     }
 
+    /// Brings one file, after `before` bytes of others.
     fn bring(
         &self,
         model: &HubModel,
         cache: &Cache,
         commit: &str,
         file: &PlannedFile,
-        told: &mut dyn FnMut(u64),
+        before: u64,
+        watch: &mut dyn Watch,
     ) -> Result<()> {
         cache.prepare()?;
         let address = self.file_address(model, commit, &file.path);
         let remote = Remote { path: file.path.clone(), size: file.bytes, tag: file.tag.clone() };
-        blob::fetch(self.client(), cache, &address, &remote, told)
+        blob::fetch(self.client(), cache, &address, &remote, before, watch)
             .map_err(|failure| self.explain(model, failure, Some(&file.path)))?;
         cache.link(commit, &file.path, &file.tag)
     }
@@ -454,6 +465,12 @@ impl Hub {
                 return refuse(model, HubFault::NoHub, what);
             }
             Failure::Wrong(fault, what) => return refuse(model, fault, what),
+            Failure::Barred(what) => {
+                let what = format!(
+                    "{what}; where a proxy signs for the hub, set SSL_CERT_FILE to the file of the proxy's certificate"
+                );
+                return refuse(model, HubFault::Unreachable, what);
+            }
             Failure::Cut(what) => {
                 let doing = file.map(|file| format!(" for `{file}`")).unwrap_or_default();
                 let kept = if file.is_some() { " (what has come is kept, and continued next time)" } else { "" };
@@ -547,8 +564,6 @@ fn date(when: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use ureq::tls::{Certificate, PemItem, parse_pem};
+
 use super::name::PUBLIC_ENDPOINT;
 use crate::{Error, HubFault, Result};
 
@@ -43,6 +45,8 @@ pub struct Settings {
     pub retries: Retries,
     /// The longest silence of a server.
     pub silence: Duration,
+    /// Certificates to trust instead of those of the public authorities.
+    pub roots: Option<Vec<Certificate<'static>>>,
     /// Whether `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` hold.
     pub proxy: bool,
 }
@@ -57,6 +61,7 @@ impl fmt::Debug for Settings {
             .field("offline", &self.offline)
             .field("retries", &self.retries)
             .field("silence", &self.silence)
+            .field("roots", &self.roots.as_ref().map(Vec::len))
             .field("proxy", &self.proxy)
             .finish()
     }
@@ -73,6 +78,7 @@ impl Settings {
     /// | `HF_HUB_DISABLE_IMPLICIT_TOKEN` | send no token |
     /// | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` | `1`, `true`, `yes` or `on`: open no connection |
     /// | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds that a server may be silent |
+    /// | `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` | a PEM file of certificates to trust instead of the public authorities' |
     ///
     /// # Errors
     /// If a variable holds what cannot be used; the sentence names it.
@@ -139,15 +145,37 @@ impl Settings {
                 }
             },
         };
+        let offline = yes("HF_HUB_OFFLINE")? || yes("TRANSFORMERS_OFFLINE")?;
+        let roots = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"].into_iter().find_map(|name| Some((name, path(name)?)));
+        let roots = match roots {
+            Some((name, file)) if !offline => Some(certificates(&file).map_err(|what| refuse(name, what))?),
+            _ => None,
+        };
         Ok(Self {
             endpoint,
             token: token.map(|(token, _)| token),
             cache,
-            offline: yes("HF_HUB_OFFLINE")? || yes("TRANSFORMERS_OFFLINE")?,
+            offline,
             retries: Retries::default(),
             silence: Duration::from_secs(silence),
+            roots,
             proxy: true,
         })
+    }
+}
+
+/// The certificates in a PEM file.
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let text =
+        fs::read(file).map_err(|error| format!("{} cannot be read: {error}; correct or unset it", file.display()))?;
+    let certificate = |item: Result<PemItem<'static>, ureq::Error>| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    };
+    let found: Vec<_> = parse_pem(&text).filter_map(certificate).collect();
+    match found.is_empty() {
+        true => Err(format!("{} holds no PEM certificate; correct or unset it", file.display())),
+        false => Ok(found),
     }
 }
 
@@ -222,6 +250,8 @@ mod tests {
             ("HF_ENDPOINT", "http://user:secret@host"),
             ("HF_TOKEN", "two words"),
             ("HF_HUB_DOWNLOAD_TIMEOUT", "soon"),
+            ("SSL_CERT_FILE", "/nowhere/at/all"),
+            ("REQUESTS_CA_BUNDLE", "Cargo.toml"),
         ] {
             let error = settings(&[(name, value)]).unwrap_err().to_string();
             assert!(error.starts_with(name), "{error}");

@@ -22,8 +22,8 @@ const UNRELATED: f64 = 0.05;
 const SIGNIFICANT: f64 = 5.0;
 /// Correlation a quantised or pruned copy has at least; rounding to one bit leaves 0.8.
 const COPY: f64 = 0.5;
-/// Share of elements newly zero that make a pruned copy.
-const PRUNED: f64 = 0.02;
+/// Share of elements newly zero that make a pruned copy although the others changed too; fewer come by rounding.
+const PRUNED: f64 = 0.2;
 /// Share of elements zeroed across more than a step that a grid alone does not do.
 const ZEROED: f64 = 0.03;
 /// Rows listed by number.
@@ -80,6 +80,9 @@ pub enum Change {
         /// Its zeros, if there are more than the grid itself makes.
         #[serde(skip_serializing_if = "Option::is_none")]
         pruned: Option<Mask>,
+        /// The grid of the other side, if that is on one too.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        origin: Option<Grid>,
     },
     /// Some rows differ, all others are equal.
     Rows {
@@ -195,9 +198,8 @@ pub(super) fn compare(a: &Array, b: &Array, arrangement: Arrangement) -> Result<
         stats = rearranged(&mut pair, stats)?;
     }
     let change = judge(&pair, &stats)?;
-    if let (Change::Unrelated { .. }, Some(_)) = (&change, a.shape().ne(b.shape()).then_some(()))
-        && pair.arrangement == Arrangement::Transposed
-    {
+    let turned = pair.arrangement == Arrangement::Transposed && a.shape() != b.shape();
+    if turned && matches!(change, Change::Unrelated { .. }) {
         return Ok(plain(Change::Reshaped, Arrangement::Same));
     }
     Ok(Compared { change, arrangement: pair.arrangement.clone(), measured: Some(Measured::of(&stats)) })
@@ -314,15 +316,26 @@ fn judge(pair: &Pair<'_>, stats: &Stats) -> Result<Change> {
     })
 }
 
-/// A copy on a grid, on whichever side it is; B's where both are.
+/// A copy on a grid, on whichever side it is. Where both are, the copy is the one that is stored in codes, or else the
+/// one that is rather the other's rounding.
 fn quantised(pair: &Pair<'_>) -> Result<Option<Change>> {
-    for copy in [Side::B, Side::A] {
-        let Some(grid) = grid::find(pair, copy)? else { continue };
-        let mask = mask::find(pair, copy)?;
-        let pruned = grid.zeroed >= ZEROED || mask.n_of_m.is_some() || mask.structured;
-        return Ok(Some(Change::Quantised { copy, grid, pruned: pruned.then_some(mask) }));
-    }
-    Ok(None)
+    let (a, b) = (grid::find(pair, Side::A)?, grid::find(pair, Side::B)?);
+    let (copy, grid, origin) = match (a, b) {
+        (None, None) => return Ok(None),
+        (None, Some(b)) => (Side::B, b, None),
+        (Some(a), None) => (Side::A, a, None),
+        (Some(a), Some(b)) => {
+            let a_is_copy = match (pair.a.array.is_coded(), pair.b.array.is_coded()) {
+                (true, false) => true,
+                (false, true) => false,
+                _ => a.nearest > b.nearest,
+            };
+            if a_is_copy { (Side::A, a, Some(b)) } else { (Side::B, b, Some(a)) }
+        }
+    };
+    let mask = mask::find(pair, copy)?;
+    let pruned = grid.zeroed >= ZEROED || mask.n_of_m.is_some() || mask.structured;
+    Ok(Some(Change::Quantised { copy, grid, pruned: pruned.then_some(mask), origin }))
 }
 
 fn rows(pair: &Pair<'_>, changed: usize) -> Result<Change> {

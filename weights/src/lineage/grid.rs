@@ -3,9 +3,13 @@
 //! A group of quantised weights holds integer multiples of one step s: w = s·c, or w = m + s·c where the offset m is no
 //! multiple of s. The largest magnitude of the group is s·k for some k ≤ 255 (8 bits), so that trying every k tries every
 //! step there can be. A value agrees with a step if it lies within t of a multiple, where t, in steps, is what rounding
-//! the value and the step to the stored type can do. A continuous value does so with probability 2t, so a group of them
-//! does by chance with probability Π 2tᵢ, times the number of steps tried: the evidence is its logarithm, summed over
-//! groups, and small values of a coarse type count for as little as they say.
+//! the value and the step to the stored type can do. A continuous value does so with probability 2t, so that of a group
+//! with d different values all do with Π 2tᵢ. The inverse of that, times a prior for k, has a mean of at most 1 if there is
+//! no grid, and so has the product over groups: it exceeds 10²⁰ by chance once in 10²⁰ tensors (Markov). Small values of a
+//! coarse type count for as little as they say.
+//!
+//! A fine enough step also fits two groups of coarse ones taken together. Of all groupings that fit, the one that would
+//! take the fewest bits to store is taken: those of a code, and a scale (and offset) a group.
 
 use serde::Serialize;
 
@@ -14,13 +18,17 @@ use crate::Result;
 
 /// The largest code tried: 8 bits.
 const MAX_CODE: u32 = 255;
-/// Groups looked for, besides the whole tensor and the row, largest first.
-const GROUPS: [usize; 6] = [512, 256, 128, 64, 32, 16];
+/// Groups looked for, besides the whole tensor and the row.
+const GROUPS: [usize; 16] = [1024, 512, 384, 256, 192, 160, 128, 96, 80, 64, 48, 40, 32, 24, 16, 8];
+/// Bits of a scale or an offset, for the choice of a grouping.
+const SCALE_BITS: f64 = 16.0;
+/// Different values a group has at most: all codes, and both zeros.
+const MAX_LEVELS: usize = MAX_CODE as usize + 3;
 /// Rows on which the group size is searched; the whole tensor is then held to it.
 const SAMPLE_ROWS: usize = 48;
 /// Share of groups that must lie on their grid.
 const MIN_SHARE: f64 = 0.99;
-/// Power of ten of the chance that the sample is not quantised at all.
+/// Power of ten that the product over the groups of the sample must reach.
 const MIN_EVIDENCE: f64 = 20.0;
 /// A value that may differ by this many steps from its code says nothing.
 const NO_EVIDENCE: f64 = 0.45;
@@ -66,7 +74,7 @@ struct Fit {
     step: f64,
     low: f64,
     high: f64,
-    /// −log₁₀ of the chance that the group fits a grid so well.
+    /// log₁₀ of (prior of k / chance that the group fits k so well); of use if all values are different.
     evidence: f64,
 }
 
@@ -87,7 +95,9 @@ fn fit(values: &[f32], unit: f64, offset: bool) -> Option<Fit> {
     let of_span = if offset { unit * (high.abs() + low.abs()) } else { unit * span };
     'codes: for k in 1..=MAX_CODE {
         let step = span / f64::from(k);
-        let mut evidence = -f64::from(MAX_CODE).log10();
+        // Every k has the prior 1/(k(k + 1)), and these add up to one.
+        let mut evidence = -(f64::from(k) * f64::from(k + 1)).log10();
+        let mut ends = 0;
         for &value in values {
             let value = f64::from(value);
             let code = (value - origin) / step;
@@ -98,13 +108,14 @@ fn fit(values: &[f32], unit: f64, offset: bool) -> Option<Fit> {
             if (code - code.round()).abs() > tolerance {
                 continue 'codes;
             }
-            // Zero is on every grid, and the end of the span by construction.
-            if value != origin && (value - origin).abs() < span {
+            // Zero is on every grid, and the end of the span by construction; but its mirror image is not.
+            ends += usize::from((value - origin).abs() == span);
+            if value != origin && ((value - origin).abs() < span || ends == 2) {
                 evidence -= (2.0 * tolerance).log10();
             }
         }
         let code = |value: f64| ((value - origin) / step).round();
-        return Some(Fit { step, low: code(low), high: code(high), evidence: evidence.max(0.0) });
+        return Some(Fit { step, low: code(low), high: code(high), evidence });
     }
     None
 }
@@ -148,38 +159,58 @@ pub(super) fn find(pair: &Pair<'_>, side: Side) -> Result<Option<Grid>> {
         }
     }
     let sizes = GROUPS.into_iter().filter(|&size| size < columns && columns.is_multiple_of(size)).map(Group::Columns);
+    let mut fitting: Vec<(f64, Group, bool)> = Vec::new();
     for group in [Group::Tensor, Group::Row].into_iter().chain(sizes) {
         for offset in [false, true] {
-            if fits(&sample, columns, group, offset, precision)
-                && let Some(grid) = confirm(pair, side, group, offset, precision)?
-            {
-                return Ok(Some(grid));
+            if let Some(code_bits) = code_bits(&sample, columns, group, offset, precision) {
+                let per_group = SCALE_BITS * if offset { 2.0 } else { 1.0 };
+                let size = match group {
+                    Group::Tensor => pair.elements(),
+                    Group::Row => columns,
+                    Group::Columns(size) => size,
+                };
+                fitting.push((code_bits + per_group / size as f64, group, offset));
             }
+        }
+    }
+    fitting.sort_by(|x, y| x.0.total_cmp(&y.0)); // stable: of equals the larger group, without an offset
+    for (_, group, offset) in fitting {
+        if let Some(grid) = confirm(pair, side, group, offset, precision)? {
+            return Ok(Some(grid));
         }
     }
     Ok(None)
 }
 
-/// Whether the sample's groups lie on grids, and not by chance.
-fn fits(sample: &[f32], columns: usize, group: Group, offset: bool, precision: Precision) -> bool {
-    if group == Group::Tensor {
-        return fit(sample, precision.unit(), offset).is_some_and(|fit| fit.evidence >= MIN_EVIDENCE);
-    }
-    let (mut tried, mut fitting, mut evidence) = (0usize, 0usize, 0.0);
-    for values in sample.chunks_exact(columns).flat_map(|row| groups(row, group)) {
-        if values.iter().all(|&value| value == values[0]) {
+/// Bits of a code of the sample if its groups lie on grids, and not by chance.
+fn code_bits(sample: &[f32], columns: usize, group: Group, offset: bool, precision: Precision) -> Option<f64> {
+    let (mut tried, mut fitting, mut evidence, mut levels) = (0usize, 0usize, 0.0, 0.0f64);
+    let mut distinct = Vec::new();
+    let rows = if group == Group::Tensor { sample.chunks_exact(sample.len()) } else { sample.chunks_exact(columns) };
+    for values in rows.flat_map(|row| groups(row, group)) {
+        // What occurs twice is evidence once.
+        distinct.clear();
+        distinct.extend_from_slice(values);
+        distinct.sort_unstable_by(f32::total_cmp);
+        distinct.dedup();
+        if distinct.len() < 2 {
             continue; // a constant lies on any grid
         }
         tried += 1;
-        if let Some(fit) = fit(values, precision.unit(), offset) {
+        // More values than there are codes need no search.
+        let found = if distinct.len() <= MAX_LEVELS { fit(&distinct, precision.unit(), offset) } else { None };
+        if let Some(fit) = found {
             fitting += 1;
             evidence += fit.evidence;
+            levels = levels.max(fit.high - fit.low + 1.0);
+        } else {
+            evidence += (1.0 - MIN_SHARE).log10();
         }
-        if tried == 16 && fitting == 0 {
-            return false;
+        if tried >= 16 && fitting * 2 < tried {
+            return None;
         }
     }
-    tried > 0 && fitting as f64 >= MIN_SHARE * tried as f64 && evidence >= MIN_EVIDENCE
+    (tried > 0 && fitting as f64 >= MIN_SHARE * tried as f64 && evidence >= MIN_EVIDENCE).then(|| levels.log2().ceil())
 }
 
 /// Counts over all groups of the tensor.
@@ -272,7 +303,6 @@ fn confirm(pair: &Pair<'_>, side: Side, group: Group, offset: bool, precision: P
 
 /// The one step of a tensor: found on the levels that occur, which are few if there is one.
 fn whole_tensor(pair: &Pair<'_>, side: Side, offset: bool, precision: Precision) -> Result<Option<Fit>> {
-    const MAX_LEVELS: usize = MAX_CODE as usize + 2;
     let mut levels: Option<Vec<f32>> = Some(Vec::new());
     let distinct = |mut values: Vec<f32>| {
         values.sort_unstable_by(f32::total_cmp);

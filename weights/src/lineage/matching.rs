@@ -32,6 +32,8 @@ pub enum Matched {
     Fused,
     /// Its values, under another name.
     Content,
+    /// Beside a tensor whose values were found under another name.
+    Sibling,
 }
 
 /// A tensor of A and one of B, by index.
@@ -153,6 +155,11 @@ impl Key {
     }
 }
 
+/// Whether `name` is one of GGUF's.
+fn is_gguf(name: &str) -> bool {
+    name.starts_with("blk.") || GGUF_OUTSIDE.iter().any(|(gguf, _)| *gguf == name)
+}
+
 /// The keys of `model`; a name whose key another has too keeps its whole name.
 pub(super) fn keys(model: &Model) -> Vec<Key> {
     let mut keys: Vec<Key> = model.arrays().iter().map(|array| Key::of(array.name())).collect();
@@ -237,7 +244,7 @@ pub(super) fn find(a: &Model, b: &Model) -> Result<Matching> {
             Matched::Name
         } else if keys_a[partner].block != key.block {
             Matched::Renumbered
-        } else if place(x.name()).stack == "blk" || place(y.name()).stack == "blk" || !x.name().ends_with(&key.kind) {
+        } else if is_gguf(x.name()) != is_gguf(y.name()) {
             Matched::Convention
         } else {
             Matched::Prefix
@@ -257,8 +264,14 @@ pub(super) fn find(a: &Model, b: &Model) -> Result<Matching> {
     })
 }
 
-/// Blocks by number, and in them arrays by (kind, expert).
-type Stack<'m> = BTreeMap<usize, BTreeMap<(&'m str, Option<usize>), &'m Array>>;
+/// What an array is in its block: its kind and its expert.
+type Kind<'m> = (&'m str, Option<usize>);
+
+/// Arrays of a block.
+type Block<'m> = BTreeMap<Kind<'m>, &'m Array>;
+
+/// Blocks by number.
+type Stack<'m> = BTreeMap<usize, Block<'m>>;
 
 fn stacks<'m>(model: &'m Model, keys: &'m [Key]) -> BTreeMap<&'m str, Stack<'m>> {
     let mut stacks: BTreeMap<&str, Stack<'_>> = BTreeMap::new();
@@ -333,23 +346,21 @@ fn align_stack(name: &str, a: &Stack<'_>, b: &Stack<'_>) -> Result<Blocks> {
 /// whose rows no rotary embedding reorders.
 fn likeness(a: &Stack<'_>, b: &Stack<'_>) -> Result<Vec<Vec<f64>>> {
     const KINDS: usize = 2;
-    let first = |stack: &Stack<'_>, kind: &(&str, Option<usize>)| {
-        stack.values().find_map(|block| block.get(kind).copied().cloned())
-    };
-    let mut kinds: BTreeMap<(bool, usize, (&str, Option<usize>)), ()> = BTreeMap::new();
+    let first = |stack: &Stack<'_>, kind: &Kind<'_>| stack.values().find_map(|block| block.get(kind).copied().cloned());
+    let mut kinds: BTreeSet<(bool, usize, Kind<'_>)> = BTreeSet::new();
     for block in b.values() {
         for (kind, array) in block {
             let (rows, columns) = array.matrix();
             let reordered = kind.0.contains("q_proj") || kind.0.contains("k_proj");
             if rows >= 4 && columns >= 4 && first(a, kind).is_some_and(|other| other.shape() == array.shape()) {
-                kinds.insert((reordered, array.elements(), *kind), ());
+                kinds.insert((reordered, array.elements(), *kind));
             }
         }
     }
-    let kinds: Vec<_> = kinds.into_keys().map(|(.., kind)| kind).take(KINDS).collect();
+    let kinds: Vec<_> = kinds.into_iter().map(|(.., kind)| kind).take(KINDS).collect();
     let sketches = |stack: &Stack<'_>| -> Result<Vec<Vec<Option<Sketch>>>> {
         let blocks: Vec<_> = stack.values().collect();
-        let of_block = |block: &&BTreeMap<(&str, Option<usize>), &Array>| {
+        let of_block = |block: &&Block<'_>| {
             kinds.iter().map(|kind| block.get(kind).map(|array| Sketch::of(array)).transpose()).collect()
         };
         blocks.par_iter().map(of_block).collect()
@@ -474,5 +485,27 @@ fn by_content(
             }
         }
     }
+    siblings(a, b, pairs, used_a, used_b);
     Ok(())
+}
+
+/// Pairs what is left of a module, such as its bias, where one of the module's tensors was found by its values.
+fn siblings(a: &Model, b: &Model, pairs: &mut Vec<Match>, used_a: &mut BTreeSet<usize>, used_b: &mut BTreeSet<usize>) {
+    let module = |name: &'_ str| name.rsplit_once('.').map_or(String::new(), |(module, _)| format!("{module}."));
+    let mut modules: BTreeMap<String, String> = BTreeMap::new();
+    for pair in pairs.iter().filter(|pair| pair.how == Matched::Content) {
+        let (x, y) = (a.arrays()[pair.a].name(), b.arrays()[pair.b].name());
+        modules.entry(module(x)).or_insert_with(|| module(y));
+    }
+    let left: HashMap<&str, usize> =
+        (0..b.arrays().len()).filter(|at| !used_b.contains(at)).map(|at| (b.arrays()[at].name(), at)).collect();
+    for (at, array) in a.arrays().iter().enumerate() {
+        let from = module(array.name());
+        let Some(to) = modules.get(&from).filter(|_| !used_a.contains(&at)) else { continue };
+        let Some(&partner) = left.get(format!("{to}{}", &array.name()[from.len()..]).as_str()) else { continue };
+        if b.arrays()[partner].shape() == array.shape() && used_b.insert(partner) {
+            used_a.insert(at);
+            pairs.push(Match { a: at, b: partner, arrangement: Arrangement::Same, how: Matched::Sibling });
+        }
+    }
 }

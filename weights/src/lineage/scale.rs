@@ -37,6 +37,8 @@ pub struct Rescaling {
 const ROUNDING_ROOM: f64 = 4.0;
 /// Relative energy that the subtraction of sums of squares may leave in f64.
 const ARITHMETIC: f64 = 1e-12;
+/// How much less of the difference must be left than without factors.
+const GAIN: f64 = 16.0;
 /// Rows or columns below which a factor each could fit anything.
 const MIN_LINES: usize = 8;
 
@@ -76,7 +78,7 @@ pub(super) fn find(pair: &Pair<'_>, stats: &Stats) -> Result<Option<Rescaling>> 
     let allowed = ROUNDING_ROOM * stats.rounding_scaled + ARITHMETIC * stats.bb;
     let found = |of, lines: &[Products]| {
         let left: f64 = lines.iter().map(Products::left).sum();
-        (left <= allowed).then(|| {
+        (left <= allowed && left * GAIN <= stats.dd).then(|| {
             let factors = lines.iter().filter(|line| line.aa > 0.0).map(|line| line.ab / line.aa);
             let (least, most) = factors.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), factor| {
                 (least.min(factor), most.max(factor))

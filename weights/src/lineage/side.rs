@@ -93,6 +93,11 @@ impl Array {
         }
     }
 
+    /// Whether it is stored as codes and scales.
+    pub(super) fn is_coded(&self) -> bool {
+        self.view().is_none_or(|view| view.dtype().block().0 > 1)
+    }
+
     /// What a number of it was rounded to. A blocked or packed number is computed in f32.
     pub(super) fn precision(&self) -> Precision {
         match self.view().map(TensorView::dtype) {
@@ -157,7 +162,7 @@ impl Opened<'_> {
             (None, Source::View(view)) => {
                 // A row of the matrix is one or more of the rows the view counts.
                 let (_, length) = view.rows();
-                let per_row = if length == 0 { 0 } else { columns / length };
+                let per_row = columns.checked_div(length).unwrap_or(0);
                 view.read_rows(rows.start * per_row..rows.end * per_row, out)?;
             }
             (None, Source::Packed(_)) => unreachable!("a packed array is opened by decoding it"),

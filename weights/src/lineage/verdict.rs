@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    Arrangement, Blocks, Change, Group, Lone, Mask, Rounding, Scaled, Side, Size, TensorDiff,
+    Arrangement, Blocks, Change, Grid, Group, Lone, Mask, Rounding, Scaled, Side, Size, TensorDiff,
     matching::{Key, Matched},
 };
 
@@ -81,20 +81,28 @@ impl Mask {
     }
 }
 
-/// `4-bit group-64 symmetric`.
+impl Grid {
+    /// `4-bit group-64 symmetric`.
+    fn words(&self) -> String {
+        let group = match self.group {
+            Group::Tensor => "per-tensor".into(),
+            Group::Row => "per-row".into(),
+            Group::Columns(size) => format!("group-{size}"),
+        };
+        let kind = match (self.offset, self.symmetric) {
+            (true, _) => "affine",
+            (false, true) => "symmetric",
+            (false, false) => "asymmetric",
+        };
+        format!("{}-bit {group} {kind}", self.bits)
+    }
+}
+
 fn grid_words(change: &Change) -> Option<String> {
-    let Change::Quantised { grid, .. } = change else { return None };
-    let group = match grid.group {
-        Group::Tensor => "per-tensor".into(),
-        Group::Row => "per-row".into(),
-        Group::Columns(size) => format!("group-{size}"),
-    };
-    let kind = match (grid.offset, grid.symmetric) {
-        (true, _) => "with offset",
-        (false, true) => "symmetric",
-        (false, false) => "asymmetric",
-    };
-    Some(format!("{}-bit {group} {kind}", grid.bits))
+    match change {
+        Change::Quantised { grid, .. } => Some(grid.words()),
+        _ => None,
+    }
 }
 
 impl Change {
@@ -150,12 +158,14 @@ impl Change {
                 let kept = if *kept_equal { "the rest equal" } else { "the rest changed" };
                 format!("{}pruned ({}), {kept}", of(*copy), mask.phrase())
             }
-            Self::Quantised { copy, grid, pruned } => {
+            Self::Quantised { copy, grid, pruned, origin } => {
                 let words = grid_words(self).unwrap_or_default();
                 let nearest =
                     if grid.nearest > 0.995 { "nearest".into() } else { format!("nearest {}", percent(grid.nearest)) };
                 let pruned = pruned.map(|mask| format!(", pruned ({})", mask.phrase())).unwrap_or_default();
-                format!("{}{words}, {nearest}{pruned}", of(*copy))
+                let other = if *copy == Side::A { "B" } else { "A" };
+                let origin = origin.map(|grid| format!("; {other} is on a grid too, {}", grid.words()));
+                format!("{}{words}, {nearest}{pruned}{}", of(*copy), origin.unwrap_or_default())
             }
             Self::Rows { changed, of, .. } => format!("{changed} of {} changed", count(*of, "row")),
             Self::LowRank { spectrum } => {
@@ -287,7 +297,7 @@ fn structure(tensors: &[TensorDiff], blocks: &[Blocks], missing: &[Lone], added:
     let missing = outside(missing, &|stack, block| stack.removed.contains(&block));
     let added = outside(added, &|stack, block| stack.added.contains(&block));
     if missing > 0 {
-        phrases.push(format!("without {}", count(missing, "other tensor").replace("other tensor", "tensor")));
+        phrases.push(format!("without {}", count(missing, "tensor")));
     }
     if added > 0 {
         phrases.push(format!("with {}", count(added, "new tensor")));
@@ -340,10 +350,17 @@ pub(super) fn of(
             .collect();
         let rest = if others.is_empty() { String::new() } else { format!(", {}", list(&others)) };
         if weight("reshaped") > 0.5 * strangers || missing.len() + added.len() > total {
-            let sentence = format!(
-                "different architectures: {} of A's {} and B's {} tensors have a partner, {unrelated} of them unrelated{rest}",
-                total, a.tensors, b.tensors
-            );
+            let reshaped = by_kind.get("reshaped").map_or(0, Vec::len);
+            let sentence = if reshaped == total {
+                let names = count(total, "name");
+                format!("different architectures (0 tensors in common; {names} on both sides stand for other shapes)")
+            } else {
+                format!(
+                    "different architectures: {total} of A's {} and B's {} tensors have a partner, {unrelated} of them \
+                     unrelated{rest}",
+                    a.tensors, b.tensors
+                )
+            };
             return Verdict { verdict: "different", sentence };
         }
         let same = if missing.is_empty() && added.is_empty() && blocks.iter().all(|stack| stack.a == stack.b) {

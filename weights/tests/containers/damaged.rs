@@ -6,7 +6,7 @@ use scruple_weights::{Checkpoint, Shard, format};
 
 use crate::{
     oracle::fixtures,
-    zip::{Entry, archive, torch},
+    zip::{Entry, archive, torch, zip64},
 };
 
 fn read(name: &str, bytes: Vec<u8>) -> Result<format::Contents, String> {
@@ -58,7 +58,7 @@ fn a_changed_byte_anywhere_does_no_harm() {
             for _ in 0..=seed % 3 {
                 seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let at = (seed >> 4) as usize % changed.len();
-                changed[at] = if seed % 4 == 0 { 0xff } else { changed[at] ^ 1 << (seed % 8) };
+                changed[at] = if seed.is_multiple_of(4) { 0xff } else { changed[at] ^ 1 << (seed % 8) };
             }
             if let Ok(contents) = read(&name, changed) {
                 for tensor in contents.tensors {
@@ -148,6 +148,26 @@ fn archives_that_deceive_are_refused() {
     let at = order.windows(6).position(|window| window == b"little").unwrap();
     order[at..at + 6].copy_from_slice(b"big   ");
     refuses("x.pt", order, &["big-endian", "save it again"]);
+}
+
+#[test]
+fn archives_with_64_bit_numbers_are_read() {
+    // {"w": tensor of 4 floats}
+    let program = b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQK\0K\x04\x85K\x01\x85\x89}tRs.";
+    let small = torch(program, &[7; 16]);
+    let large = zip64(&small);
+    for bytes in [small, large.clone()] {
+        let tensors = read("x.pt", bytes).unwrap().tensors;
+        assert_eq!((tensors[0].name(), tensors[0].shape(), tensors[0].bytes()), ("w", &[4][..], &[7; 16][..]));
+    }
+    let record = large.len() - 22 - 20 - 56;
+    for (at, words) in
+        [(record, "no zip64 record"), (record + 24 + 8 + 7, "entries"), (record + 48 + 7, "do not lie in the file")]
+    {
+        let mut changed = large.clone();
+        changed[at] = 0x70;
+        refuses("x.pt", changed, &[words]);
+    }
 }
 
 /// A `.npy` of this header and data.

@@ -47,3 +47,32 @@ pub fn torch(program: &[u8], storage: &[u8]) -> Vec<u8> {
         Entry { name: "x/data/0", bytes: storage },
     ])
 }
+
+/// The archive `small` with its numbers where those of archives beyond 4 GiB stand: in fields and records of 64 bits.
+pub fn zip64(small: &[u8]) -> Vec<u8> {
+    let number = |at: usize| u32::from_le_bytes(small[at..at + 4].try_into().unwrap());
+    let short = |at: usize| u16::from_le_bytes(small[at..at + 2].try_into().unwrap());
+    let end = small.len() - 22;
+    let start = number(end + 16) as usize;
+    let (mut file, mut at) = (small[..start].to_vec(), start);
+    while at < end {
+        let name = usize::from(short(at + 28));
+        let mut header = small[at..at + 46 + name].to_vec();
+        let mut extra = vec![1, 0, 24, 0];
+        for field in [24, 20, 42] {
+            extra.extend(u64::from(number(at + field)).to_le_bytes());
+            header[field..field + 4].fill(0xff);
+        }
+        header[30] = extra.len() as u8;
+        file.extend([header, extra].concat());
+        at += 46 + name;
+    }
+    let (record, directory, count) = (file.len() as u64, file.len() - start, u64::from(short(end + 10)));
+    file.extend([&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[45, 0, 45, 0], &[0; 8]].concat());
+    for number in [count, count, directory as u64, start as u64] {
+        file.extend(number.to_le_bytes());
+    }
+    file.extend([&b"PK\x06\x07\0\0\0\0"[..], &record.to_le_bytes(), &[1, 0, 0, 0]].concat());
+    file.extend([&b"PK\x05\x06\0\0\0\0"[..], &[0xff; 12], &[0; 2]].concat());
+    file
+}

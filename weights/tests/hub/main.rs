@@ -38,6 +38,7 @@ impl Place {
                 longest_wait: Duration::from_millis(1500),
             },
             silence: Duration::from_millis(2000),
+            roots: None,
             proxy: false,
         }
     }
@@ -98,6 +99,7 @@ struct Listener {
     begun: Option<(usize, u64)>,
     steps: Vec<u64>,
     warnings: Vec<String>,
+    waits: Vec<(String, Duration)>,
 }
 
 impl Watch for Listener {
@@ -107,6 +109,10 @@ impl Watch for Listener {
 
     fn at(&mut self, bytes: u64, _: &str) {
         self.steps.push(bytes);
+    }
+
+    fn waits(&mut self, why: &str, wait: Duration) {
+        self.waits.push((why.to_string(), wait));
     }
 
     fn warn(&mut self, what: &str) {

@@ -1,6 +1,6 @@
 //! Connections that break, servers that misbehave, and what is kept of it.
 
-use std::{fs, time::Instant};
+use std::fs;
 
 use scruple_weights::{
     Error, HubFault,
@@ -178,9 +178,11 @@ fn a_busy_hub_is_asked_again_as_it_wishes() {
         _ => reply,
     });
     let place = Place::new();
-    let begun = Instant::now();
-    fetch(place.settings(&server.address()), "org/tiny").unwrap();
-    assert!(begun.elapsed().as_millis() >= 1000);
+    let mut heard = Listener::default();
+    Hub::new(place.settings(&server.address())).fetch(&model("org/tiny"), &Want::Model, &mut heard).unwrap();
+    let waits: Vec<u128> = heard.waits.iter().map(|(_, wait)| wait.as_millis()).collect();
+    assert_eq!(waits[..3], [1, 1000, 1], "twice as long each time, or as long as is asked for: {:?}", heard.waits);
+    assert!(heard.waits[1].0.ends_with("status 429"), "{:?}", heard.waits);
 
     // There is an end to it, and to how long is waited.
     let server = Server::with(Repo::tiny(), |_, _| Reply::status(502));

@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{
-    Place, bytes, contents,
-    pickle::{self, Value},
-};
+use super::{Place, bytes, contents, pickle, value::Value};
 use crate::{Error, Result, Shard, format::Contents, format::shown};
 
 /// The number that the first pickle returns, as bytes.
@@ -22,7 +19,7 @@ pub(super) fn read(shard: &Shard) -> Result<Contents> {
     let file = shard.bytes();
     let refuse = |what: String| Error::file(shard.path(), what);
     if !recognise(file) {
-        return Err(refuse("expected a file that `torch.save` wrote, found another".into()));
+        return Err(refuse("expected a PyTorch checkpoint (a zip archive with `data.pkl`, or the older pickle of `torch.save`), found another file: truncated, damaged or not a checkpoint; fetch it again".into()));
     }
     let mut at = 0;
     let mut next = |what: &str| {

@@ -18,11 +18,14 @@ use std::collections::HashMap;
 use super::{Contents, Metadata, elements, gather, row_strides, shown, zip::Archive};
 use crate::{Dtype, Error, Result, Shard, TensorView, error::Problems};
 
+mod callable;
+mod calls;
 mod legacy;
 mod names;
 mod pickle;
+mod value;
 
-use pickle::{Built, Storage, Tensor, Value};
+use value::{Built, Node, Storage, Tensor, Value};
 
 /// Where the bytes of a storage lie.
 #[derive(Debug, Clone)]
@@ -166,7 +169,7 @@ fn view(
     budget: &mut usize,
 ) -> Result<TensorView> {
     let refuse = |what: String| Error::tensor(shard.path(), name, what);
-    let Some(pickle::Node::Storage(storage)) = built.node(Value::Node(tensor.storage)) else {
+    let Some(Node::Storage(storage)) = built.node(Value::Node(tensor.storage)) else {
         return Err(refuse("has no storage: the file is damaged".into()));
     };
     let stored = tensor.dtype.name();

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::pickle::{Built, Node, Tensor, Value};
+use super::value::{Built, Node, Tensor, Value};
 use crate::format::{Metadata, shown};
 
 /// Containers within containers, at most.

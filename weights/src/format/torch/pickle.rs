@@ -9,255 +9,16 @@
 //! values by number (so sharing costs nothing, and a value that holds itself is no loop), and both program and number of
 //! values have an end. Instruction set: the comments of Python's `pickletools`.
 
-use super::super::shown;
+use super::{
+    callable::Callable,
+    value::{Built, MAX_TEXT, Node, Span, Value, text},
+};
+use crate::format::shown;
 
 /// Longer programs are refused. Real ones describe a tensor in about 150 bytes.
 pub(super) const MAX_PROGRAM: usize = 256 << 20;
 /// More values are refused.
 const MAX_VALUES: usize = 1 << 22;
-
-/// Longer texts are no names, and are not looked at: text is compared and hashed each time it is met.
-const MAX_TEXT: u64 = 2048;
-
-/// A part of the program's text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    start: u32,
-    len: u32,
-}
-
-/// One value. Small, so that the stack is one array; what has parts lies among the machine's nodes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Text(Span),
-    /// Bytes, integers beyond 64 bits, and other data no tensor is made of.
-    Inert,
-    Callable(Callable),
-    Node(u32),
-}
-
-/// What has parts.
-#[derive(Debug)]
-pub(super) enum Node {
-    Tuple(Vec<Value>),
-    List(Vec<Value>),
-    Dict(Vec<(Value, Value)>),
-    /// An object of a class that is only walked through: its state, once it was set.
-    Object(Option<Value>),
-    Storage(Storage),
-    Tensor(Tensor),
-}
-
-/// Bytes that tensors are views of, by the key under which the file holds them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Storage {
-    /// The key, text of the program.
-    pub key: Span,
-    /// `None` for a storage of plain bytes.
-    pub dtype: Option<StoredType>,
-    /// Elements (or bytes, of an untyped storage).
-    pub len: u64,
-}
-
-/// A view of a storage: offset, sizes and strides in elements. Storage, sizes and strides are numbers of nodes, so that
-/// a node stays small.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Tensor {
-    pub storage: u32,
-    pub dtype: StoredType,
-    pub offset: u64,
-    pub size: u32,
-    pub strides: u32,
-}
-
-/// A torch element type: its place in [`TYPES`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StoredType(u8);
-
-impl StoredType {
-    /// The type torch calls `name`.
-    fn find(name: &str) -> Option<Self> {
-        TYPES.iter().position(|known| *known == name).map(|at| Self(at as u8))
-    }
-
-    /// What torch calls it.
-    pub fn name(self) -> &'static str {
-        TYPES[usize::from(self.0)]
-    }
-}
-
-/// The callables that the machine stands in for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Callable {
-    /// `_rebuild_tensor`, `_rebuild_tensor_v2`: (storage, offset, size, strides, …).
-    Tensor,
-    /// `_rebuild_tensor_v3`: the same with the element type as seventh argument.
-    TypedTensor,
-    /// `_rebuild_parameter…`: the tensor is the first argument.
-    First,
-    /// `_rebuild_from_type_v2`: (callable, class, arguments, state).
-    FromType,
-    /// `OrderedDict` and other dictionaries.
-    Dict,
-    /// Lists of integers and the like in TorchScript, `torch.Size`, sets: the first argument as it is.
-    Sequence,
-    /// A storage class.
-    Storage(StoredType),
-    UntypedStorage,
-    /// An element type such as `torch.float16`.
-    Type(StoredType),
-    /// A class whose objects are only walked through.
-    Class,
-    /// A class that only stands as an argument.
-    Inert,
-}
-
-/// The storage classes and their element types, by torch's names.
-const STORAGES: [(&str, &str); 12] = [
-    ("DoubleStorage", "float64"),
-    ("FloatStorage", "float32"),
-    ("HalfStorage", "float16"),
-    ("BFloat16Storage", "bfloat16"),
-    ("LongStorage", "int64"),
-    ("IntStorage", "int32"),
-    ("ShortStorage", "int16"),
-    ("CharStorage", "int8"),
-    ("ByteStorage", "uint8"),
-    ("BoolStorage", "bool"),
-    ("ComplexFloatStorage", "complex64"),
-    ("ComplexDoubleStorage", "complex128"),
-];
-
-/// The element types, by torch's names.
-const TYPES: [&str; 22] = [
-    "float64",
-    "float32",
-    "float16",
-    "bfloat16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint64",
-    "uint32",
-    "uint16",
-    "uint8",
-    "bool",
-    "complex64",
-    "complex128",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "float8_e4m3fnuz",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-    "float4_e2m1fn_x2",
-    "complex32",
-];
-
-impl Callable {
-    /// The callable `module.name`, if the machine stands in for it. This list is all there is.
-    fn find(module: &str, name: &str) -> Option<Self> {
-        Some(match (module, name) {
-            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Self::Tensor,
-            ("torch._utils", "_rebuild_tensor_v3") => Self::TypedTensor,
-            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Self::First,
-            ("torch._tensor", "_rebuild_from_type_v2") => Self::FromType,
-            ("collections", "OrderedDict" | "defaultdict" | "Counter") => Self::Dict,
-            ("builtins" | "__builtin__", "dict") => Self::Dict,
-            ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => Self::Sequence,
-            ("builtins" | "__builtin__", "int" | "float" | "bool" | "str" | "complex" | "bytearray" | "slice") => {
-                Self::Inert
-            }
-            // How Python 3 writes bytes into a pickle that Python 2 can read.
-            ("_codecs", "encode") => Self::Inert,
-            ("argparse", "Namespace") | ("types", "SimpleNamespace") => Self::Class,
-            ("torch", "Size") => Self::Sequence,
-            ("torch", "device" | "Tensor") => Self::Inert,
-            ("torch.nn.parameter" | "torch.nn", "Parameter" | "Buffer") => Self::Inert,
-            ("torch.serialization", "_get_layout") => Self::Inert,
-            (
-                "torch.jit._pickle",
-                "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist" | "restore_type_tag",
-            ) => Self::Sequence,
-            ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => Self::UntypedStorage,
-            ("torch" | "torch.cuda" | "torch.storage", storage) if storage.ends_with("Storage") => {
-                let (_, dtype) = STORAGES.iter().find(|(class, _)| *class == storage)?;
-                Self::Storage(StoredType::find(dtype)?)
-            }
-            ("torch", dtype) => Self::Type(StoredType::find(dtype)?),
-            // Classes that TorchScript compiled: the file holds their code, and only their attributes are looked at.
-            (module, _) if module == "__torch__" || module.starts_with("__torch__.") => Self::Class,
-            _ => return None,
-        })
-    }
-}
-
-/// What a program built.
-#[derive(Debug)]
-pub(super) struct Built<'a> {
-    program: &'a [u8],
-    nodes: Vec<Node>,
-    /// What the program returned.
-    pub result: Value,
-    /// Where it ended.
-    pub end: usize,
-}
-
-impl<'a> Built<'a> {
-    /// The parts of a node.
-    pub fn node(&self, value: Value) -> Option<&Node> {
-        match value {
-            Value::Node(index) => self.nodes.get(index as usize),
-            _ => None,
-        }
-    }
-
-    /// Every storage that the program names.
-    pub fn storages(&self) -> impl Iterator<Item = Storage> {
-        self.nodes.iter().filter_map(|node| match node {
-            Node::Storage(storage) => Some(*storage),
-            _ => None,
-        })
-    }
-
-    /// A piece of text.
-    pub fn text(&self, span: Span) -> &'a str {
-        text(self.program, span)
-    }
-
-    /// `value` as text.
-    pub fn as_text(&self, value: Value) -> Option<&'a str> {
-        match value {
-            Value::Text(span) => Some(self.text(span)),
-            _ => None,
-        }
-    }
-
-    /// The items of a tuple or list.
-    pub fn items(&self, value: Value) -> Option<&[Value]> {
-        match self.node(value)? {
-            Node::Tuple(items) | Node::List(items) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// The pairs of a dictionary.
-    pub fn pairs(&self, value: Value) -> Option<&[(Value, Value)]> {
-        match self.node(value)? {
-            Node::Dict(pairs) => Some(pairs),
-            _ => None,
-        }
-    }
-}
-
-fn text(program: &[u8], Span { start, len }: Span) -> &str {
-    let bytes = &program[start as usize..(start + len) as usize];
-    std::str::from_utf8(bytes).unwrap_or_default() // checked when the span was made
-}
 
 /// Runs the program at the start of `bytes` up to its `STOP`.
 ///
@@ -279,16 +40,17 @@ pub(super) fn run(bytes: &[u8]) -> Result<Built<'_>, String> {
     Ok(Built { program, nodes, result, end })
 }
 
-struct Machine<'a> {
-    program: &'a [u8],
-    at: usize,
+/// The state of a program that runs.
+pub(super) struct Machine<'a> {
+    pub(super) program: &'a [u8],
+    pub(super) at: usize,
     stack: Vec<Value>,
     /// Heights of the stack at which a `MARK` stands.
     marks: Vec<usize>,
     memo: Vec<Option<Value>>,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     /// Values copied from one container to another.
-    copied: usize,
+    pub(super) copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -336,7 +98,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn make(&mut self, node: Node) -> Result<Value, String> {
+    pub(super) fn make(&mut self, node: Node) -> Result<Value, String> {
         if self.nodes.len() >= MAX_VALUES {
             return Err(format!("the pickle makes more than {MAX_VALUES} values: it is no checkpoint"));
         }
@@ -614,7 +376,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn refused(&self, opcode: &str, at: usize) -> String {
+    pub(super) fn refused(&self, opcode: &str, at: usize) -> String {
         format!(
             "the pickle uses the instruction {opcode} at byte {at}, which no tensor needs, so it is refused; save the tensors as safetensors where the file was made"
         )
@@ -715,145 +477,13 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn items(&self, value: Value) -> Option<&[Value]> {
+    pub(super) fn items(&self, value: Value) -> Option<&[Value]> {
         match value {
             Value::Node(index) => match &self.nodes[index as usize] {
                 Node::Tuple(items) | Node::List(items) => Some(items),
                 _ => None,
             },
             _ => None,
-        }
-    }
-
-    /// What stands for the result of `callable(*arguments)`.
-    fn call(&mut self, callable: Value, arguments: Value, at: usize) -> Result<Value, String> {
-        let fault = |what: &str| format!("the pickle {what} at byte {at}: damaged or not written by torch");
-        let Value::Callable(callable) = callable else { return Err(fault("calls something that is no callable")) };
-        let Some(items) = self.items(arguments) else { return Err(fault("calls with arguments that are no tuple")) };
-        let first = items.first().copied();
-        match callable {
-            Callable::Tensor | Callable::TypedTensor => {
-                let typed = callable == Callable::TypedTensor;
-                let tensor = self.tensor(items, typed).ok_or_else(|| {
-                    fault("rebuilds a tensor from other parts than a storage, offset, size and strides")
-                })??;
-                self.make(Node::Tensor(tensor))
-            }
-            Callable::First => first.ok_or_else(|| fault("rebuilds a parameter from nothing")),
-            Callable::FromType => {
-                let &[inner, _, arguments, ..] = items else {
-                    return Err(fault("rebuilds a tensor from too few parts"));
-                };
-                match inner {
-                    Value::Callable(Callable::FromType) => Err(fault("rebuilds a tensor by rebuilding")),
-                    _ => self.call(inner, arguments, at),
-                }
-            }
-            Callable::Dict => {
-                // OrderedDict([[key, value], …]) of Python 2, Counter({…}), defaultdict(factory).
-                let mut pairs = Vec::new();
-                if let Some(Value::Node(index)) = first {
-                    self.budget(index)?;
-                    match &self.nodes[index as usize] {
-                        Node::Dict(given) => pairs.clone_from(given),
-                        Node::List(given) | Node::Tuple(given) => {
-                            for &pair in given {
-                                match self.items(pair) {
-                                    Some(&[key, value]) => pairs.push((key, value)),
-                                    _ => return Err(fault("makes a dictionary from something that is no pair")),
-                                }
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-                self.make(Node::Dict(pairs))
-            }
-            Callable::Sequence => match first {
-                Some(value) => Ok(value),
-                None => self.make(Node::List(Vec::new())),
-            },
-            Callable::Class => self.make(Node::Object(None)),
-            Callable::Inert => Ok(Value::Inert),
-            Callable::Storage(_) | Callable::UntypedStorage | Callable::Type(_) => {
-                Err(fault("calls a storage class or element type"))
-            }
-        }
-    }
-
-    /// A copy of node `index` is about to be made. All copies together may be as long as what was read of the program:
-    /// a program that copies one long list again and again is not a checkpoint.
-    fn budget(&mut self, index: u32) -> Result<(), String> {
-        self.copied += match &self.nodes[index as usize] {
-            Node::Dict(pairs) => pairs.len(),
-            Node::List(items) | Node::Tuple(items) => items.len(),
-            _ => 0,
-        };
-        if self.copied > self.at {
-            return Err("the pickle copies more than it holds: damaged or made to deceive".into());
-        }
-        Ok(())
-    }
-
-    fn tensor(&self, items: &[Value], typed: bool) -> Option<Result<Tensor, String>> {
-        let &[storage, Value::Int(offset), size, strides, ..] = items else { return None };
-        let Value::Node(index) = storage else { return None };
-        let Node::Storage(storage) = self.nodes[index as usize] else { return None };
-        let bytes = StoredType::find("uint8")?;
-        let dtype = match (typed, items.get(6)) {
-            (true, Some(Value::Callable(Callable::Type(dtype)))) => *dtype,
-            (true, _) => return None,
-            (false, _) => storage.dtype.unwrap_or(bytes),
-        };
-        // The last argument of newer files may say that the values are to be conjugated or negated.
-        if let Some(Value::Node(metadata)) = items.get(if typed { 7 } else { 6 })
-            && let Node::Dict(pairs) = &self.nodes[*metadata as usize]
-            && !pairs.is_empty()
-        {
-            return Some(Err("the pickle holds a tensor whose values are marked as conjugated or negated, which is not read; save it after `resolve_conj().resolve_neg()`".into()));
-        }
-        let (Some(_), Some(_)) = (self.items(size), self.items(strides)) else { return None };
-        let (Value::Node(size), Value::Node(strides)) = (size, strides) else { return None };
-        Some(Ok(Tensor { storage: index, dtype, offset: u64::try_from(offset).ok()?, size, strides }))
-    }
-
-    /// What a persistent id stands for: always a storage.
-    fn persistent(&mut self, id: Value, at: usize) -> Result<Value, String> {
-        let storage = self.items(id).and_then(|items| {
-            let &[Value::Text(kind), class, Value::Text(key), _, Value::Int(len), ..] = items else { return None };
-            let dtype = match class {
-                Value::Callable(Callable::Storage(dtype)) => Some(dtype),
-                Value::Callable(Callable::UntypedStorage) => None,
-                _ => return None,
-            };
-            // Old files may say that the storage is a part of another.
-            let whole = items.get(5).is_none_or(|view| *view == Value::None);
-            (text(self.program, kind) == "storage" && whole).then_some(Storage {
-                key,
-                dtype,
-                len: u64::try_from(len).ok()?,
-            })
-        });
-        match storage {
-            Some(storage) => self.make(Node::Storage(storage)),
-            None => Err(format!(
-                "the pickle has a persistent id at byte {at} that is no whole storage of torch, so it is refused"
-            )),
-        }
-    }
-
-    fn build(&mut self, object: Value, state: Value, at: usize) -> Result<(), String> {
-        match object {
-            Value::Node(index) => match &mut self.nodes[index as usize] {
-                Node::Object(place) => {
-                    *place = Some(state);
-                    Ok(())
-                }
-                // An OrderedDict with attributes, such as the `_metadata` of a state_dict.
-                Node::Dict(_) => Ok(()),
-                _ => Err(self.refused("BUILD", at)),
-            },
-            _ => Err(self.refused("BUILD", at)),
         }
     }
 }

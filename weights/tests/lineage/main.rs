@@ -1,0 +1,5 @@
+//! What was planted between two models is found, with its parameters; and nothing is found in noise.
+
+mod kinds;
+mod models;
+mod support;
