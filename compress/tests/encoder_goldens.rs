@@ -278,7 +278,7 @@ fn what_cannot_run_is_refused_in_one_sentence() {
         ("bert", json!({ "position_embedding_type": "relative_key" }), "\"relative_key\" is not supported"),
         ("bert", json!({ "num_hidden_layers": 3 }), "`encoder.layer.2."),
         ("bert", json!({ "vocab_size": 45 }), "shape [44, 24], expected [45, 24]"),
-        ("bert", json!({ "hidden_act": "sine" }), "`hidden_act` should be one of gelu"),
+        ("bert", json!({ "hidden_act": "sine" }), "`hidden_act` should be \"gelu\", \"gelu_new\""),
         ("mpnet", json!({ "relative_attention_num_buckets": 16 }), "should be 32"),
         ("roberta", json!({ "pad_token_id": -1 }), "`pad_token_id` should be a token id, found -1"),
     ] {

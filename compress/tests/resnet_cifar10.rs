@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use scruple_compress::{
     data::cifar::{CHANNELS, Cifar10, SIDE},
-    model::{ResNet, settings::argmax, vit::Images},
+    model::{ResNet, labels::argmax, vit::Images},
 };
 use scruple_weights::Checkpoint;
 

@@ -146,7 +146,7 @@ fn what_cannot_run_is_refused_in_one_sentence() {
     for (name, change, part) in [
         ("vit", json!({ "model_type": "swin" }), "`swin` is not a vision transformer that runs here"),
         ("vit", json!({ "patch_size": 13 }), "`image_size` (12, 12) is smaller than `patch_size` (13, 13)"),
-        ("vit", json!({ "patch_size": [4, 4, 4] }), "`patch_size` should be a size or a list of two"),
+        ("vit", json!({ "patch_size": [4, 4, 4] }), "`patch_size` should be a size from 1 to 65536, or a list of two"),
         ("vit", json!({ "image_size": 16 }), "shape [1, 10, 24], expected [1, 17, 24]"),
         ("dinov2", json!({ "mlp_ratio": 1e30 }), "`mlp_ratio` makes an MLP of width 24000"),
         ("dinov2", json!({ "use_swiglu_ffn": true }), "mlp.weights_in"),

@@ -9,7 +9,7 @@ use scruple_compress::{
     model::{
         any::{AnyModel, Kind},
         encoder::SentenceEncoder,
-        settings::{Labels, Scores, argmax},
+        labels::{Labels, Scores, argmax},
         vit::{Images, pixel_statistics},
     },
 };

@@ -193,11 +193,11 @@ mod tests {
             (json!({ "model_type": null }), "config.json: `model_type` is missing, so the model family is unknown"),
             (
                 json!({ "hidden_size": null }),
-                "config.json: `hidden_size` is missing; a decoder cannot be built without it",
+                "config.json: `hidden_size` is missing; the model cannot be built without it",
             ),
             (
                 json!({ "vocab_size": null }),
-                "config.json: `vocab_size` is missing; a decoder cannot be built without it",
+                "config.json: `vocab_size` is missing; the model cannot be built without it",
             ),
             (
                 json!({ "num_hidden_layers": -1 }),

@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         match self.get(key) {
             None => class()
                 .or(default)
-                .ok_or_else(|| self.refuse(format!("`{key}` is missing; a decoder cannot be built without it"))),
+                .ok_or_else(|| self.refuse(format!("`{key}` is missing; the model cannot be built without it"))),
             Some(value) => match value.as_u64() {
                 Some(n) if n > 0 && n <= 1 << 32 => Ok(n as usize),
                 _ => Err(self.complain(key, "a positive whole number", value)),
@@ -75,6 +75,30 @@ impl<'a> Fields<'a> {
                 _ => Err(self.complain(key, "a positive number", value)),
             },
         }
+    }
+
+    /// A number that is not negative.
+    pub fn number_from_zero(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => match value.as_f64() {
+                Some(x) if x.is_finite() && x >= 0.0 => Ok(x),
+                _ => Err(self.complain(key, "a number that is not negative", value)),
+            },
+        }
+    }
+
+    /// (height, width): one number for both, or a list of the two.
+    pub fn size(&self, key: &str, default: usize) -> Result<(usize, usize)> {
+        const LARGEST: u64 = 1 << 16;
+        let side = |value: &Value| value.as_u64().filter(|side| (1..=LARGEST).contains(side)).map(|side| side as usize);
+        let Some(value) = self.get(key) else { return Ok((default, default)) };
+        let size = match value.as_array().map(Vec::as_slice) {
+            None => side(value).map(|side| (side, side)),
+            Some([height, width]) => side(height).zip(side(width)),
+            Some(_) => None,
+        };
+        size.ok_or_else(|| self.complain(key, &format!("a size from 1 to {LARGEST}, or a list of two"), value))
     }
 
     /// A positive number, missing only where there is a default.
@@ -131,6 +155,12 @@ impl<'a> Fields<'a> {
         known.ok_or_else(|| self.complain(key, &quoted(allowed), &Value::from(name)))
     }
 
+    /// The name of any activation.
+    pub fn any_activation(&self, key: &str, default: &str) -> Result<Activation> {
+        let names: Vec<&str> = Activation::NAMES.iter().map(|(name, _)| *name).collect();
+        self.activation(key, default, &names)
+    }
+
     /// `layer_types` as whether each of `n_blocks` blocks slides; `None` where there is no such list.
     pub fn sliding_blocks(&self, n_blocks: usize) -> Result<Option<Vec<bool>>> {
         let Some(value) = self.get("layer_types") else { return Ok(None) };
@@ -157,5 +187,36 @@ fn quoted(names: &[&str]) -> String {
         Some((last, [])) => last.clone(),
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
         None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn complaints_name_file_key_expected_and_found() {
+        let object = json!({ "a": -1, "b": "maybe", "c": "gelu_10", "d": [1, 2, 3], "e": 0, "f": 1e30 });
+        let fields = Fields::new(Path::new("m/config.json"), &object);
+        for (message, parts) in [
+            (fields.count_or("a", None).unwrap_err(), ["`a`", "whole number", "-1"]),
+            (fields.count_or("e", Some(3)).unwrap_err(), ["`e`", "whole number", "0"]),
+            (fields.count_or("f", None).unwrap_err(), ["`f`", "whole number", "1e+30"]),
+            (fields.count_or("z", None).unwrap_err(), ["`z`", "missing", "m/config.json"]),
+            (fields.flag_or("b", true).unwrap_err(), ["`b`", "true or false", "maybe"]),
+            (fields.number_from_zero("a", 1.0).unwrap_err(), ["`a`", "not negative", "-1"]),
+            (fields.any_activation("c", "relu").unwrap_err(), ["`c`", "quick_gelu", "gelu_10"]),
+            (fields.size("d", 1).unwrap_err(), ["`d`", "list of two", "[1,2,3]"]),
+            (fields.size("e", 1).unwrap_err(), ["`e`", "from 1 to 65536", "0"]),
+        ] {
+            let message = message.to_string();
+            assert!(message.starts_with("m/config.json: "), "{message}");
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        assert_eq!(fields.size("z", 7).unwrap(), (7, 7));
+        assert_eq!(fields.any_activation("z", "relu").unwrap(), Activation::Relu);
+        assert_eq!(fields.number_from_zero("e", 1.0).unwrap(), 0.0);
     }
 }

@@ -14,7 +14,7 @@ pub mod linear;
 
 pub mod norm;
 
-pub mod settings;
+pub mod labels;
 
 mod self_attention;
 

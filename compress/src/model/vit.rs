@@ -8,10 +8,11 @@ use candle_core::Tensor;
 use scruple_weights::Checkpoint;
 
 use super::{
+    fields::Fields,
+    labels::Labels,
     linear::{self, DenseLinear, Linear, expect_shape},
     norm::{LayerNorm, vector},
     self_attention::{Mlp, SelfAttention, sum},
-    settings::{Labels, Settings},
 };
 use crate::{
     Error, Result,
@@ -111,28 +112,28 @@ impl VitConfig {
     /// A `model_type` that is no vision transformer, a missing or impossible field.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let file = checkpoint.dir().join("config.json");
-        let settings = Settings { file: &file, object: checkpoint.config()? };
-        let model_type = settings.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let fields = Fields::new(&file, checkpoint.config()?);
+        let model_type = fields.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
         let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
             let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
-            settings.refuse(format!(
+            fields.refuse(format!(
                 "model type `{model_type}` is not a vision transformer that runs here; those that run are {}",
                 known.join(", ")
             ))
         })?;
         let (hidden_size, n_heads) =
-            (settings.count("hidden_size", Some(768))?, settings.count("num_attention_heads", Some(12))?);
+            (fields.count_or("hidden_size", Some(768))?, fields.count_or("num_attention_heads", Some(12))?);
         if hidden_size % n_heads != 0 {
             let what = format!("`hidden_size` {hidden_size} is not a multiple of `num_attention_heads` {n_heads}");
-            return Err(settings.refuse(what));
+            return Err(fields.refuse(what));
         }
-        let gated = family.dinov2 && settings.flag("use_swiglu_ffn", false)?;
+        let gated = family.dinov2 && fields.flag_or("use_swiglu_ffn", false)?;
         let intermediate_size = match family.dinov2 {
-            false => settings.count("intermediate_size", Some(3072))?,
+            false => fields.count_or("intermediate_size", Some(3072))?,
             true => {
-                let wide = hidden_size as f64 * settings.number("mlp_ratio", 4.0)?;
+                let wide = hidden_size as f64 * fields.number_from_zero("mlp_ratio", 4.0)?;
                 if !(1.0..=f64::from(1 << 24)).contains(&wide) {
-                    return Err(settings.refuse(format!("`mlp_ratio` makes an MLP of width {wide}")));
+                    return Err(fields.refuse(format!("`mlp_ratio` makes an MLP of width {wide}")));
                 }
                 // Two thirds, so that three matrices weigh as much as two; then a multiple of eight.
                 let wide = wide as usize;
@@ -140,10 +141,10 @@ impl VitConfig {
             }
         };
         let (image_size, patch_size) =
-            (settings.size("image_size", 224)?, settings.size("patch_size", family.default_patch)?);
+            (fields.size("image_size", 224)?, fields.size("patch_size", family.default_patch)?);
         if image_size.0 < patch_size.0 || image_size.1 < patch_size.1 {
             return Err(
-                settings.refuse(format!("`image_size` {image_size:?} is smaller than `patch_size` {patch_size:?}"))
+                fields.refuse(format!("`image_size` {image_size:?} is smaller than `patch_size` {patch_size:?}"))
             );
         }
         Ok(Self {
@@ -151,18 +152,18 @@ impl VitConfig {
             hidden_size,
             intermediate_size,
             n_heads,
-            n_blocks: settings.count("num_hidden_layers", Some(12))?,
-            channels: settings.count("num_channels", Some(3))?,
+            n_blocks: fields.count_or("num_hidden_layers", Some(12))?,
+            channels: fields.count_or("num_channels", Some(3))?,
             image_size,
             patch_size,
-            qkv_bias: settings.flag("qkv_bias", true)?,
+            qkv_bias: fields.flag_or("qkv_bias", true)?,
             gated,
             activation: match gated {
                 true => Activation::Silu,
-                false => settings.activation("hidden_act", Activation::Gelu)?,
+                false => fields.any_activation("hidden_act", "gelu")?,
             },
-            n_registers: if family.registers { settings.count("num_register_tokens", Some(4))? } else { 0 },
-            norm_eps: settings.number("layer_norm_eps", family.default_eps)? as f32,
+            n_registers: if family.registers { fields.count_or("num_register_tokens", Some(4))? } else { 0 },
+            norm_eps: fields.number_from_zero("layer_norm_eps", family.default_eps)? as f32,
         })
     }
 
@@ -253,22 +254,22 @@ pub fn pixel_statistics(checkpoint: &Checkpoint) -> Result<Option<([f32; 3], [f3
     };
     let object = serde_json::from_slice(&bytes)
         .map_err(|error| scruple_weights::Error::file(&file, format!("not valid JSON: {error}")))?;
-    let settings = Settings { file: &file, object: &object };
-    let factor = settings.number("rescale_factor", 1.0 / 255.0)?;
-    if !settings.flag("do_rescale", true)? || (factor * 255.0 - 1.0).abs() > 1e-6 {
-        return Err(settings.refuse("only pixels scaled by 1/255 are supported"));
+    let fields = Fields::new(&file, &object);
+    let factor = fields.number_from_zero("rescale_factor", 1.0 / 255.0)?;
+    if !fields.flag_or("do_rescale", true)? || (factor * 255.0 - 1.0).abs() > 1e-6 {
+        return Err(fields.refuse("only pixels scaled by 1/255 are supported"));
     }
-    if !settings.flag("do_normalize", true)? {
+    if !fields.flag_or("do_normalize", true)? {
         return Ok(Some(([0.0; 3], [1.0; 3])));
     }
     let three = |key: &str, positive: bool| -> Result<[f32; 3]> {
-        let list = settings.get(key).and_then(|value| value.as_array());
+        let list = fields.get(key).and_then(|value| value.as_array());
         let numbers: Option<Vec<f32>> =
             list.and_then(|list| list.iter().map(|x| x.as_f64().map(|x| x as f32)).collect());
         let three = numbers.and_then(|numbers| <[f32; 3]>::try_from(numbers).ok());
         three
             .filter(|three| three.iter().all(|x| x.is_finite() && (*x > 0.0 || !positive)))
-            .ok_or_else(|| settings.refuse(format!("`{key}` should be a list of three numbers")))
+            .ok_or_else(|| fields.refuse(format!("`{key}` should be a list of three numbers")))
     };
     Ok(Some((three("image_mean", false)?, three("image_std", true)?)))
 }
@@ -341,12 +342,12 @@ impl Vit {
             None => None,
             Some(weight) => {
                 let file = checkpoint.dir().join("config.json");
-                let settings = Settings { file: &file, object: checkpoint.config()? };
+                let fields = Fields::new(&file, checkpoint.config()?);
                 let classes = weight.shape().first().copied().unwrap_or(0).max(1);
                 let inputs = if family.dinov2 { 2 * hidden } else { hidden };
                 let shape = (classes, inputs, true);
                 let output = linear::load_shaped(checkpoint, "classifier", shape, quantization.as_ref())?;
-                Some((output, Labels::read(&settings, classes)?))
+                Some((output, Labels::read(&fields, classes)?))
             }
         };
         let file = checkpoint.path().to_path_buf();

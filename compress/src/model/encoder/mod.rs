@@ -15,10 +15,11 @@ pub use sentence::{Pooling, SentenceEncoder, Tokens};
 
 use super::{
     decoder::expect_ids,
+    fields::Fields,
+    labels::Labels,
     linear::{self, Linear, expect_shape},
     norm::{LayerNorm, vector},
     self_attention::{Mlp, SelfAttention, activate, sum},
-    settings::{Labels, Settings},
 };
 use crate::{
     Error, Result,
@@ -62,38 +63,36 @@ impl EncoderConfig {
     /// A `model_type` that is no encoder (the known ones are listed), a missing or impossible field.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         let file = checkpoint.dir().join("config.json");
-        let settings = Settings { file: &file, object: checkpoint.config()? };
-        let model_type = settings.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let fields = Fields::new(&file, checkpoint.config()?);
+        let model_type = fields.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
         let family = FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| {
             let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
-            settings.refuse(format!(
+            fields.refuse(format!(
                 "model type `{model_type}` is not a text encoder that runs here; those that run are {}",
                 known.join(", ")
             ))
         })?;
-        if settings.flag("is_decoder", false)? || settings.flag("add_cross_attention", false)? {
-            return Err(settings.refuse("`is_decoder` or `add_cross_attention` is set; only encoders run"));
+        if fields.flag_or("is_decoder", false)? || fields.flag_or("add_cross_attention", false)? {
+            return Err(fields.refuse("`is_decoder` or `add_cross_attention` is set; only encoders run"));
         }
-        match settings.get("position_embedding_type").map(|kind| (kind, kind.as_str())) {
+        match fields.get("position_embedding_type").map(|kind| (kind, kind.as_str())) {
             None | Some((_, Some("absolute"))) => {}
             Some((kind, _)) => {
-                return Err(
-                    settings.refuse(format!("`position_embedding_type` {kind} is not supported, only absolute"))
-                );
+                return Err(fields.refuse(format!("`position_embedding_type` {kind} is not supported, only absolute")));
             }
         }
         let Keys { hidden, intermediate, blocks, heads, activation, eps } = family.keys;
-        let (hidden_size, n_heads) = (settings.count(hidden, None)?, settings.count(heads, None)?);
+        let (hidden_size, n_heads) = (fields.count_or(hidden, None)?, fields.count_or(heads, None)?);
         if hidden_size % n_heads != 0 {
-            return Err(settings.refuse(format!("`{hidden}` {hidden_size} is not a multiple of `{heads}` {n_heads}")));
+            return Err(fields.refuse(format!("`{hidden}` {hidden_size} is not a multiple of `{heads}` {n_heads}")));
         }
-        if family.distance_bias && settings.count("relative_attention_num_buckets", Some(BUCKETS))? != BUCKETS {
-            return Err(settings.refuse(format!("`relative_attention_num_buckets` should be {BUCKETS}")));
+        if family.distance_bias && fields.count_or("relative_attention_num_buckets", Some(BUCKETS))? != BUCKETS {
+            return Err(fields.refuse(format!("`relative_attention_num_buckets` should be {BUCKETS}")));
         }
-        let padding = match (family.fixed_padding, settings.get("pad_token_id")) {
+        let padding = match (family.fixed_padding, fields.get("pad_token_id")) {
             (false, Some(id)) => match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
                 Some(id) => id,
-                None => return Err(settings.refuse(format!("`pad_token_id` should be a token id, found {id}"))),
+                None => return Err(fields.refuse(format!("`pad_token_id` should be a token id, found {id}"))),
             },
             _ => family.default_padding,
         };
@@ -101,12 +100,13 @@ impl EncoderConfig {
             family,
             hidden_size,
             n_heads,
-            intermediate_size: settings.count(intermediate, None)?,
-            n_blocks: settings.count(blocks, None)?,
-            vocab_size: settings.count("vocab_size", None)?,
-            position_rows: settings.count("max_position_embeddings", Some(512))?,
-            activation: settings.activation(activation, Activation::Gelu)?,
-            norm_eps: eps.map_or(Ok(family.default_eps), |eps| settings.number(eps, family.default_eps))? as f32,
+            intermediate_size: fields.count_or(intermediate, None)?,
+            n_blocks: fields.count_or(blocks, None)?,
+            vocab_size: fields.count_or("vocab_size", None)?,
+            position_rows: fields.count_or("max_position_embeddings", Some(512))?,
+            activation: fields.any_activation(activation, "gelu")?,
+            norm_eps: eps.map_or(Ok(family.default_eps), |eps| fields.number_from_zero(eps, family.default_eps))?
+                as f32,
             padding,
         })
     }
@@ -376,8 +376,8 @@ fn classifier(
     quantization: Option<&Quantization>,
 ) -> Result<Option<Classifier>> {
     let file = checkpoint.dir().join("config.json");
-    let settings = Settings { file: &file, object: checkpoint.config()? };
-    let architecture = settings.get("architectures").and_then(|all| all.get(0)?.as_str());
+    let fields = Fields::new(&file, checkpoint.config()?);
+    let architecture = fields.get("architectures").and_then(|all| all.get(0)?.as_str());
     let Head { dense, activation, output } = config.family.head;
     let Some(weight) = checkpoint.get(&format!("{output}.weight")) else { return Ok(None) };
     // Heads for tokens and spans have tensors of the same names.
@@ -394,6 +394,6 @@ fn classifier(
         dense: linear::load_shaped(checkpoint, &dense, (hidden, hidden, true), quantization)?,
         activation,
         output: linear::load_shaped(checkpoint, output, (classes, hidden, true), quantization)?,
-        labels: Labels::read(&settings, classes)?,
+        labels: Labels::read(&fields, classes)?,
     }))
 }

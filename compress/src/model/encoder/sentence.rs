@@ -11,7 +11,7 @@ use super::Encoder;
 use crate::{
     Result,
     kernel::tensor::with_f32,
-    model::{settings::Settings, text::Text},
+    model::{fields::Fields, text::Text},
 };
 
 /// Tokens run at a time: enough to fill the matrix products, few enough that activations stay small.
@@ -39,15 +39,14 @@ impl Pooling {
         ("pooling_mode_cls_token", "cls", Self::Cls),
     ];
 
-    fn read(settings: &Settings<'_>) -> Result<Self> {
-        if let Some(mode) = settings.get("pooling_mode") {
+    fn read(fields: &Fields<'_>) -> Result<Self> {
+        if let Some(mode) = fields.get("pooling_mode") {
             let known = Self::KEYS.iter().find(|(_, name, _)| mode.as_str() == Some(name));
             let names: Vec<_> = Self::KEYS.iter().map(|(_, name, _)| *name).collect();
-            let wrong =
-                || settings.refuse(format!("`pooling_mode` should be one of {}, found {mode}", names.join(", ")));
+            let wrong = || fields.refuse(format!("`pooling_mode` should be one of {}, found {mode}", names.join(", ")));
             return known.map(|(_, _, pooling)| *pooling).ok_or_else(wrong);
         }
-        let keys = settings.object.as_object().into_iter().flatten();
+        let keys = fields.object.as_object().into_iter().flatten();
         let on: Vec<&str> = keys
             .filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true))
             .map(|(key, _)| key.as_str())
@@ -58,7 +57,7 @@ impl Pooling {
         }
         .ok_or_else(|| {
             let names: Vec<_> = Self::KEYS.iter().map(|(key, _, _)| *key).collect();
-            settings.refuse(format!(
+            fields.refuse(format!(
                 "exactly one of {} should be true, found true: [{}]",
                 names.join(", "),
                 on.join(", ")
@@ -124,9 +123,9 @@ impl SentenceEncoder {
         let mut max_tokens = encoder.config().max_tokens();
         let mut lowercase = false;
         if let Some((file, object)) = read(dir.join("sentence_bert_config.json"))? {
-            let settings = Settings { file: &file, object: &object };
-            max_tokens = max_tokens.min(settings.count("max_seq_length", Some(max_tokens))?);
-            lowercase = settings.flag("do_lower_case", false)?;
+            let fields = Fields::new(&file, &object);
+            max_tokens = max_tokens.min(fields.count_or("max_seq_length", Some(max_tokens))?);
+            lowercase = fields.flag_or("do_lower_case", false)?;
         }
         text.truncate_to(max_tokens)?;
         let prompt = prompt(dir)?;
@@ -247,8 +246,8 @@ fn read(file: PathBuf) -> Result<Option<(PathBuf, Value)>> {
 /// Pooling and whether vectors are normalised, as `modules.json` lists them.
 fn modules(dir: &Path) -> Result<(Pooling, bool)> {
     let Some((file, listed)) = read(dir.join("modules.json"))? else { return Ok((Pooling::Mean, true)) };
-    let settings = Settings { file: &file, object: &listed };
-    let modules = listed.as_array().ok_or_else(|| settings.refuse("expected a list of modules"))?;
+    let fields = Fields::new(&file, &listed);
+    let modules = listed.as_array().ok_or_else(|| fields.refuse("expected a list of modules"))?;
     let (mut pooling, mut normalise) = (Pooling::Mean, false);
     for module in modules {
         let kind = module.get("type").and_then(Value::as_str).unwrap_or_default();
@@ -259,14 +258,14 @@ fn modules(dir: &Path) -> Result<(Pooling, bool)> {
             Some("Pooling") => {
                 // A path that leads out of the folder is no module's.
                 if Path::new(path).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-                    return Err(settings.refuse(format!("the module path `{}` leaves the folder", path.escape_debug())));
+                    return Err(fields.refuse(format!("the module path `{}` leaves the folder", path.escape_debug())));
                 }
                 let (file, object) = read(dir.join(path).join("config.json"))?
-                    .ok_or_else(|| settings.refuse(format!("the file `{path}/config.json` it names is missing")))?;
-                pooling = Pooling::read(&Settings { file: &file, object: &object })?;
+                    .ok_or_else(|| fields.refuse(format!("the file `{path}/config.json` it names is missing")))?;
+                pooling = Pooling::read(&Fields::new(&file, &object))?;
             }
             _ => {
-                return Err(settings.refuse(format!(
+                return Err(fields.refuse(format!(
                     "the module `{}` is not supported; only Transformer, Pooling and Normalize are",
                     kind.escape_debug()
                 )));
@@ -279,12 +278,12 @@ fn modules(dir: &Path) -> Result<(Pooling, bool)> {
 /// The prompt that stands before every text, where the model has one by default.
 fn prompt(dir: &Path) -> Result<String> {
     let Some((file, object)) = read(dir.join("config_sentence_transformers.json"))? else { return Ok(String::new()) };
-    let settings = Settings { file: &file, object: &object };
-    let Some(name) = settings.get("default_prompt_name") else { return Ok(String::new()) };
+    let fields = Fields::new(&file, &object);
+    let Some(name) = fields.get("default_prompt_name") else { return Ok(String::new()) };
     let prompt = name.as_str().and_then(|name| object.get("prompts")?.get(name)?.as_str());
     prompt
         .map(str::to_string)
-        .ok_or_else(|| settings.refuse(format!("`default_prompt_name` is {name}, of which there is no prompt")))
+        .ok_or_else(|| fields.refuse(format!("`default_prompt_name` is {name}, of which there is no prompt")))
 }
 
 #[cfg(test)]
