@@ -36,7 +36,11 @@ fn inputs_cut_short_at_any_moment_never_kill_the_program() {
             Some(2) => {
                 refused += 1;
                 assert!(said.contains("model.safetensors") || said.contains("model"), "{said}");
-                assert!(!out.exists(), "trial {trial} left {} behind: {said}", out.display());
+                // What stands under the final name is whole, even if the program failed at what came after.
+                if out.exists() {
+                    scruple!["verify", out].succeeds();
+                    fs::remove_dir_all(&out).unwrap();
+                }
             }
             other => panic!("trial {trial} ended with {other:?} ({:?}): {said}", run.status),
         }
