@@ -9,6 +9,10 @@ use super::{
     matching::{Key, Matched},
 };
 
+/// Largest median ‖B−A‖/‖A‖ that is called "trained further". Fine-tuning moves weights by a few percent; networks whose
+/// weights differ by more share an origin, not a purpose.
+const FURTHER_AT_MOST: f64 = 0.1;
+
 /// The whole comparison in one word and one sentence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
@@ -349,7 +353,10 @@ pub(super) fn of(
             .map(|(name, of)| remainder(name, of.len()))
             .collect();
         let rest = if others.is_empty() { String::new() } else { format!(", {}", list(&others)) };
-        if weight("reshaped") > 0.5 * strangers || missing.len() + added.len() > total {
+        // By weights, not by tensors: an exporter writes hundreds of constants of one element.
+        let lone =
+            |of: &[Lone]| of.iter().map(|lone| lone.shape.iter().map(|&n| n as f64).product::<f64>()).sum::<f64>();
+        if weight("reshaped") > 0.5 * strangers || lone(missing) + lone(added) > all {
             let reshaped = by_kind.get("reshaped").map_or(0, Vec::len);
             let sentence = if reshaped == total {
                 let names = count(total, "name");
@@ -482,10 +489,11 @@ pub(super) fn of(
         }
         "rescaled" => format!("B is A with {n} of {total} tensors rescaled ({}){rest}", modules(of)),
         "rows" => format!("B is A with some rows changed in {n} of {total} tensors ({}){rest}", modules(of)),
-        "retrained" => format!(
-            "B is A trained further: {n} of {total} tensors changed throughout{}{rest}",
-            error("median relative change")
-        ),
+        "retrained" => {
+            let far = median_relative(of).is_some_and(|relative| relative > FURTHER_AT_MOST);
+            let what = if far { "another training of A's network, from one origin" } else { "A trained further" };
+            format!("B is {what}: {n} of {total} tensors changed throughout{}{rest}", error("median relative change"))
+        }
         // Weights that have no relative are fewer than half.
         _ => format!("B shares weights with A: {equal} of {total} tensors equal, {}", remainder(main, n)),
     };
