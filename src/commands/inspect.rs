@@ -18,11 +18,13 @@ use serde::Serialize;
 
 use crate::{
     fixture::{self, Fixture},
+    plot::heatmap,
     printer::{self, Progress, Table},
     record::{self, Run},
 };
 
 mod health;
+mod picture;
 
 use health::{Entry, figure, median, percent};
 
@@ -40,7 +42,10 @@ pub struct Arguments {
     /// Order of the tensors, greatest first; the file's order without it
     #[arg(long, value_enum)]
     sort: Option<Order>,
-    /// Write `inspect.json` and `run.json` into this folder
+    /// What the picture shows; alpha needs --spectra
+    #[arg(long, value_enum, default_value_t = Quantity::Deviation)]
+    plot: Quantity,
+    /// Write `inspect.json`, `health.png`, `health.svg` and `run.json` into this folder
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print everything as JSON
@@ -64,6 +69,18 @@ enum Order {
     Alpha,
 }
 
+/// What the picture shows of each tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Quantity {
+    /// Distance to the median of its kind, in robust standard deviations
+    Deviation,
+    Std,
+    Kurtosis,
+    /// Share of the energy in 1 % of the columns
+    Outliers,
+    Alpha,
+}
+
 /// What `inspect.json` says.
 #[derive(Debug, Serialize)]
 struct Inspection {
@@ -76,6 +93,10 @@ struct Inspection {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    anyhow::ensure!(
+        arguments.spectra || arguments.plot != Quantity::Alpha,
+        "--plot alpha needs the spectra; add --spectra"
+    );
     let clock = Run::start("inspect");
     let embedded = if arguments.model.is_none() { Some(Fixture::unpack()?) } else { None };
     let (path, name) = match (&arguments.model, &embedded) {
@@ -90,6 +111,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(out) = &arguments.output {
         record::save(out, "inspect", &inspection, &clock)?;
+        let picture = picture::heatmap(&inspection, arguments.plot);
+        for ending in ["png", "svg"] {
+            let file = format!("health.{ending}");
+            record::write_whole(&out.join(&file), &heatmap::draw(&picture, ending)?)?;
+        }
     }
     if arguments.json {
         printer::json(&inspection)?;
@@ -357,5 +383,8 @@ fn print(inspection: &Inspection, arguments: &Arguments) {
     }
     for group in &inspection.identical {
         printer::data(format!("the same bytes: {}", group.join(" = ")));
+    }
+    if let Some(out) = &arguments.output {
+        printer::say(format!("written: {}", out.join("health.png").display()));
     }
 }

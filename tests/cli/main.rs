@@ -10,6 +10,7 @@ mod gguf_writer;
 mod bad_input;
 mod determinism;
 mod embedded;
+mod inspect;
 mod measure;
 mod recipes;
 mod resume;
