@@ -10,8 +10,6 @@ pub mod fixture;
 
 pub mod plot;
 
-pub mod plot_diff;
-
 pub mod printer;
 
 pub mod record;

@@ -123,7 +123,7 @@ enum Beside {
     /// Made from the GGUF file's metadata.
     Made(Box<HfModel>),
     /// Copied from the folder.
-    Copied(Checkpoint),
+    Copied(Box<Checkpoint>),
 }
 
 fn is_gguf(path: &Path) -> bool {
@@ -171,7 +171,7 @@ fn read(input: &Path, dtype: Option<Target>) -> Result<(Vec<Item>, Beside)> {
         Ok(Item { spec, source })
     };
     let items = checkpoint.tensors().map(item).collect::<Result<_>>()?;
-    Ok((items, Beside::Copied(checkpoint)))
+    Ok((items, Beside::Copied(Box::new(checkpoint))))
 }
 
 fn refuse_nonfinite(view: &TensorView, at: usize, value: f32) -> anyhow::Error {

@@ -11,7 +11,7 @@ use scruple_weights::lineage::{self, Change, Diff, Matched, Model, TensorDiff, r
 use serde::Serialize;
 
 use crate::{
-    plot_diff,
+    plot,
     printer::{self, Progress, Table},
     record::{self, Run},
     sides, source,
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(out) = &arguments.output {
         record::save(out, "diff", &record, &clock)?;
         for name in ["diff.png", "diff.svg"] {
-            plot_diff::draw(&out.join(name), &record.diff)?;
+            plot::diff::draw(&out.join(name), &record.diff)?;
         }
     }
     if arguments.json {

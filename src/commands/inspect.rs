@@ -12,24 +12,29 @@ use rayon::prelude::*;
 use scruple_weights::{
     Checkpoint, TensorView,
     anatomy::{self, Anatomy, Fact},
+    hub::Origin,
     spectrum, statistics,
 };
 use serde::Serialize;
 
 use crate::{
     fixture::{self, Fixture},
+    plot::heatmap,
     printer::{self, Progress, Table},
     record::{self, Run},
+    source,
 };
 
 mod health;
+mod picture;
 
 use health::{Entry, figure, median, percent};
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model; without it, the small one that comes with the program
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with
+    /// the program
     model: Option<PathBuf>,
     /// Singular values too: stable rank, power-law exponent, spikes (takes longer)
     #[arg(long)]
@@ -40,7 +45,10 @@ pub struct Arguments {
     /// Order of the tensors, greatest first; the file's order without it
     #[arg(long, value_enum)]
     sort: Option<Order>,
-    /// Write `inspect.json` and `run.json` into this folder
+    /// What the picture shows; alpha needs --spectra
+    #[arg(long, value_enum, default_value_t = Quantity::Deviation)]
+    plot: Quantity,
+    /// Write `inspect.json`, `health.png`, `health.svg` and `run.json` into this folder
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print everything as JSON
@@ -64,10 +72,25 @@ enum Order {
     Alpha,
 }
 
+/// What the picture shows of each tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Quantity {
+    /// Distance to the median of its kind, in robust standard deviations
+    Deviation,
+    Std,
+    Kurtosis,
+    /// Share of the energy in 1 % of the columns
+    Outliers,
+    Alpha,
+}
+
 /// What `inspect.json` says.
 #[derive(Debug, Serialize)]
 struct Inspection {
     model: String,
+    /// Where a model of a hub came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Origin>,
     anatomy: Anatomy,
     /// Tensors of the same bytes, by name.
     identical: Vec<Vec<String>>,
@@ -76,20 +99,34 @@ struct Inspection {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    anyhow::ensure!(
+        arguments.spectra || arguments.plot != Quantity::Alpha,
+        "--plot alpha needs the spectra; add --spectra"
+    );
     let clock = Run::start("inspect");
     let embedded = if arguments.model.is_none() { Some(Fixture::unpack()?) } else { None };
-    let (path, name) = match (&arguments.model, &embedded) {
-        (Some(model), _) => (model.clone(), name_of(model)),
-        (None, Some(fixture)) => (fixture.path().to_path_buf(), fixture::NAME.to_owned()),
+    let (located, name) = match (&arguments.model, &embedded) {
+        (Some(model), _) => {
+            let located = source::locate(model)?;
+            let name = located.name().map_or_else(|| name_of(model), str::to_owned);
+            (located, name)
+        }
+        (None, Some(fixture)) => (source::locate(fixture.path())?, fixture::NAME.to_owned()),
         (None, None) => unreachable!("a model is given or embedded"),
     };
-    let checkpoint = Checkpoint::open(&path)?;
+    let checkpoint = located.open()?;
     let mut inspection = measure(&checkpoint, name, arguments.spectra)?;
+    inspection.source = located.origin().cloned();
     if let Some(order) = arguments.sort {
         sort(&mut inspection.tensors, order);
     }
     if let Some(out) = &arguments.output {
         record::save(out, "inspect", &inspection, &clock)?;
+        let picture = picture::heatmap(&inspection, arguments.plot);
+        for ending in ["png", "svg"] {
+            let file = format!("health.{ending}");
+            record::write_whole(&out.join(&file), &heatmap::draw(&picture, ending)?)?;
+        }
     }
     if arguments.json {
         printer::json(&inspection)?;
@@ -126,7 +163,7 @@ fn measure(checkpoint: &Checkpoint, model: String, spectra: bool) -> Result<Insp
     let measured: Vec<_> = views.iter().copied().zip(tensors.iter().map(|entry| &entry.statistics.moments)).collect();
     let name = |at: &usize| views[*at].name().to_owned();
     let identical = statistics::identical(&measured).iter().map(|group| group.iter().map(name).collect()).collect();
-    Ok(Inspection { model, anatomy: anatomy::anatomy(checkpoint), identical, tensors })
+    Ok(Inspection { model, source: None, anatomy: anatomy::anatomy(checkpoint), identical, tensors })
 }
 
 fn sort(tensors: &mut [Entry], order: Order) {
@@ -357,5 +394,8 @@ fn print(inspection: &Inspection, arguments: &Arguments) {
     }
     for group in &inspection.identical {
         printer::data(format!("the same bytes: {}", group.join(" = ")));
+    }
+    if let Some(out) = &arguments.output {
+        printer::say(format!("written: {}", out.join("health.png").display()));
     }
 }

@@ -24,6 +24,7 @@ mod embedded;
 mod families;
 mod hostile;
 mod hub;
+mod inspect;
 mod measure;
 mod networks;
 mod recipes;

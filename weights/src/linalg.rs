@@ -3,8 +3,14 @@
 //! Everything here runs on the calling thread; callers work on several matrices at once.
 
 use faer::{
-    Accum, MatMut, MatRef, Par, Side,
-    linalg::matmul::triangular::{self, BlockStructure},
+    Accum, Mat, MatMut, MatRef, Par,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        evd::tridiag,
+        matmul::triangular::{self, BlockStructure},
+        qr::no_pivoting::factor::recommended_block_size,
+    },
+    reborrow::ReborrowMut,
 };
 
 /// The eigenvalues of `WᵀW` or `W Wᵀ`, whichever is smaller, ascending: the squares of the singular values of `w`
@@ -38,8 +44,82 @@ pub fn squared_singular_values(w: &[f64], rows: usize, columns: usize) -> Option
         1.0,
         Par::Seq,
     );
-    let eigenvalues = MatRef::from_column_major_slice(&gram, n, n).self_adjoint_eigenvalues(Side::Lower).ok()?;
-    eigenvalues.iter().all(|x| x.is_finite()).then(|| eigenvalues.into_iter().map(|x| x.max(0.0)).collect())
+    let eigenvalues = symmetric_eigenvalues(MatMut::from_column_major_slice_mut(&mut gram, n, n))?;
+    Some(eigenvalues.into_iter().map(|x| x.max(0.0)).collect())
+}
+
+/// The eigenvalues, ascending, of the symmetric matrix whose lower half `a` holds; `a` is used up.
+fn symmetric_eigenvalues(mut a: MatMut<'_, f64>) -> Option<Vec<f64>> {
+    let n = a.nrows();
+    let mut householder = Mat::zeros(recommended_block_size::<f64>(n, n), n - 1);
+    let mut memory = MemBuffer::new(tridiag::tridiag_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut memory);
+    tridiag::tridiag_in_place(a.rb_mut(), householder.as_mut(), Par::Seq, stack, Default::default());
+    let diagonal = (0..n).map(|i| a[(i, i)]).collect();
+    let squares = (0..n).map(|i| if i + 1 < n { a[(i + 1, i)] * a[(i + 1, i)] } else { 0.0 }).collect();
+    tridiagonal_eigenvalues(diagonal, squares)
+}
+
+/// The eigenvalues, ascending, of a symmetric tridiagonal matrix: its diagonal, and the squares of what stands beside it
+/// (the last one 0). The rational QL method (Reinsch 1973, "A stable, rational QL algorithm for the computation of
+/// eigenvalues of an Hermitian, tridiagonal matrix"): without square roots in the inner loop, several times as fast as
+/// rotations where no vectors are wanted. The absolute error is a few units of rounding of the largest eigenvalue.
+fn tridiagonal_eigenvalues(mut d: Vec<f64>, mut e2: Vec<f64>) -> Option<Vec<f64>> {
+    /// Sweeps for one eigenvalue; two are usual.
+    const MOST_SWEEPS: usize = 50;
+    let n = d.len();
+    if d.iter().chain(&e2).any(|x| !x.is_finite()) {
+        return None;
+    }
+    let (mut shift, mut size, mut tiny, mut tiny2) = (0.0, 0.0, 0.0, 0.0);
+    for l in 0..n {
+        let here = d[l].abs() + e2[l].sqrt();
+        if size <= here {
+            size = here;
+            tiny = f64::EPSILON * size;
+            tiny2 = tiny * tiny;
+        }
+        // The last square is 0, so there is an end of the block.
+        let m = (l..n).find(|&m| e2[m] <= tiny2)?;
+        let mut converged = m == l;
+        for _ in 0..MOST_SWEEPS {
+            if converged {
+                break;
+            }
+            // Shift by the eigenvalue of the leading 2 × 2 block.
+            let (s, g) = (e2[l].sqrt(), d[l]);
+            let p = (d[l + 1] - g) / (2.0 * s);
+            d[l] = s / (p + p.hypot(1.0).copysign(p));
+            let step = g - d[l];
+            d[l + 1..].iter_mut().for_each(|x| *x -= step);
+            shift += step;
+            let nonzero = |g: f64| if g == 0.0 { tiny } else { g };
+            let (mut g, mut s) = (nonzero(d[m]), 0.0);
+            let mut h = g;
+            for i in (l..m).rev() {
+                let p = g * h;
+                let r = p + e2[i];
+                e2[i + 1] = s * r;
+                s = e2[i] / r;
+                d[i + 1] = h + s * (h + d[i]);
+                g = nonzero(d[i] - e2[i] / g);
+                h = g * p / r;
+            }
+            e2[l] = s * g;
+            d[l] = h;
+            converged = h == 0.0 || e2[l].abs() <= (tiny2 / h).abs();
+            if !converged {
+                e2[l] *= h;
+                converged = e2[l] == 0.0;
+            }
+        }
+        if !converged {
+            return None;
+        }
+        d[l] += shift;
+    }
+    d.sort_by(f64::total_cmp);
+    d.iter().all(|x| x.is_finite()).then_some(d)
 }
 
 #[cfg(test)]
@@ -59,6 +139,39 @@ mod tests {
         }
         assert_eq!(squared_singular_values(&[], 0, 3), Some(vec![]));
         assert_eq!(squared_singular_values(&[f64::NAN; 4], 2, 2), None);
+    }
+
+    #[test]
+    fn eigenvalues_are_those_of_the_rotations() {
+        for n in [1, 2, 3, 17, 64, 200] {
+            let mut state = n as u64;
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+            };
+            // Rows of very different size; every fifth is that before it, so that some eigenvalues are 0.
+            let mut a = Mat::zeros(n, n);
+            for i in 0..n {
+                for j in 0..=i {
+                    let x = next() * (-((i + j) as f64) / n as f64 * 6.0).exp();
+                    (a[(i, j)], a[(j, i)]) = (x, x);
+                }
+            }
+            for i in (4..n).step_by(5) {
+                for j in 0..n {
+                    a[(i, j)] = 0.0;
+                    a[(j, i)] = 0.0;
+                }
+            }
+            let expected = a.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
+            let size = expected.iter().fold(0.0f64, |size, x| size.max(x.abs()));
+            let found = symmetric_eigenvalues(a.as_mut()).unwrap();
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-14 * n as f64 * size, "{n}: {found} {expected}");
+            }
+        }
+        assert_eq!(tridiagonal_eigenvalues(vec![0.0; 4], vec![0.0; 4]), Some(vec![0.0; 4]));
+        assert_eq!(tridiagonal_eigenvalues(vec![f64::NAN; 2], vec![0.0; 2]), None);
     }
 
     fn transposed(w: &[f64], rows: usize, columns: usize) -> Vec<f64> {

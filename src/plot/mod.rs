@@ -5,6 +5,10 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::{coord::Shift, prelude::*, style::register_font};
 
+pub mod diff;
+
+pub mod heatmap;
+
 /// One line of a picture: what it is called, and its points (block, value).
 #[derive(Debug, Clone)]
 pub struct Line {
@@ -29,10 +33,14 @@ fn fail(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw the picture: {error}")
 }
 
+/// Makes the bundled font known.
+fn register() -> Result<()> {
+    register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular()).map_err(|_| fail("the font is unreadable"))
+}
+
 /// Draws the relative output error of each linear over the blocks, on a logarithmic scale.
 pub fn errors_by_block(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
-    register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
-        .map_err(|_| fail("the font is unreadable"))?;
+    register()?;
     let size = (1000, 560);
     if path.extension().is_some_and(|ending| ending == "svg") {
         draw(&SVGBackend::new(path, size).into_drawing_area(), title, lines)

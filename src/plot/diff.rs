@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::{
     coord::Shift,
     prelude::*,
-    style::{
-        register_font,
-        text_anchor::{HPos, Pos, VPos},
-    },
+    style::text_anchor::{HPos, Pos, VPos},
 };
 use scruple_weights::lineage::{Blocks, Change, Diff, TensorDiff};
+
+use super::{fail, register};
 
 /// Rows of one stack that are drawn; the rest is counted.
 const MOST_ROWS: usize = 40;
@@ -38,10 +37,6 @@ const HUES: [(&str, &str, RGBColor); 9] = [
 const EQUAL: RGBColor = RGBColor(232, 236, 232);
 const GONE: RGBColor = RGBColor(150, 150, 150);
 const INK: RGBColor = RGBColor(40, 40, 40);
-
-fn fail(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw the picture: {error}")
-}
 
 /// A column of the map: a block of B, or one of A that B lacks.
 #[derive(Clone, Copy, PartialEq)]
@@ -153,8 +148,7 @@ fn colour(tensor: &TensorDiff, scale: Scale) -> RGBColor {
 /// # Errors
 /// If the file cannot be written.
 pub fn draw(path: &Path, diff: &Diff) -> Result<()> {
-    register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
-        .map_err(|_| fail("the font is unreadable"))?;
+    register()?;
     let panels = panels(diff);
     let lines = wrapped(&diff.verdict.sentence, 125);
     let outside: Vec<&TensorDiff> = diff.tensors.iter().filter(|tensor| !in_panels(tensor, &panels)).collect();
