@@ -65,10 +65,23 @@ def run(target, runs, corpora, artifacts):
     }
 
 
+def keep(target, corpora, most):
+    """Copies some of what was found into fuzz/corpus, of all lengths, for the ordinary tests."""
+    kept = HERE / "corpus" / target
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    found = sorted(corpora.joinpath(target).iterdir(), key=lambda path: (path.stat().st_size, path.name))
+    found = [path for path in found if 0 < path.stat().st_size <= 4096]
+    step = max(1, len(found) // most)
+    for path in found[::step][:most]:
+        shutil.copy(path, kept / path.name)
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--runs", type=int, default=10_000_000)
     arguments.add_argument("--jobs", type=int, default=1)
+    arguments.add_argument("--keep", type=int, default=0, help="files a target to keep in fuzz/corpus; 0 leaves it as it is")
     arguments.add_argument("--targets", default=",".join(targets()))
     chosen = arguments.parse_args()
     names = chosen.targets.split(",")
@@ -95,6 +108,8 @@ def main():
                 "cpu": model[1] if model else platform.processor(),
                 "date": datetime.date.today().isoformat(),
             }
+            if chosen.keep:
+                keep(name, corpora, chosen.keep)
             RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=2) + "\n")
             print(f"{name}: {result['executions']} executions, {len(result['findings'])} findings, {result['edges']} edges")
 

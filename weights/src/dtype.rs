@@ -163,7 +163,11 @@ impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.safetensors_name() {
             Some(name) => f.write_str(name),
-            None => write!(f, "{self:?}"),
+            // ggml writes its K types with an underline: Q4_K.
+            None => match format!("{self:?}").strip_suffix('K') {
+                Some(stem) => write!(f, "{stem}_K"),
+                None => write!(f, "{self:?}"),
+            },
         }
     }
 }
