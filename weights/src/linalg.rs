@@ -81,10 +81,11 @@ fn tridiagonal_eigenvalues(mut d: Vec<f64>, mut e2: Vec<f64>) -> Option<Vec<f64>
         }
         // The last square is 0, so there is an end of the block.
         let m = (l..n).find(|&m| e2[m] <= tiny2)?;
-        let mut sweeps = 0;
-        while m > l {
-            sweeps += 1;
-            if sweeps > MOST_SWEEPS {
+        for sweep in 0.. {
+            if m == l {
+                break;
+            }
+            if sweep == MOST_SWEEPS {
                 return None;
             }
             // Shift by the eigenvalue of the leading 2 × 2 block.
