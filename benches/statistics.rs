@@ -14,13 +14,14 @@
 mod common;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use common::{flag, median, option, synthetic::synthesise, timed};
 use scruple_weights::{
-    Checkpoint, TensorView,
+    Checkpoint, TensorView, spectrum,
     statistics::{self, Moments, TensorStatistics},
 };
 use serde_json::{Value, json};
@@ -148,5 +149,35 @@ fn run() {
         }
     }
     report("health table", seconds, theirs);
+    results.extend(option("--spectra").map(|model| spectra(&model)));
     common::record("statistics", json!(results));
+}
+
+/// The largest difference of an exponent from WeightWatcher's.
+const ALPHA_TOLERANCE: f64 = 1e-3;
+
+/// Times the spectra of a model's matrices, and compares the exponents.
+fn spectra(model: &str) -> Value {
+    let checkpoint = Checkpoint::open(model).expect("the model");
+    let (ours, seconds) = time(&checkpoint, 1, |view| {
+        let tail = spectrum::spectrum(view).expect("a readable tensor").and_then(|spectrum| spectrum.tail);
+        tail.map(|tail| (view.name().to_owned(), tail.alpha))
+    });
+    let ours: BTreeMap<String, f64> = ours.into_iter().flatten().collect();
+    let theirs = peer("spectra_weightwatcher.py", &[model]);
+    let mut compared = 0;
+    for (layer, alpha) in theirs.iter().flat_map(|theirs| theirs["alpha"].as_object().expect("exponents")) {
+        // An output tied to the embedding has no tensor of its own.
+        let Some(ours) = ours.get(&format!("{layer}.weight")) else { continue };
+        let difference = (ours - number(alpha)).abs();
+        assert!(difference <= ALPHA_TOLERANCE, "{layer}: {ours}, WeightWatcher {alpha}");
+        compared += 1;
+    }
+    let theirs = theirs.map(|theirs| number(&theirs["cpu_seconds"]));
+    println!(
+        "  spectra of {} matrices: {seconds:.2} CPU s; WeightWatcher {theirs:.2?}, {compared} exponents equal",
+        ours.len()
+    );
+    json!({ "what": "spectra", "matrices": ours.len(), "cpu_seconds": seconds, "weightwatcher_cpu_seconds": theirs,
+        "ratio": theirs.map(|theirs| theirs / seconds), "exponents_compared": compared })
 }

@@ -294,7 +294,7 @@ fn mark<B: DrawingBackend>(area: &DrawingArea<B, Shift>, mark: Mark, (x, y): (i3
     match mark {
         Mark::No => {}
         Mark::Flag => {
-            area.draw(&Circle::new((x, y), 4, WHITE.filled())).map_err(fail)?;
+            area.draw(&Circle::new((x, y), 5, WHITE.filled())).map_err(fail)?;
             area.draw(&Circle::new((x, y), 3, INK.filled())).map_err(fail)?;
         }
         Mark::Fault => {

@@ -81,10 +81,12 @@ fn tridiagonal_eigenvalues(mut d: Vec<f64>, mut e2: Vec<f64>) -> Option<Vec<f64>
         }
         // The last square is 0, so there is an end of the block.
         let m = (l..n).find(|&m| e2[m] <= tiny2)?;
-        let mut converged = m == l;
-        for _ in 0..MOST_SWEEPS {
-            if converged {
+        for sweep in 0.. {
+            if m == l {
                 break;
+            }
+            if sweep == MOST_SWEEPS {
+                return None;
             }
             // Shift by the eigenvalue of the leading 2 × 2 block.
             let (s, g) = (e2[l].sqrt(), d[l]);
@@ -107,14 +109,13 @@ fn tridiagonal_eigenvalues(mut d: Vec<f64>, mut e2: Vec<f64>) -> Option<Vec<f64>
             }
             e2[l] = s * g;
             d[l] = h;
-            converged = h == 0.0 || e2[l].abs() <= (tiny2 / h).abs();
-            if !converged {
-                e2[l] *= h;
-                converged = e2[l] == 0.0;
+            if h == 0.0 || e2[l].abs() <= (tiny2 / h).abs() {
+                break;
             }
-        }
-        if !converged {
-            return None;
+            e2[l] *= h;
+            if e2[l] == 0.0 {
+                break;
+            }
         }
         d[l] += shift;
     }

@@ -245,9 +245,8 @@ mod tests {
     use super::*;
 
     /// (name, stack, block, kind, expert); no block: the kind is the whole name.
-    type Row = (&'static str, &'static str, Option<usize>, &'static str, Option<usize>);
-
-    const PLACES: [Row; 26] = [
+    type Example = (&'static str, &'static str, Option<usize>, &'static str, Option<usize>);
+    const PLACES: [Example; 26] = [
         ("model.layers.1.self_attn.q_proj.weight", "model.layers", Some(1), "self_attn.q_proj.weight", None),
         ("model.layers.10.mlp.up_proj.weight", "model.layers", Some(10), "mlp.up_proj.weight", None),
         ("model.language_model.layers.7.x.weight", "model.language_model.layers", Some(7), "x.weight", None),

@@ -368,7 +368,7 @@ fn segments(view: &TensorView, width: usize) -> Vec<Range<usize>> {
     // Parts hold at most 2³¹ numbers, so that counts of 32 bits suffice, and there are at most 64 of them otherwise.
     let wanted = (SEGMENT / size * block).max(elements / 64).min(1 << 31);
     let step = (wanted / unit).max(1) * unit;
-    // A tensor without elements is one empty part.
+    // Without elements there is one part, which is empty.
     (0..elements.max(1)).step_by(step).map(|start| start..(start + step).min(elements)).collect()
 }
 
@@ -450,14 +450,19 @@ fn duplicates(view: &TensorView, energies: &Energies, rows: &mut Lines) {
     let key = |row: usize| (energies.rows[row].to_bits(), energies.sums[row].to_bits());
     let mut order: Vec<usize> = (0..rows.count).filter(|&row| energies.rows[row] > 0.0).collect();
     order.sort_unstable_by_key(|&row| (key(row), row));
+    /// Rows of which each may be compared with each.
+    const FEW: usize = 8;
     /// Bytes compared before the pages they lie in are given back.
     const TOUCHED: usize = 16 << 20;
     let (mut found, mut touched) = (Vec::new(), 0);
     for group in order.chunk_by(|&a, &b| key(a) == key(b)).filter(|group| group.len() > 1) {
         let mut seen: HashMap<u64, Vec<usize>> = HashMap::new();
         for &at in group {
+            // Few rows are compared at once; many may differ all, such as those of a permutation.
             let mut hasher = DefaultHasher::new();
-            row(at).hash(&mut hasher);
+            if group.len() > FEW {
+                row(at).hash(&mut hasher);
+            }
             let alike = seen.entry(hasher.finish()).or_default();
             match alike.iter().find(|&&earlier| row(earlier) == row(at)) {
                 Some(&earlier) => found.push((at, earlier)),

@@ -36,8 +36,11 @@ impl Quantity {
     }
 }
 
-/// The picture of `inspection`.
+/// The picture of `inspection`. Where no tensor has enough of its kind to be compared with, kurtosis stands in for
+/// deviation.
 pub fn heatmap(inspection: &Inspection, quantity: Quantity) -> Heatmap {
+    let nothing = inspection.tensors.iter().all(|entry| quantity.of(entry).is_none());
+    let quantity = if quantity == Quantity::Deviation && nothing { Quantity::Kurtosis } else { quantity };
     let mut kinds: Vec<String> = Vec::new();
     let mut stacks: BTreeMap<&str, BTreeMap<usize, BTreeMap<&str, Cell>>> = BTreeMap::new();
     let mut outside = Vec::new();
