@@ -21,7 +21,8 @@ use std::{
 
 use common::{flag, median, option, synthetic::synthesise, timed};
 use scruple_weights::{
-    Checkpoint, TensorView, spectrum,
+    Checkpoint, TensorView,
+    spectrum::{self, Windows},
     statistics::{self, Moments, TensorStatistics},
 };
 use serde_json::{Value, json};
@@ -159,10 +160,13 @@ const ALPHA_TOLERANCE: f64 = 1e-3;
 /// Times the spectra of a model's matrices, and compares the exponents.
 fn spectra(model: &str) -> Value {
     let checkpoint = Checkpoint::open(model).expect("the model");
-    let (ours, seconds) = time(&checkpoint, 1, |view| {
-        let tail = spectrum::spectrum(view).expect("a readable tensor").and_then(|spectrum| spectrum.tail);
+    // What WeightWatcher does is compared; `inspect --spectra` fits windows besides.
+    let fit = |view: &TensorView, windows: Windows| {
+        let tail = spectrum::spectrum(view, windows).expect("a readable tensor").and_then(|spectrum| spectrum.tail);
         tail.map(|tail| (view.name().to_owned(), tail.alpha))
-    });
+    };
+    let (ours, seconds) = time(&checkpoint, 1, |view| fit(view, Windows::Left));
+    let (_, with_windows) = time(&checkpoint, 1, |view| fit(view, Windows::Fitted));
     let ours: BTreeMap<String, f64> = ours.into_iter().flatten().collect();
     let theirs = peer("spectra_weightwatcher.py", &[model]);
     let mut compared = 0;
@@ -175,9 +179,14 @@ fn spectra(model: &str) -> Value {
     }
     let theirs = theirs.map(|theirs| number(&theirs["cpu_seconds"]));
     println!(
-        "  spectra of {} matrices: {seconds:.2} CPU s; WeightWatcher {theirs:.2?}, {compared} exponents equal",
-        ours.len()
+        "  spectra of {} matrices: {seconds:.2} CPU s ({with_windows:.2} with windows); WeightWatcher {}, {compared} exponents equal",
+        ours.len(),
+        theirs.map_or("not run".to_string(), |theirs| format!(
+            "{theirs:.2} CPU s, {:.1} times as much",
+            theirs / seconds
+        ))
     );
-    json!({ "what": "spectra", "matrices": ours.len(), "cpu_seconds": seconds, "weightwatcher_cpu_seconds": theirs,
+    json!({ "what": "spectra", "matrices": ours.len(), "cpu_seconds": seconds,
+        "cpu_seconds_with_windows": with_windows, "weightwatcher_cpu_seconds": theirs,
         "ratio": theirs.map(|theirs| theirs / seconds), "exponents_compared": compared })
 }

@@ -42,21 +42,26 @@ pub fn synthesise(folder: &Path, blocks: usize) {
     let list = tensors(blocks);
     let specs = list.iter().map(|(name, shape)| TensorSpec::new(name.clone(), Dtype::Bf16, shape.clone())).collect();
     let mut writer = CheckpointWriter::create(folder, specs, WriterOptions::default()).expect("a new folder");
-    // One megabyte of noise, begun at another place for each tensor: sound numbers at the speed of the disk.
+    // A million numbers of noise, begun at another place for each row of a tensor: no two rows are alike, at the speed of
+    // the disk.
+    const NUMBERS: usize = 1 << 20;
     let mut random = Random(7);
-    let noise: Vec<u8> = (0..1 << 20).flat_map(|_| bf16::from_f32(random.normal() * 0.02).to_le_bytes()).collect();
+    let mut noise: Vec<u8> = (0..NUMBERS).flat_map(|_| bf16::from_f32(random.normal() * 0.02).to_le_bytes()).collect();
+    noise.extend_from_within(..2 * INTERMEDIATE);
     for (index, (name, shape)) in list.iter().enumerate() {
-        let bytes = 2 * shape.iter().product::<usize>();
-        if shape.len() == 1 {
-            writer.write(name, &bf16::ONE.to_le_bytes().repeat(bytes / 2)).expect("room");
+        let &[rows, columns] = shape.as_slice() else {
+            writer.write(name, &bf16::ONE.to_le_bytes().repeat(shape[0])).expect("room");
             continue;
-        }
-        let mut offset = 0;
-        while offset < bytes {
-            let from = (index * 131_072 + offset / 7 * 2) % noise.len();
-            let part = &noise[from..noise.len().min(from + bytes - offset)];
-            writer.write_at(name, offset as u64, part).expect("room");
-            offset += part.len();
+        };
+        let mut part = Vec::new();
+        for first in (0..rows).step_by(1024) {
+            part.clear();
+            for row in first..rows.min(first + 1024) {
+                // An odd step meets every place before it meets one again.
+                let from = 2 * ((index * 7919 + row * 40_503) % NUMBERS);
+                part.extend_from_slice(&noise[from..from + 2 * columns]);
+            }
+            writer.write_at(name, (2 * first * columns) as u64, &part).expect("room");
         }
     }
     let config = json!({

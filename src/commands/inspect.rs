@@ -13,7 +13,8 @@ use scruple_weights::{
     Checkpoint, TensorView,
     anatomy::{self, Anatomy, Fact},
     hub::Origin,
-    spectrum, statistics,
+    spectrum::{self, Windows},
+    statistics,
 };
 use serde::Serialize;
 
@@ -149,7 +150,7 @@ fn measure(checkpoint: &Checkpoint, model: String, spectra: bool) -> Result<Insp
         .par_iter()
         .map(|view| {
             let statistics = statistics::statistics(view)?;
-            let spectrum = if spectra { spectrum::spectrum(view)? } else { None };
+            let spectrum = if spectra { spectrum::spectrum(view, Windows::Fitted)? } else { None };
             let mut progress = progress.lock().expect("no thread panics while it counts");
             progress.0 += 1;
             let done = progress.0;

@@ -36,7 +36,8 @@ pub struct Spectrum {
     pub effective_rank: f64,
     /// The power-law exponent of the eigenvalues' tail.
     pub tail: Option<Tail>,
-    /// The same over square windows, which takes the matrix' aspect ratio out; see [`windowed_tail`].
+    /// The same over square windows, which takes the matrix' aspect ratio out, where it was asked for; see
+    /// [`windowed_tail`].
     pub windowed: Option<Tail>,
     /// The largest eigenvalue a random matrix of the same shape and energy would have, σ²(√m + √n)² with
     /// σ² = ‖W‖_F² / (m n).
@@ -45,6 +46,15 @@ pub struct Spectrum {
     pub spikes: usize,
     /// All singular values, descending.
     pub singular_values: Vec<f64>,
+}
+
+/// Whether the tail is fitted over square windows as well, which takes half as long again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// The exponent of the matrix as it is, and of its windows.
+    Fitted,
+    /// The exponent of the matrix as it is.
+    Left,
 }
 
 /// A power law fitted to the tail of a set of positive numbers.
@@ -67,7 +77,7 @@ pub struct Tail {
 ///
 /// # Errors
 /// If the tensor cannot be read.
-pub fn spectrum(view: &TensorView) -> Result<Option<Spectrum>> {
+pub fn spectrum(view: &TensorView, windows: Windows) -> Result<Option<Spectrum>> {
     let (rows, columns) = statistics::matrix(view.shape());
     let short = rows.min(columns);
     if short < LEAST_SIDE || !view.dtype().is_float() || view.elements() > MOST_ELEMENTS {
@@ -75,11 +85,11 @@ pub fn spectrum(view: &TensorView) -> Result<Option<Spectrum>> {
     }
     let values = view.to_f32()?;
     view.release();
-    Ok(of_matrix(&values, rows, columns))
+    Ok(of_matrix(&values, rows, columns, windows))
 }
 
 /// The spectrum of a matrix in memory (rows × columns, row-major); `None` as in [`spectrum`].
-pub fn of_matrix(values: &[f32], rows: usize, columns: usize) -> Option<Spectrum> {
+pub fn of_matrix(values: &[f32], rows: usize, columns: usize, windows: Windows) -> Option<Spectrum> {
     let wide: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
     let eigenvalues = linalg::squared_singular_values(&wide, rows, columns)?;
     let largest = *eigenvalues.last().filter(|&&largest| largest > 0.0)?;
@@ -95,7 +105,10 @@ pub fn of_matrix(values: &[f32], rows: usize, columns: usize) -> Option<Spectrum
         stable_rank: energy / largest,
         effective_rank: entropy.exp(),
         tail: fit_tail(&eigenvalues),
-        windowed: windowed_tail(&wide, rows, columns),
+        windowed: match windows {
+            Windows::Fitted => windowed_tail(&wide, rows, columns),
+            Windows::Left => None,
+        },
         marchenko_pastur_edge: edge,
         spikes: eigenvalues.iter().filter(|&&x| x > edge).count(),
         singular_values,
@@ -245,7 +258,7 @@ mod tests {
     fn noise_stays_below_the_edge_and_a_planted_direction_sticks_out() {
         let (rows, columns) = (120, 60);
         let mut values = noise(rows * columns);
-        let plain = of_matrix(&values, rows, columns).unwrap();
+        let plain = of_matrix(&values, rows, columns, Windows::Left).unwrap();
         assert!(plain.spikes <= 1, "{}", plain.spikes);
         assert!(plain.stable_rank > 15.0 && plain.effective_rank > 45.0);
         // Add 60 u vᵀ with unit vectors.
@@ -255,7 +268,7 @@ mod tests {
                 values[row * columns + column] += 60.0 * u / (columns as f32).sqrt();
             }
         }
-        let spiked = of_matrix(&values, rows, columns).unwrap();
+        let spiked = of_matrix(&values, rows, columns, Windows::Left).unwrap();
         assert!((spiked.spectral_norm - 60.0).abs() < 3.0, "{}", spiked.spectral_norm);
         assert!(spiked.spikes >= 1 && spiked.stable_rank < 4.0);
         let energy: f64 = values.iter().map(|&x| f64::from(x).powi(2)).sum();
@@ -266,7 +279,7 @@ mod tests {
     #[test]
     fn windows_take_the_aspect_ratio_out() {
         let alpha = |rows: usize, columns: usize| {
-            let spectrum = of_matrix(&noise(rows * columns), rows, columns).unwrap();
+            let spectrum = of_matrix(&noise(rows * columns), rows, columns, Windows::Fitted).unwrap();
             (spectrum.tail.unwrap().alpha, spectrum.windowed.unwrap().alpha)
         };
         let (square, elongated) = (alpha(96, 96), alpha(96, 960));
@@ -281,7 +294,7 @@ mod tests {
 
     #[test]
     fn matrices_without_a_spectrum_have_none() {
-        assert_eq!(of_matrix(&[0.0; 400], 20, 20), None);
-        assert_eq!(of_matrix(&[f32::NAN; 400], 20, 20), None);
+        assert_eq!(of_matrix(&[0.0; 400], 20, 20, Windows::Fitted), None);
+        assert_eq!(of_matrix(&[f32::NAN; 400], 20, 20, Windows::Fitted), None);
     }
 }
