@@ -81,6 +81,7 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--runs", type=int, default=10_000_000)
     arguments.add_argument("--jobs", type=int, default=1)
+    arguments.add_argument("--sanitizer", default="address", help="`none` is twice as fast; panics and overflows show all the same")
     arguments.add_argument("--keep", type=int, default=0, help="files a target to keep in fuzz/corpus; 0 leaves it as it is")
     arguments.add_argument("--targets", default=",".join(targets()))
     chosen = arguments.parse_args()
@@ -90,7 +91,7 @@ def main():
     os.environ.setdefault("ASAN_OPTIONS", "detect_stack_use_after_return=0")
     features = ["--features", "models"] if MODELS & set(names) else []
     for name in names:
-        subprocess.run(["cargo", "fuzz", "build", *features, name], cwd=HERE, check=True)
+        subprocess.run(["cargo", "fuzz", "build", "--sanitizer", chosen.sanitizer, *features, name], cwd=HERE, check=True)
     corpora, artifacts = HERE / "target" / "corpora", HERE / "target" / "findings"
     subprocess.run([sys.executable, HERE / "seeds.py", corpora], check=True)
     if (HERE / "corpus").is_dir():
@@ -105,7 +106,7 @@ def main():
             record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
             record[name] = {
                 **result,
-                "sanitizer": "address",
+                "sanitizer": chosen.sanitizer,
                 "commit": commit,
                 "cpu": model[1] if model else platform.processor(),
                 "date": datetime.date.today().isoformat(),

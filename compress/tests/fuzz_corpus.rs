@@ -14,7 +14,7 @@ fn run(target: &str, with: impl Fn(&[u8])) {
         with(&fs::read(file.unwrap().path()).unwrap());
         count += 1;
     }
-    assert!(count > 10, "{}: only {count} files", folder.display());
+    assert!(count > 2, "{}: only {count} files", folder.display());
 }
 
 #[test]
