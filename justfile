@@ -43,7 +43,7 @@ bench-memory:
 
 # The trained residual nets on all 10,000 CIFAR-10 test images (SCRUPLE_DATA names the data pack)
 resnet-all:
-    cargo test --release --workspace --test resnet_cifar10 -- --include-ignored --nocapture
+    SCRUPLE_ALL_IMAGES=1 cargo test --release --workspace --test resnet_cifar10 -- --nocapture
 
 # Texts embedded a CPU second, against transformers (a Python with torch and transformers)
 bench-embed model text python:
