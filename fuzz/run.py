@@ -35,7 +35,8 @@ def targets():
 def run(target, runs, corpora, artifacts):
     corpus = corpora / target
     corpus.mkdir(parents=True, exist_ok=True)
-    (artifacts / target).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(artifacts / target, ignore_errors=True)  # earlier runs' findings are theirs
+    (artifacts / target).mkdir(parents=True)
     folder = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
     (program,) = folder.glob(f"*/release/{target}")
     options = [
