@@ -50,6 +50,11 @@ fn llama2c() {
 }
 
 #[test]
+fn hdf5() {
+    run("hdf5", |bytes| exercise::container("HDF5", bytes));
+}
+
+#[test]
 fn index() {
     run("index", exercise::index);
 }

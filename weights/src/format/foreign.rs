@@ -27,10 +27,6 @@ pub(crate) fn foreign(path: &Path, bytes: &[u8]) -> Option<String> {
         (b"\xfd7zXZ\0", "this is a compressed archive (xz), not a file of weights; unpack it first"),
         (b"BZh", "this is a compressed archive (bzip2), not a file of weights; unpack it first"),
         (b"7z\xbc\xaf\x27\x1c", "this is a compressed archive (7z), not a file of weights; unpack it first"),
-        (
-            b"\x89HDF\r\n\x1a\n",
-            "this is an HDF5 file (Keras), which is not read; save its weights as safetensors or `.npz`",
-        ),
         (b"ggjt", GGML),
         (b"tjgg", GGML),
         (b"lmgg", GGML),

@@ -13,6 +13,7 @@ use crate::{Dtype, Error, Result, Shard, TensorView};
 
 mod foreign;
 pub mod gguf;
+pub mod hdf5;
 pub mod llama2c;
 pub mod numpy;
 pub mod onnx;
@@ -82,6 +83,7 @@ pub const FORMATS: &[Format] = &[
     },
     Format { name: "GGUF", endings: &[".gguf"], recognise: gguf::recognise, read: gguf::contents },
     Format { name: "ONNX", endings: &[".onnx"], recognise: onnx::recognise, read: onnx::read },
+    Format { name: "HDF5", endings: &[".h5", ".hdf5", ".keras"], recognise: hdf5::recognise, read: hdf5::read },
     Format { name: "npz", endings: &[".npz"], recognise: numpy::recognise_npz, read: numpy::read_npz },
     Format { name: "npy", endings: &[".npy"], recognise: numpy::recognise_npy, read: numpy::read_npy },
     // Recognised by arithmetic alone, so asked last.

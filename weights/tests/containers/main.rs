@@ -2,6 +2,7 @@
 
 mod damaged;
 mod folders;
+mod hdf5;
 mod oracle;
 mod real;
 mod zip;
