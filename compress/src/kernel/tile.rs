@@ -131,6 +131,10 @@ impl Kernel {
     }
 }
 
+/// One sliver with 512-bit registers.
+///
+/// # Safety
+/// The contract of [`Kernel::sliver`], on a processor with AVX-512 F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn micro_avx512(
@@ -203,6 +207,10 @@ unsafe fn micro_avx512(
     }
 }
 
+/// One sliver with 256-bit registers.
+///
+/// # Safety
+/// The contract of [`Kernel::sliver`], on a processor with AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn micro_avx2(
@@ -218,6 +226,10 @@ unsafe fn micro_avx2(
     unsafe { micro_body(depth, a, b, c, c_step, factor) }
 }
 
+/// One sliver with whatever the compiler makes of it.
+///
+/// # Safety
+/// The contract of [`Kernel::sliver`].
 unsafe fn micro_portable(
     depth: usize,
     a: *const f32,
