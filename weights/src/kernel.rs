@@ -5,6 +5,8 @@
 /// `dispatch! { fn name(a: T, …) -> R = body }` makes `name` call the `#[inline(always)]` function `body`, which the
 /// compiler vectorises for AVX-512, for AVX2 with FMA, or for the baseline. `f32::mul_add` in a body is one instruction
 /// on the first two and a (slow, equal) library call on the last, so all three give the same bits.
+#[macro_export]
+#[doc(hidden)]
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path) => {
         $(#[$doc])*
@@ -31,11 +33,11 @@ macro_rules! dispatch {
         }
     };
 }
-pub(crate) use dispatch;
+pub use crate::dispatch;
 
 /// The instruction sets a [`dispatch!`] body is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Isa {
+pub enum Isa {
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
     /// AVX2 and FMA.
@@ -46,7 +48,7 @@ pub(crate) enum Isa {
 
 /// The best instruction set of this processor.
 #[inline]
-pub(crate) fn isa() -> Isa {
+pub fn isa() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
         let v3 = std::is_x86_feature_detected!("avx2")

@@ -49,7 +49,8 @@ pub mod writer;
 
 pub mod gguf_to_hf;
 
-mod kernel;
+#[doc(hidden)] // shared with the crate that runs models
+pub mod kernel;
 
 pub mod statistics;
 
