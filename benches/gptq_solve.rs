@@ -108,7 +108,9 @@ fn run() {
             delta.iter_mut().zip(&weight).for_each(|(q, w)| *q -= w);
             quadratic_form(&delta, &hessian, n)
         };
-        let rounded = error_of(&round_to_nearest(&weight, rows, n, &peer.grid()).expect("finite weights"));
+        let rounded = error_of(
+            &round_to_nearest(&weight, rows, n, &peer.grid().expect("GPTQ has a grid")).expect("finite weights"),
+        );
         println!("{rows} × {n}: one thread, at most {limit:.0} GFLOP/s of multiply-adds in registers");
         for (name, method) in [("as the peers", peer), ("default", Gptq::default())] {
             let (mut totals, mut factors, mut solved) = (Vec::new(), Vec::new(), None);

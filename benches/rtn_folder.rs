@@ -75,7 +75,7 @@ fn main() {
             params: toml::from_str("bits = 4\ngroup_size = 128").expect("a table"),
         }],
         calibration: CalibrationRecipe::default(),
-        export: ExportRecipe { format: Format::CompressedTensors },
+        export: ExportRecipe { format: Some(Format::CompressedTensors) },
     };
     let mut speeds = Vec::new();
     let mut limits = Vec::new();

@@ -52,7 +52,8 @@ impl Packed for PackedLinear {
                 view.release();
             }
         }
-        let found = [decoded.out_features, decoded.in_features];
+        let (out_features, in_features) = decoded.shape();
+        let found = [out_features, in_features];
         if found != self.shape {
             return Err(self.error(format!("decodes to shape {found:?}, expected {:?}", self.shape)));
         }
@@ -130,5 +131,6 @@ fn shape(
     }
     let decoded = export::decode(checkpoint, linear, quantization)
         .map_err(|error| codes.error(format!("cannot be decoded: {}", printer::sentence(&error.into()))))?;
-    Ok([decoded.out_features, decoded.in_features])
+    let (out_features, in_features) = decoded.shape();
+    Ok([out_features, in_features])
 }

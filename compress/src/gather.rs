@@ -1,4 +1,4 @@
-//! What a group's linears read of the calibration text, gathered into Hessians.
+//! What a group's linears read of the calibration text, gathered into the statistics that methods ask for.
 
 use candle_core::Tensor;
 
@@ -9,7 +9,7 @@ use crate::{
         gemm::{symmetrize, syrk_accumulate},
         tensor::with_f32,
     },
-    methods::GroupStats,
+    methods::{GroupStats, Needs, SAMPLES},
     model::experts::Routing,
 };
 
@@ -57,43 +57,79 @@ impl Inputs {
 struct Gathered {
     inputs: Vec<f32>,
     hessian: Vec<f32>,
+    /// Σ x² of each column.
+    squares: Vec<f64>,
+    /// Σ |x| of each column.
+    sizes: Vec<f64>,
+    samples: Vec<f32>,
     tokens: usize,
 }
 
-/// Calls `form` for each sequence (its first token) and gathers the inputs it returns, for each of `groups`, into a
-/// Hessian 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change the codes).
+impl Gathered {
+    /// Adds one input to the sums over columns.
+    fn add(&mut self, x: &[f32], needs: Needs) {
+        if needs.energies {
+            self.squares.resize(x.len(), 0.0);
+            self.squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+        }
+        if needs.magnitudes {
+            self.sizes.resize(x.len(), 0.0);
+            self.sizes.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(x.abs()));
+        }
+    }
+}
+
+/// Whether token `token` of `tokens` is one of the [`SAMPLES`] that are kept, evenly spread.
+fn is_sampled(token: usize, tokens: usize) -> bool {
+    token == 0 || token * SAMPLES / tokens != (token - 1) * SAMPLES / tokens
+}
+
+/// Calls `form` for each sequence (its first token) and gathers of the inputs it returns, for each of `groups`, what
+/// `needs` asks for. The Hessian is 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change
+/// the codes).
 pub(crate) fn gather(
     set: &CalibrationSet,
     features: usize,
     groups: usize,
-    hessian: bool,
+    needs: Needs,
     mut form: impl FnMut(usize) -> Result<Inputs>,
 ) -> Result<Vec<GroupStats>> {
     let mut gathered: Vec<Gathered> = Vec::new();
     gathered.resize_with(groups, Gathered::default);
     let scale = 2.0 / set.n_samples() as f32;
-    if hessian && groups == 1 {
+    if needs.hessian && groups == 1 {
         gathered[0].inputs.reserve((TOKENS_PER_UPDATE + set.seq_len) * features);
     }
     let rows_per_update = rows_per_update(groups);
     for sample in 0..set.n_samples() {
-        let inputs = form(sample * set.seq_len)?;
+        let first = sample * set.seq_len;
+        let inputs = form(first)?;
         let last = sample + 1 == set.n_samples();
+        // Of a routed input there may be several rows a token.
+        let rows_a_token = (inputs.x.dim(0)? / set.seq_len).max(1);
         for (group, gathered) in gathered.iter_mut().enumerate() {
             gathered.tokens += match &inputs.rows {
                 None => inputs.x.dim(0)?,
                 Some(rows) => rows[group].len(),
             };
-            if !hessian {
+            if !needs.any() {
                 continue;
             }
-            with_f32(&inputs.x, |x| match &inputs.rows {
-                None => gathered.inputs.extend_from_slice(x),
-                Some(rows) => rows[group]
-                    .iter()
-                    .for_each(|row| gathered.inputs.extend_from_slice(&x[row * features..][..features])),
+            with_f32(&inputs.x, |x| {
+                let all = inputs.rows.is_none().then(|| 0..x.len() / features);
+                let rows = inputs.rows.as_ref().map_or(&[][..], |rows| &rows[group]);
+                for row in all.into_iter().flatten().chain(rows.iter().copied()) {
+                    let x = &x[row * features..][..features];
+                    gathered.add(x, needs);
+                    if needs.samples && is_sampled(first + row / rows_a_token, set.tokens()) {
+                        gathered.samples.extend_from_slice(x);
+                    }
+                    if needs.hessian {
+                        gathered.inputs.extend_from_slice(x);
+                    }
+                }
             })?;
-            if gathered.inputs.len() >= rows_per_update * features || last {
+            if needs.hessian && (gathered.inputs.len() >= rows_per_update * features || last) {
                 gathered.hessian.resize(features * features, 0.0);
                 let rows = gathered.inputs.len() / features;
                 if rows > 0 {
@@ -103,15 +139,29 @@ pub(crate) fn gather(
             }
         }
     }
+    let n_samples = set.n_samples() as f64;
     let finish = |mut gathered: Gathered| {
-        if hessian && gathered.tokens == 0 {
+        if gathered.tokens == 0 {
             // No token came by: every input counts the same, which makes rounding to nearest of a method that
             // weighs errors. Zeros would let it throw the weights away.
-            (0..features).for_each(|i| gathered.hessian[i * features + i] = 1.0);
-        } else if hessian {
+            if needs.hessian {
+                (0..features).for_each(|i| gathered.hessian[i * features + i] = 1.0);
+            }
+            gathered.squares = vec![1.0; features];
+            gathered.sizes = vec![1.0; features];
+        } else if needs.hessian {
             symmetrize(&mut gathered.hessian, features);
         }
-        GroupStats { in_features: features, hessian: hessian.then_some(gathered.hessian), tokens: gathered.tokens }
+        let tokens = gathered.tokens.max(1) as f64;
+        let mean = |sums: Vec<f64>, count: f64| sums.into_iter().map(|sum| (sum / count) as f32).collect();
+        GroupStats {
+            in_features: features,
+            hessian: needs.hessian.then_some(gathered.hessian),
+            energies: needs.energies.then(|| mean(gathered.squares, n_samples)),
+            magnitudes: needs.magnitudes.then(|| mean(gathered.sizes, tokens)),
+            samples: needs.samples.then_some(gathered.samples),
+            tokens: gathered.tokens,
+        }
     };
     Ok(gathered.into_iter().map(finish).collect())
 }

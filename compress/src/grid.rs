@@ -26,6 +26,11 @@ impl ScaleDtype {
         value[0]
     }
 
+    /// Every value rounded to this type.
+    pub fn round_slice(self, values: &mut [f32]) {
+        self.round_all(values);
+    }
+
     /// Rounds every value to this type, in plain arithmetic that compiles to vector code.
     #[inline(always)]
     fn round_all(self, values: &mut [f32]) {

@@ -21,6 +21,8 @@ pub mod train;
 
 pub mod grid;
 
+pub mod weight;
+
 pub mod pack;
 
 pub mod methods;

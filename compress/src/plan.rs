@@ -11,13 +11,14 @@ use crate::{
     export::{Format, Layout, QuantisedModel},
     gather::rows_per_update,
     grid::ScaleDtype,
-    methods::LayerMethod,
+    methods::{Kind, LayerMethod, Needs},
     model::{
         DecoderConfig,
         decoder::{Decoder, Stage},
         spec::{BlockSpec, LinearSpec},
     },
     recipe::Recipe,
+    weight::Code,
 };
 
 /// Memory of the program itself, its threads and tables, bytes (measured; `benches/record/memory.json`).
@@ -56,9 +57,9 @@ pub struct PlannedLinear {
     pub expert: Option<usize>,
     /// The checkpoint holds its weight as (in_features, out_features).
     pub transposed: bool,
-    /// Index of its method (its stage in the recipe).
-    pub method: usize,
-    /// Shape and grid.
+    /// Its methods (stages of the recipe), in order: at most one that prunes, then at most one that quantises.
+    pub methods: Vec<usize>,
+    /// Shape, and the way it will be stored.
     pub layout: Layout,
 }
 
@@ -129,7 +130,6 @@ impl Plan {
             )));
         }
         Decoder::check(checkpoint, &config)?;
-        let format = recipe.export.format;
         let first_linear = config.linear_name(0, &config.blocks[0].linears[0].name);
         let weight_dtype = checkpoint.tensor(&format!("{first_linear}.weight"))?.dtype();
         let float_dtype = match weight_dtype {
@@ -137,6 +137,11 @@ impl Plan {
             Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
             _ => ScaleDtype::Bf16,
         };
+        let format = match recipe.export.format {
+            Some(format) => format,
+            None => default_format(&recipe.methods()?),
+        };
+        recipe.export.format = Some(format);
         // Scales are rounded to what the format stores before codes are chosen; a recipe does not choose them.
         let scale_dtype = format.scale_dtype(float_dtype);
         recipe.set_scale_dtype(scale_dtype)?;
@@ -162,21 +167,23 @@ impl Plan {
                 for (index, linear) in spec.at(stage).iter().enumerate() {
                     let name = config.linear_name(block, &linear.name);
                     let &LinearSpec { out_features, in_features, expert, transposed, .. } = linear;
-                    let Some(method) = filters.iter().position(|filter| filter.matches(&name)) else {
+                    let of_kind =
+                        |kind| (0..methods.len()).find(|&i| methods[i].kind() == kind && filters[i].matches(&name));
+                    let chain: Vec<usize> = [Kind::Prune, Kind::Quantise].into_iter().filter_map(of_kind).collect();
+                    let Some(&last) = chain.last() else {
                         left_dense.push(name);
                         continue;
                     };
-                    let grid = methods[method].grid();
-                    let layout = grid.group_size_for(in_features).map(|group_size| Layout {
+                    let layout = methods[last].code(in_features).map(|code| Layout {
                         out_features,
                         in_features,
-                        bits: grid.bits,
-                        group_size,
-                        symmetric: grid.symmetric,
-                        has_g_idx: methods[method].stores_g_idx(),
+                        code,
                         dtype: float_dtype,
                     });
-                    let fits = |layout: Layout| match transposed && format != Format::Dense {
+                    let fits = |layout: Layout| match transposed
+                        && format != Format::Dense
+                        && layout.code != Code::Dense
+                    {
                         true => Err(Error::Recipe(format!(
                             "`{name}` cannot be written as {format}: the model stores it as a Conv1D, (inputs, outputs), \
                              and the loaders of packed formats take no such layer; write dense"
@@ -191,7 +198,7 @@ impl Plan {
                             index,
                             expert,
                             transposed,
-                            method,
+                            methods: chain,
                             layout,
                         }),
                         Err(error) if error.to_string().contains(&name) => problems.push(error.to_string()),
@@ -208,7 +215,7 @@ impl Plan {
             return Err(Error::Recipe(format!("{folder}: {first}{more}")));
         }
         for (index, stage) in recipe.stages.iter().enumerate() {
-            if !linears.iter().any(|linear| linear.method == index) {
+            if !linears.iter().any(|linear| linear.methods.contains(&index)) {
                 let stage_name = format!("stage {} (`{}`)", index + 1, stage.method);
                 let targets = &stage.targets;
                 return Err(Error::Recipe(match linears.iter().any(|linear| filters[index].matches(&linear.name)) {
@@ -277,21 +284,40 @@ impl Plan {
         self.replaced.contains(name)
     }
 
-    /// The method of `linear`.
-    pub fn method(&self, linear: &PlannedLinear) -> &dyn LayerMethod {
-        self.methods[linear.method].as_ref()
+    /// The methods of `linear`, in order; at least one.
+    pub fn methods(&self, linear: &PlannedLinear) -> impl Iterator<Item = &dyn LayerMethod> {
+        linear.methods.iter().map(|&index| self.methods[index].as_ref())
+    }
+
+    /// The names of the methods of `linear`, joined by `+`.
+    pub fn method_name(&self, linear: &PlannedLinear) -> String {
+        self.methods(linear).map(LayerMethod::name).collect::<Vec<_>>().join("+")
+    }
+
+    /// What the methods of `linear` ask for; inputs to measure the error on, where they ask for anything.
+    pub fn needs(&self, linear: &PlannedLinear) -> Needs {
+        let needs = self.methods(linear).fold(Needs::default(), |needs, method| needs.and(method.needs()));
+        Needs { samples: needs.samples || needs.any() && !needs.hessian, ..needs }
+    }
+
+    /// The first method that looks at activations.
+    pub fn calibrated_method(&self) -> Option<&dyn LayerMethod> {
+        self.methods.iter().map(AsRef::as_ref).find(|method| method.needs().any())
     }
 
     /// Whether any method looks at activations.
     pub fn needs_calibration(&self) -> bool {
-        self.methods.iter().any(|method| method.needs().hessian)
+        self.calibrated_method().is_some()
     }
 
     /// What `config.json` and the files beside it say about the quantisation.
     pub fn quantisation(&self) -> Result<Quantisation> {
+        let (coded, plain): (Vec<_>, Vec<_>) =
+            self.linears.iter().partition(|linear| linear.layout.code != Code::Dense);
         let linears: Vec<(String, Layout)> =
-            self.linears.iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
+            coded.into_iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
+        dense.extend(plain.into_iter().map(|linear| linear.name.clone()));
         dense.push(self.config.head.name.clone());
         let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
         let model = QuantisedModel {
@@ -313,7 +339,7 @@ impl Plan {
     /// What the run will take.
     pub fn forecast(&self, checkpoint: &Checkpoint, around: Around) -> Forecast {
         let bytes = |spec: &TensorSpec| spec.dtype.bytes(spec.shape.iter().product()).unwrap_or(0) as u64;
-        let weights: u64 = self.linears.iter().map(|l| (l.layout.out_features * l.layout.in_features) as u64).sum();
+        let weights: u64 = self.linears.iter().map(|linear| linear.layout.weights()).sum();
         let bits: u64 = self.linears.iter().map(|linear| self.storage_bits(linear)).sum();
         let output_bytes = self.tensors.iter().map(bytes).sum();
         let dense_bytes = checkpoint.bytes();
@@ -332,7 +358,7 @@ impl Plan {
         // block's linears that are packed already.
         let stage_bytes = |block: &BlockSpec, stage: Stage| {
             let (n, groups) = (block.in_features(stage) as u64, block.groups(stage));
-            let (hessian, inputs) = match calibrated {
+            let (hessian, inputs) = match self.methods.iter().any(|method| method.needs().hessian) {
                 true => {
                     let rows = groups * rows_per_update(groups) + 2 * around.seq_len;
                     (4 * n * n, 4 * n * rows as u64)
@@ -366,5 +392,13 @@ impl Plan {
             peak_rss_bytes: FIXED_BYTES + compressing.max(tokenising).max(measuring).max(evaluating),
             activation_bytes,
         }
+    }
+}
+
+/// The first format that can hold what `methods` make.
+fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
+    match methods.iter().any(|method| method.grid().is_some()) {
+        true => Format::Gptq,
+        false => Format::Dense,
     }
 }

@@ -15,7 +15,8 @@ use crate::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Methods, each for its linears; a linear belongs to the first stage that names it.
+    /// Methods, each for its linears. A linear belongs to the first stage that names it: the first of those that prune, and
+    /// the first of those that quantise; where it has both, it is pruned and then quantised.
     #[serde(rename = "stage")]
     pub stages: Vec<StageRecipe>,
     /// How much text is looked at.
@@ -64,17 +65,11 @@ impl Default for CalibrationRecipe {
 }
 
 /// How the result is written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportRecipe {
-    /// `gptq`, `compressed-tensors` or `dense`.
-    pub format: Format,
-}
-
-impl Default for ExportRecipe {
-    fn default() -> Self {
-        Self { format: Format::Gptq }
-    }
+    /// A name from the list of formats; without it the first that can hold every linear.
+    pub format: Option<Format>,
 }
 
 /// The line of `text` that `error` is about, and its stage if it stands in one.
@@ -123,6 +118,9 @@ impl Recipe {
         let methods = self.methods()?;
         for (stage, method) in self.stages.iter_mut().zip(methods) {
             stage.params = method.parameters();
+            if !stage.params.contains_key("scale_dtype") {
+                continue; // a method without scales of its own
+            }
             let name = toml::Value::try_from(dtype).map_err(|error| Error::Recipe(error.to_string()))?;
             stage.params.insert("scale_dtype".into(), name);
         }

@@ -24,13 +24,14 @@ use crate::{
     grid::{Quantised, ScaleDtype, Search},
     kernel::rtn_pack::{self, Packed},
     memory,
-    methods::{Described, GroupStats, LayerMethod, LinearReport, Weight, rtn::Rtn},
+    methods::{Compressed, Described, GroupStats, LinearReport, Needs, Weight, rtn::Rtn},
     model::{
         decoder::{Block, BlockCache, Ends, Stage},
         linear::{self, Linear},
     },
     pack,
     plan::{Plan, PlannedLinear},
+    weight::{Code, CompressedWeight, GridCode},
 };
 
 /// Bytes of a tensor copied at a time.
@@ -42,6 +43,13 @@ pub struct LinearRecord {
     /// The method's account, with the linear's name.
     #[serde(flatten)]
     pub report: LinearReport,
+    /// The way it is stored.
+    #[serde(flatten)]
+    pub code: Code,
+    /// `‖Ŵ − W‖² / ‖W‖²`, the share of the weight's own energy that was lost; absent where the weight is zero.
+    pub weight_error: Option<f64>,
+    /// Weights that are zero.
+    pub zeros: u64,
     /// Number of weights.
     pub weights: u64,
     /// Bits on disk, scales and indices included.
@@ -112,22 +120,73 @@ fn digest_rows(rows: usize, columns: usize, mut read: impl FnMut(usize, &mut [f3
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// SHA-256 of the weight that reading `q` back from a file of `format` gives, in a model whose floats are `dtype`;
-/// stored `transposed`, column by column.
-fn digest_as_stored(format: Format, q: &Quantised, dtype: ScaleDtype, transposed: bool) -> String {
-    if transposed {
-        let values: Vec<u8> = q.dequantize().iter().flat_map(|value| dtype.round(*value).to_le_bytes()).collect();
-        let stored = linear::transpose(&values, q.out_features, q.in_features, size_of::<f32>());
-        return scruple_weights::digest::sha256(&stored);
+/// What is noted of every compressed weight, as it reads back from its file.
+struct Account {
+    sha256: String,
+    weight_error: Option<f64>,
+    zeros: u64,
+}
+
+impl Account {
+    /// Of `weight` in a file of `format` in a model whose floats are `dtype`; `original(row, out)` reads the dense one.
+    fn of(
+        weight: &CompressedWeight,
+        format: Format,
+        dtype: ScaleDtype,
+        transposed: bool,
+        mut original: impl FnMut(usize, &mut [f32]) -> Result<()>,
+    ) -> Result<Self> {
+        let (rows, columns) = weight.shape();
+        let mut stored = Vec::new();
+        let mut dense = vec![0.0f32; columns];
+        let (mut lost, mut energy, mut zeros) = (0.0f64, 0.0f64, 0u64);
+        let mut read = |index: usize, row: &mut [f32]| {
+            weight.stored_row(index, dtype, row);
+            if format == Format::Dense {
+                dtype.round_slice(row);
+            }
+            original(index, &mut dense)?;
+            let sums = row_sums(row, &dense);
+            (lost, energy, zeros) = (lost + sums.0, energy + sums.1, zeros + sums.2);
+            Ok(())
+        };
+        let sha256 = if transposed {
+            let mut row = vec![0.0f32; columns];
+            for index in 0..rows {
+                read(index, &mut row)?;
+                stored.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            scruple_weights::digest::sha256(&linear::transpose(&stored, rows, columns, size_of::<f32>()))
+        } else {
+            digest_rows(rows, columns, read)?
+        };
+        Ok(Self { sha256, weight_error: (energy > 0.0).then(|| lost / energy), zeros })
     }
-    let read = |index: usize, row: &mut [f32]| {
-        q.dequantize_row(index, row);
-        if format == Format::Dense {
-            row.iter_mut().for_each(|value| *value = dtype.round(*value));
+}
+
+crate::kernel::dispatch! {
+    /// Σ (stored − dense)², Σ dense², and how many of `stored` are zero.
+    fn row_sums(stored: &[f32], dense: &[f32]) -> (f64, f64, u64) = row_sums_body
+}
+
+#[inline(always)]
+fn row_sums_body(stored: &[f32], dense: &[f32]) -> (f64, f64, u64) {
+    const LANES: usize = 16;
+    let (mut lost, mut energy, mut zeros) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
+    let mut add = |stored: &[f32], dense: &[f32]| {
+        for (lane, (&q, &w)) in stored.iter().zip(dense).enumerate() {
+            let delta = q - w;
+            lost[lane] = delta.mul_add(delta, lost[lane]);
+            energy[lane] = w.mul_add(w, energy[lane]);
+            zeros[lane] += u32::from(q == 0.0);
         }
-        Ok(())
     };
-    digest_rows(q.out_features, q.in_features, read).unwrap_or_default() // reading codes cannot fail
+    let (lines, rest) = stored.as_chunks::<LANES>();
+    let (dense_lines, dense_rest) = dense.as_chunks::<LANES>();
+    lines.iter().zip(dense_lines).for_each(|(stored, dense)| add(stored, dense));
+    add(rest, dense_rest);
+    let sum = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum();
+    (sum(lost), sum(energy), zeros.into_iter().map(u64::from).sum())
 }
 
 /// SHA-256 of the weight that the written file holds for `linear`, dequantised.
@@ -146,7 +205,8 @@ pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Opt
     };
     let q = export::decode(checkpoint, linear, quantization)?;
     checkpoint.release_all(); // the codes are in memory now; a walk through all linears must not map the whole file
-    digest_rows(q.out_features, q.in_features, |index, row| {
+    let (rows, columns) = q.shape();
+    digest_rows(rows, columns, |index, row| {
         q.dequantize_row(index, row);
         Ok(())
     })
@@ -255,36 +315,45 @@ fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite:
     Ok(values)
 }
 
-/// Compresses the linears of one group with what is known of their inputs, writes them, and returns their records and
-/// runnable forms.
+/// Compresses the linears of one group, which have the same methods, with what is known of their inputs; writes them, and
+/// returns their records and runnable forms.
 fn compress_group(
     checkpoint: &Checkpoint,
     plan: &Plan,
     group: &[&PlannedLinear],
-    method: &dyn LayerMethod,
     stats: &GroupStats,
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
 ) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
+    let Some(first) = group.first() else { return Ok(Vec::new()) };
     let started = cpu_seconds();
     let mut values: Vec<Vec<f32>> =
         group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
-    let mut weights: Vec<Weight<'_>> = group
-        .iter()
-        .zip(&mut values)
-        .map(|(linear, values)| Weight {
-            name: &linear.name,
-            out_features: linear.layout.out_features,
-            in_features: linear.layout.in_features,
-            values,
-        })
-        .collect();
-    let compressed = method.compress(&mut weights, stats)?;
+    let mut compressed: Vec<Compressed> = Vec::new();
+    for (turn, method) in plan.methods(first).enumerate() {
+        let mut weights: Vec<Weight<'_>> = group
+            .iter()
+            .zip(&mut values)
+            .map(|(linear, values)| Weight {
+                name: &linear.name,
+                out_features: linear.layout.out_features,
+                in_features: linear.layout.in_features,
+                values,
+                keep_zeros: turn > 0,
+            })
+            .collect();
+        let earlier = std::mem::replace(&mut compressed, method.compress(&mut weights, stats)?);
+        for (earlier, now) in earlier.into_iter().zip(&mut compressed) {
+            now.report.method = format!("{}+{}", earlier.report.method, now.report.method);
+            now.report.seconds += earlier.report.seconds;
+            now.report.output_error = None; // it was measured against the pruned weight
+        }
+    }
     drop(values);
     outcome.phases.solve += cpu_seconds() - started;
 
     let mut done = Vec::new();
-    for (linear, compressed) in group.iter().zip(compressed) {
+    for (linear, mut compressed) in group.iter().zip(compressed) {
         let started = cpu_seconds();
         for (name, bytes) in plan.format.encode(&linear.name, &compressed.weight, plan.float_dtype)? {
             if linear.transposed {
@@ -297,11 +366,24 @@ fn compress_group(
         }
         outcome.phases.write += cpu_seconds() - started;
         let started = cpu_seconds();
+        let original = read_weight(checkpoint, linear, true)?;
+        let columns = linear.layout.in_features;
+        let account = Account::of(&compressed.weight, plan.format, plan.float_dtype, linear.transposed, |row, out| {
+            out.copy_from_slice(&original[row * columns..][..columns]);
+            Ok(())
+        })?;
+        if compressed.report.output_error.is_none() && plan.needs(linear).any() {
+            compressed.report.output_error = stats.output_error(&original, &compressed.weight.dequantize());
+        }
+        drop(original);
         let record = LinearRecord {
             report: compressed.report,
-            weights: (linear.layout.out_features * linear.layout.in_features) as u64,
+            code: linear.layout.code,
+            weight_error: account.weight_error,
+            zeros: account.zeros,
+            weights: linear.layout.weights(),
             storage_bits: plan.storage_bits(linear),
-            dequantised_sha256: digest_as_stored(plan.format, &compressed.weight, plan.float_dtype, linear.transposed),
+            dequantised_sha256: account.sha256,
             calibration_tokens: None,
             warning: None,
         };
@@ -332,9 +414,8 @@ fn without_statistics(
             progress(outcome.linears.len(), total, &linear.name);
             continue;
         }
-        let stats = GroupStats { in_features: linear.layout.in_features, hessian: None, tokens: 0 };
-        let method = plan.method(linear);
-        let done = compress_group(checkpoint, plan, &[linear], method, &stats, writer, outcome)?;
+        let stats = GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() };
+        let done = compress_group(checkpoint, plan, &[linear], &stats, writer, outcome)?;
         records.extend(done.into_iter().map(|(record, _)| record));
         outcome.linears.push(records[records.len() - 1].clone());
         progress(outcome.linears.len(), total, &linear.name);
@@ -343,23 +424,23 @@ fn without_statistics(
 }
 
 /// The codes and scales of `packed`.
-fn unpack(packed: &Packed, layout: &Layout, scale_dtype: ScaleDtype) -> Result<Quantised> {
+fn unpack(packed: &Packed, layout: &Layout, grid: GridCode, scale_dtype: ScaleDtype) -> Result<CompressedWeight> {
     let scale = |&bits: &u16| match scale_dtype {
         ScaleDtype::F16 => f16::from_bits(bits).to_f32(),
         _ => bf16::from_bits(bits).to_f32(),
     };
-    Ok(Quantised {
+    Ok(CompressedWeight::Grid(Quantised {
         out_features: layout.out_features,
         in_features: layout.in_features,
-        bits: layout.bits,
-        group_size: layout.group_size,
-        symmetric: layout.symmetric,
+        bits: grid.bits,
+        group_size: grid.group_size,
+        symmetric: grid.symmetric,
         scale_dtype,
-        codes: pack::unpack_rows(&packed.words, layout.out_features, layout.in_features, layout.bits)?,
+        codes: pack::unpack_rows(&packed.words, layout.out_features, layout.in_features, grid.bits)?,
         scales: packed.scales.iter().map(scale).collect(),
         zeros: packed.zeros.clone(),
         g_idx: None,
-    })
+    }))
 }
 
 /// Rounds a weight to nearest straight from the mapped file into packed words, where method, format and types allow it:
@@ -372,10 +453,11 @@ fn round_and_pack(
     writer: &CheckpointWriter,
     outcome: &mut Outcome,
 ) -> Result<Option<LinearRecord>> {
-    let method = plan.method(linear);
-    let grid = method.grid();
     let layout = linear.layout;
-    let plain = method.name() == Rtn::NAME && grid.search == Search::None && grid.symmetric;
+    let mut methods = plan.methods(linear);
+    let (Some(method), None, Code::Grid(code)) = (methods.next(), methods.next(), layout.code) else { return Ok(None) };
+    let Some(grid) = method.grid().filter(|_| method.name() == Rtn::NAME) else { return Ok(None) };
+    let plain = grid.search == Search::None && grid.symmetric;
     if !plain || plan.format != Format::CompressedTensors || grid.scale_dtype == ScaleDtype::F32 {
         return Ok(None);
     }
@@ -399,26 +481,21 @@ fn round_and_pack(
     for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
         writer.write(&name, &bytes)?;
     }
-    view.release();
     outcome.phases.write += cpu_seconds() - started;
 
     let started = cpu_seconds();
-    let q = unpack(packed, &layout, grid.scale_dtype)?;
+    let q = unpack(packed, &layout, code, grid.scale_dtype)?;
+    let account =
+        Account::of(&q, plan.format, plan.float_dtype, false, |row, out| Ok(view.read_rows(row..row + 1, out)?))?;
+    view.release();
     let record = LinearRecord {
-        report: LinearReport {
-            linear: linear.name.clone(),
-            method: method.name().into(),
-            bits: layout.bits,
-            group_size: layout.group_size,
-            output_error: None,
-            dampening: None,
-            escalations: Vec::new(),
-            dead_inputs: 0,
-            seconds,
-        },
-        weights: (layout.out_features * layout.in_features) as u64,
+        report: LinearReport { seconds, ..LinearReport::new(&linear.name, method.name()) },
+        code: layout.code,
+        weight_error: account.weight_error,
+        zeros: account.zeros,
+        weights: layout.weights(),
         storage_bits: plan.storage_bits(linear),
-        dequantised_sha256: digest_as_stored(plan.format, &q, plan.float_dtype, false),
+        dequantised_sha256: account.sha256,
         calibration_tokens: None,
         warning: None,
     };
@@ -522,20 +599,20 @@ impl<'a> Walk<'a> {
         for stage in Stage::ALL {
             let linears: Vec<&PlannedLinear> =
                 self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
-            let hessian = linears.iter().any(|linear| self.plan.method(linear).needs().hessian);
+            let needs = linears.iter().fold(Needs::default(), |needs, linear| needs.and(self.plan.needs(linear)));
             let (features, groups) = (spec.in_features(stage), spec.groups(stage));
             let started = cpu_seconds();
             let stats = match stage {
-                Stage::Attention => gather(self.set, features, groups, hessian, |first| {
+                Stage::Attention => gather(self.set, features, groups, needs, |first| {
                     Ok(Inputs::shared(block.attention_input(&input.read(self.rows(first))?)?))
                 })?,
-                Stage::AttentionOutput => gather(self.set, features, groups, hessian, |first| {
+                Stage::AttentionOutput => gather(self.set, features, groups, needs, |first| {
                     let h = block.attention_input(&input.read(self.rows(first))?)?;
                     let out = block.attention(&h, &mut BlockCache::default())?;
                     heads.write(first, &out)?;
                     Ok(Inputs::shared(out))
                 })?,
-                Stage::Mlp => gather(self.set, features, groups, hessian, |first| {
+                Stage::Mlp => gather(self.set, features, groups, needs, |first| {
                     let rows = self.rows(first);
                     let before = input.read(rows.clone())?;
                     let after = block.attention_output(&before, &heads.read(rows)?)?;
@@ -544,7 +621,7 @@ impl<'a> Walk<'a> {
                     let routing = block.routing(&h)?;
                     Inputs::routed(h, routing.as_ref(), groups, false)
                 })?,
-                Stage::MlpOutput => gather(self.set, features, groups, hessian, |first| {
+                Stage::MlpOutput => gather(self.set, features, groups, needs, |first| {
                     let h = block.mlp_input(&mlp_reads.read(self.rows(first))?)?;
                     let routing = block.routing(&h)?;
                     let between = block.mlp(&h, routing.as_ref())?;
@@ -554,26 +631,18 @@ impl<'a> Walk<'a> {
             };
             outcome.phases.calibrate += cpu_seconds() - started;
 
-            // One call a method and expert: linears of one group share its statistics.
-            let parts: BTreeSet<(Option<usize>, usize)> =
-                linears.iter().map(|linear| (linear.expert, linear.method)).collect();
+            // One call for each expert and chain of methods: linears of one group share its statistics.
+            let parts: BTreeSet<(Option<usize>, &[usize])> =
+                linears.iter().map(|linear| (linear.expert, &linear.methods[..])).collect();
             let mut finished = Vec::new();
-            for (expert, method) in parts {
+            for (expert, methods) in parts {
                 let group: Vec<&PlannedLinear> = linears
                     .iter()
                     .copied()
-                    .filter(|linear| (linear.expert, linear.method) == (expert, method))
+                    .filter(|linear| (linear.expert, &linear.methods[..]) == (expert, methods))
                     .collect();
                 let stats = &stats[expert.unwrap_or(0)];
-                let done = compress_group(
-                    self.checkpoint,
-                    self.plan,
-                    &group,
-                    self.plan.method(group[0]),
-                    stats,
-                    writer,
-                    outcome,
-                )?;
+                let done = compress_group(self.checkpoint, self.plan, &group, stats, writer, outcome)?;
                 for (linear, (mut record, weight)) in group.iter().zip(done) {
                     if expert.is_some() {
                         note_tokens(&mut record, stats);

@@ -56,12 +56,12 @@ pub struct Arguments {
     /// How codes are chosen: see `scruple methods`
     #[arg(long, default_value = "gptq")]
     method: String,
-    /// Bits of a code: 2, 3, 4 or 8
-    #[arg(long, default_value_t = 4)]
-    bits: u32,
-    /// Weights of a row that share a scale; 0 for the whole row
-    #[arg(long, default_value_t = 128)]
-    group_size: usize,
+    /// Bits of a code: 2, 3, 4 or 8; 4 without it
+    #[arg(long)]
+    bits: Option<u32>,
+    /// Weights of a row that share a scale; 0 for the whole row; 128 without it
+    #[arg(long)]
+    group_size: Option<usize>,
     /// Zero points of their own instead of symmetric grids
     #[arg(long)]
     asymmetric: bool,
@@ -74,9 +74,9 @@ pub struct Arguments {
     /// Tokens of a sequence
     #[arg(long, default_value_t = CalibrationRecipe::default().seq_len)]
     seq_len: usize,
-    /// How the result is written: gptq, compressed-tensors or dense
-    #[arg(long, default_value = "gptq")]
-    format: String,
+    /// How the result is written, see `scruple methods`; without it the first format that can hold what the method makes
+    #[arg(long)]
+    format: Option<String>,
     /// A recipe file instead of the options above
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "format", "n_samples", "seq_len"])]
     recipe: Option<PathBuf>,
@@ -139,12 +139,19 @@ impl Arguments {
         if let Some(file) = &self.recipe {
             return Ok(Recipe::read(file)?);
         }
+        // Only what was said: the rest is the method's own to choose.
         let mut params = toml::Table::new();
-        params.insert("bits".into(), i64::from(self.bits).into());
-        params.insert("group_size".into(), (self.group_size as i64).into());
-        params.insert("symmetric".into(), (!self.asymmetric).into());
+        if let Some(bits) = self.bits {
+            params.insert("bits".into(), i64::from(bits).into());
+        }
+        if let Some(group_size) = self.group_size {
+            params.insert("group_size".into(), (group_size as i64).into());
+        }
+        if self.asymmetric {
+            params.insert("symmetric".into(), false.into());
+        }
         let stage = StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
-        let format: Format = self.format.parse().map_err(anyhow::Error::msg)?;
+        let format = self.format.as_ref().map(|name| name.parse::<Format>()).transpose().map_err(anyhow::Error::msg)?;
         let recipe = Recipe {
             stages: vec![stage],
             calibration: CalibrationRecipe { n_samples: self.n_samples, seq_len: self.seq_len },
@@ -227,8 +234,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let set = match &calibration_file {
         Some(file) if plan.needs_calibration() => Some(calibration_set(&checkpoint, &plan, file)?),
         None if plan.needs_calibration() => {
-            let needs = plan.linears.iter().map(|linear| plan.method(linear)).find(|method| method.needs().hessian);
-            let method = needs.map_or("of the recipe", |method| method.name());
+            let method = plan.calibrated_method().map_or("of the recipe", |method| method.name());
             anyhow::bail!("method `{method}` needs a text to calibrate on; give --calibration FILE")
         }
         _ => None,
@@ -356,9 +362,8 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
             .map(|linear| {
                 json!({
                     "name": linear.name,
-                    "method": plan.recipe.stages[linear.method].method,
-                    "bits": linear.layout.bits,
-                    "group_size": linear.layout.group_size,
+                    "method": plan.method_name(linear),
+                    "stored": linear.layout.code,
                     "shape": [linear.layout.out_features, linear.layout.in_features],
                     "storage_bits": plan.storage_bits(linear),
                 })
@@ -369,14 +374,13 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["linear", "method", "shape", "bits", "group"]);
+    let mut table = Table::new(["linear", "method", "shape", "stored as"]);
     for linear in &plan.linears {
         table.row([
             linear.name.clone(),
-            plan.recipe.stages[linear.method].method.clone(),
+            plan.method_name(linear),
             format!("{} x {}", linear.layout.out_features, linear.layout.in_features),
-            linear.layout.bits.to_string(),
-            linear.layout.group_size.to_string(),
+            linear.layout.code.describe(),
         ]);
     }
     table.print();
@@ -492,11 +496,11 @@ fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>
     }
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("errors.png");
-    let stage = &plan.recipe.stages[0];
-    let bits = plan.linears.first().map_or(0, |linear| linear.layout.bits);
+    let how =
+        plan.linears.first().map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()));
     plot::errors_by_block(
         &path,
-        &format!("{name}: {} at {bits} bits, error of each linear's output", stage.method),
+        &format!("{name}: {}; error of each linear's output", how.unwrap_or_default()),
         &lines,
     )?;
     Ok(Some(std::fs::read(&path)?))
@@ -665,14 +669,16 @@ fn report(
         }));
     }
     let seconds: BTreeMap<&str, f64> = outcome.seconds.iter().map(|(name, s)| (name.as_str(), *s)).collect();
-    let mut table = Table::new(["linear", "method", "bits", "output error", "dampening", "seconds"]);
+    let mut table =
+        Table::new(["linear", "method", "stored as", "zeros, %", "output error", "weight error", "seconds"]);
     for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
         table.row([
             record.report.linear.clone(),
-            plan.recipe.stages[linear.method].method.clone(),
-            linear.layout.bits.to_string(),
+            record.report.method.clone(),
+            linear.layout.code.describe(),
+            format!("{:.1}", 100.0 * record.zeros as f64 / record.weights.max(1) as f64),
             record.report.output_error.map_or("-".into(), |error| format!("{error:.6}")),
-            record.report.dampening.map_or("-".into(), |dampening| format!("{dampening}")),
+            record.weight_error.map_or("-".into(), |error| format!("{error:.6}")),
             seconds.get(record.report.linear.as_str()).map_or("-".into(), |seconds| format!("{seconds:.2}")),
         ]);
     }

@@ -17,11 +17,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, error, expect_shape, field, flag,
-    float_bytes, group_size, whole_number, word_bytes, words,
+    float_bytes, group_size, on_grid, whole_number, word_bytes, words,
 };
 use crate::{
     grid::{Quantised, ScaleDtype},
     pack,
+    weight::CompressedWeight,
 };
 
 /// The release whose fields the configuration has.
@@ -39,13 +40,14 @@ impl Rules for CompressedTensors {
     }
 
     fn check(&self, layout: &Layout) -> Result<(), String> {
-        let bits = layout.bits;
+        let (grid, _) = layout.grid()?;
+        let bits = grid.bits;
         if !matches!(bits, 4 | 8) {
             return Err(format!(
                 "pack-quantized is written with 4 or 8 bits, not {bits}; use those, or the format gptq"
             ));
         }
-        if layout.has_g_idx {
+        if grid.has_g_idx {
             return Err(
                 "groups that are not contiguous have been removed from pack-quantized; use static groups, or the \
                         format gptq"
@@ -57,7 +59,7 @@ impl Rules for CompressedTensors {
             let (inputs, what) = (layout.in_features, "leave this linear dense");
             return Err(format!("its {inputs} inputs do not fill words of {per_word} codes; {what}"));
         }
-        if !layout.symmetric && !layout.out_features.is_multiple_of(per_word) {
+        if !grid.symmetric && !layout.out_features.is_multiple_of(per_word) {
             return Err(format!(
                 "the zero points of its {} outputs do not fill words of {per_word} codes; quantise it symmetrically",
                 layout.out_features
@@ -67,20 +69,22 @@ impl Rules for CompressedTensors {
     }
 
     fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
-        let (bits, groups) = (layout.bits as usize, layout.groups());
+        let Ok((grid, groups)) = layout.grid() else { return Vec::new() };
+        let bits = grid.bits as usize;
         let spec = |part, dtype, shape| TensorSpec { name: format!("{linear}.{part}"), dtype, shape };
         let mut specs = vec![
             spec("weight_packed", Dtype::I32, vec![layout.out_features, layout.in_features * bits / 32]),
             spec("weight_scale", element(layout.dtype).dtype(), vec![layout.out_features, groups]),
             spec("weight_shape", Dtype::I64, vec![2]),
         ];
-        if !layout.symmetric {
+        if !grid.symmetric {
             specs.push(spec("weight_zero_point", Dtype::I32, vec![layout.out_features * bits / 32, groups]));
         }
         specs
     }
 
-    fn encode(&self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+    fn encode(&self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        let q = on_grid(linear, weight)?;
         let (out, groups) = (q.out_features, q.groups());
         let name = |part| format!("{linear}.{part}");
         let shape = [out as i64, q.in_features as i64];
@@ -101,10 +105,7 @@ impl Rules for CompressedTensors {
         let mut groups = Map::new();
         let mut kinds: Vec<(Layout, Vec<&str>)> = Vec::new();
         for (name, layout) in &others {
-            let same = |kind: &Layout| {
-                (kind.bits, kind.config_group_size(), kind.symmetric)
-                    == (layout.bits, layout.config_group_size(), layout.symmetric)
-            };
+            let same = |kind: &Layout| kind.setting() == layout.setting();
             match kinds.iter_mut().find(|(kind, _)| same(kind)) {
                 Some((_, names)) => names.push(name),
                 None => kinds.push((*layout, vec![name])),
@@ -170,7 +171,7 @@ impl Rules for CompressedTensors {
         Ok((settings, None))
     }
 
-    fn decode(&self, source: &Source<'_>) -> Result<Quantised> {
+    fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight> {
         let (packed, out_features, row_words) = source.matrix("weight_packed", Dtype::I32)?;
         let shape = source.tensor("weight_shape", Dtype::I64)?;
         expect_shape(&shape, &[2])?;
@@ -223,7 +224,7 @@ impl Rules for CompressedTensors {
                 pack::unpack_columns(&words(&zeros), out_features, groups, bits)?
             }
         };
-        Ok(Quantised {
+        Ok(CompressedWeight::Grid(Quantised {
             out_features,
             in_features,
             bits,
@@ -234,13 +235,14 @@ impl Rules for CompressedTensors {
             scales,
             zeros,
             g_idx: source.g_idx("weight_g_idx", in_features, group_size)?,
-        })
+        }))
     }
 }
 
 /// One config group: what `targets` are quantised to.
 fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
-    let per_row = layout.group_size == layout.in_features;
+    let (bits, group_size, symmetric) = layout.setting();
+    let per_row = group_size < 0;
     json!({
         "format": "pack-quantized",
         "input_activations": null,
@@ -251,15 +253,15 @@ fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
             "actorder": if activation_order { Value::from("weight") } else { Value::Null },
             "block_structure": null,
             "dynamic": false,
-            "group_size": if per_row { Value::Null } else { layout.group_size.into() },
-            "num_bits": layout.bits,
+            "group_size": if per_row { Value::Null } else { group_size.into() },
+            "num_bits": bits,
             "observer": "minmax",
             "observer_kwargs": {},
             "scale_dtype": null,
             "strategy": if per_row { "channel" } else { "group" },
-            "symmetric": layout.symmetric,
+            "symmetric": symmetric,
             "type": "int",
-            "zp_dtype": if layout.symmetric { Value::Null } else { "torch.int8".into() },
+            "zp_dtype": if symmetric { Value::Null } else { "torch.int8".into() },
         },
     })
 }

@@ -16,11 +16,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Error, GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, error, expect_shape, field, flag,
-    float_bytes, group_size, whole_number, word_bytes, words,
+    float_bytes, group_size, on_grid, whole_number, word_bytes, words,
 };
 use crate::{
     grid::{Quantised, ScaleDtype},
     pack,
+    weight::CompressedWeight,
 };
 
 pub(super) struct Gptq;
@@ -39,6 +40,7 @@ impl Rules for Gptq {
     }
 
     fn check(&self, layout: &Layout) -> Result<(), String> {
+        layout.grid()?;
         for (what, features) in [("inputs", layout.in_features), ("outputs", layout.out_features)] {
             if !features.is_multiple_of(32) {
                 return Err(format!(
@@ -51,7 +53,8 @@ impl Rules for Gptq {
     }
 
     fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
-        let (bits, groups) = (layout.bits as usize, layout.groups());
+        let Ok((grid, groups)) = layout.grid() else { return Vec::new() };
+        let bits = grid.bits as usize;
         let spec = |part, dtype, shape| TensorSpec { name: format!("{linear}.{part}"), dtype, shape };
         vec![
             spec("qweight", Dtype::I32, vec![layout.in_features * bits / 32, layout.out_features]),
@@ -61,7 +64,8 @@ impl Rules for Gptq {
         ]
     }
 
-    fn encode(&self, linear: &str, q: &Quantised, _: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+    fn encode(&self, linear: &str, weight: &CompressedWeight, _: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        let q = on_grid(linear, weight)?;
         let (out, groups) = (q.out_features, q.groups());
         let qweight = pack::pack_rows_transposed(&q.codes, out, q.in_features, q.bits)?;
         let qzeros = pack::pack_zeros(&q.zeros, out, groups, q.bits, version(q.symmetric))?;
@@ -78,7 +82,8 @@ impl Rules for Gptq {
 
     fn config(&self, model: &QuantisedModel<'_>) -> Result<Option<Value>> {
         let (main, others) = model.majority()?;
-        if let Some((name, _)) = others.iter().find(|(_, layout)| layout.symmetric != main.symmetric) {
+        let main = main.setting();
+        if let Some((name, _)) = others.iter().find(|(_, layout)| layout.setting().2 != main.2) {
             return Err(Error::Recipe(format!(
                 "a GPTQ file stores the zero points of symmetric and asymmetric linears in two ways and cannot hold \
                  both, and `{name}` differs from most; make all symmetric or all asymmetric"
@@ -87,8 +92,8 @@ impl Rules for Gptq {
         let lm_head = model.linears.iter().any(|(name, _)| name == "lm_head");
         let mut dynamic = Map::new();
         for (name, layout) in others {
-            let setting =
-                json!({ "bits": layout.bits, "group_size": layout.config_group_size(), "sym": layout.symmetric });
+            let (bits, group_size, symmetric) = layout.setting();
+            let setting = json!({ "bits": bits, "group_size": group_size, "sym": symmetric });
             dynamic.insert(format!("+:{}", pattern(name)), setting);
         }
         for name in model.dense.iter().filter(|name| *name != "lm_head") {
@@ -98,13 +103,13 @@ impl Rules for Gptq {
             dynamic.insert(format!("-:.*{}.*", part.replace('.', "\\.")), json!({}));
         }
         let mut config = json!({
-            "bits": main.bits,
-            "group_size": main.config_group_size(),
+            "bits": main.0,
+            "group_size": main.1,
             "desc_act": model.has_g_idx(),
-            "sym": main.symmetric,
+            "sym": main.2,
             "lm_head": lm_head,
             "quant_method": "gptq",
-            "checkpoint_format": version(main.symmetric),
+            "checkpoint_format": version(main.2),
             "pack_dtype": "int32",
             "true_sequential": model.true_sequential,
             "damp_percent": model.dampening.unwrap_or(0.0),
@@ -155,7 +160,7 @@ impl Rules for Gptq {
         Ok((settings, Some(version)))
     }
 
-    fn decode(&self, source: &Source<'_>) -> Result<Quantised> {
+    fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight> {
         // qzeros over scales gives the bits, qweight then the inputs, scales then the group size: the configuration
         // need only agree.
         let (qweight, stream, out_features) = source.matrix("qweight", Dtype::I32)?;
@@ -192,7 +197,7 @@ impl Rules for Gptq {
             );
             return Err(error(&qzeros, what));
         }
-        Ok(Quantised {
+        Ok(CompressedWeight::Grid(Quantised {
             out_features,
             in_features,
             bits,
@@ -203,7 +208,7 @@ impl Rules for Gptq {
             scales,
             zeros,
             g_idx: source.g_idx("g_idx", in_features, group_size)?,
-        })
+        }))
     }
 }
 

@@ -3,7 +3,8 @@
 //! A format is one file here and one line in [`Format`]. Before any work, [`Format::check`] says whether a linear fits
 //! and [`Format::specs`] which tensors it becomes; [`Format::encode`] gives their bytes, and [`Format::config`] what
 //! `config.json` says about them. The other way, [`detect`] reads that configuration and [`decode`] one linear.
-//! Decoding what was encoded gives the same [`Quantised`], so what runs is what was written.
+//! Decoding what was encoded gives the same [`CompressedWeight`], so what runs is what was written. Weights that are
+//! plain numbers ([`Code::Dense`]) are stored as such in every format.
 
 use std::{borrow::Cow, fmt, path::PathBuf, str::FromStr};
 
@@ -17,6 +18,7 @@ use crate::{
     kernel::{dense::Element, rtn_pack::Packed},
     model::linear::{DenseLinear, Linear, PackedLinear},
     pack::GptqVersion,
+    weight::{Code, CompressedWeight, GridCode},
 };
 
 mod compressed_tensors;
@@ -53,6 +55,11 @@ impl Format {
         }
     }
 
+    /// The rules for a linear stored in the way `code`.
+    fn rules_for(self, code: Code) -> &'static dyn Rules {
+        if code == Code::Dense { &dense::Dense } else { self.rules() }
+    }
+
     /// What a user calls it.
     pub fn name(self) -> &'static str {
         self.rules().name()
@@ -69,26 +76,28 @@ impl Format {
     /// [`Error::Recipe`] naming `linear`, what the format cannot hold, and what would work.
     pub fn check(self, linear: &str, layout: &Layout) -> Result<()> {
         let refuse = |what: String| Error::Recipe(format!("`{linear}` cannot be written as {}: {what}", self.name()));
-        let Layout { out_features, in_features, bits, group_size, .. } = *layout;
+        let Layout { out_features, in_features, code, .. } = *layout;
         if out_features == 0 || in_features == 0 {
             return Err(refuse(format!("its weight is empty, [{out_features}, {in_features}]")));
         }
-        if !crate::pack::WIDTHS.contains(&bits) {
-            return Err(refuse(format!("{bits} bits were asked for; 2, 3, 4 or 8 can be packed")));
+        if let Code::Grid(GridCode { bits, group_size, .. }) = code {
+            if !crate::pack::WIDTHS.contains(&bits) {
+                return Err(refuse(format!("{bits} bits were asked for; 2, 3, 4 or 8 can be packed")));
+            }
+            if group_size == 0 || !in_features.is_multiple_of(group_size) {
+                return Err(refuse(format!(
+                    "its {in_features} inputs are not a multiple of the group size {group_size}; {} would work",
+                    group_sizes(in_features)
+                )));
+            }
         }
-        if group_size == 0 || !in_features.is_multiple_of(group_size) {
-            return Err(refuse(format!(
-                "its {in_features} inputs are not a multiple of the group size {group_size}; {} would work",
-                group_sizes(in_features)
-            )));
-        }
-        self.rules().check(layout).map_err(refuse)
+        self.rules_for(code).check(layout).map_err(refuse)
     }
 
     /// The tensors a linear becomes, in the order [`Self::encode`] gives them. Its bias, if any, is not among them: it
     /// stays as it is.
     pub fn specs(self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
-        self.rules().specs(linear, layout)
+        self.rules_for(layout.code).specs(linear, layout)
     }
 
     /// Bits those tensors take.
@@ -97,16 +106,19 @@ impl Format {
         self.specs("", layout).iter().map(|spec| 8 * bytes(spec) as u64).sum()
     }
 
-    /// (tensor name, bytes) for each of [`Self::specs`] of a linear quantised to `q` in a model whose floats are `dtype`.
+    /// (tensor name, bytes) for each of [`Self::specs`] of a linear compressed to `weight` in a model whose floats are
+    /// `dtype`.
     ///
     /// # Errors
-    /// What [`Self::check`] refuses; [`Error::Numeric`] if `q` is not what its fields promise: another number of codes,
-    /// a code out of range, a scale that is not a positive number of [`Self::scale_dtype`].
-    pub fn encode(self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
-        self.check(linear, &Layout::of(q, dtype))?;
+    /// What [`Self::check`] refuses; [`Error::Numeric`] if `weight` is not what its fields promise: another number of
+    /// codes, a code out of range, a scale that is not a positive number of [`Self::scale_dtype`].
+    pub fn encode(self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        self.check(linear, &Layout::of(weight, dtype))?;
         let expected = self.scale_dtype(dtype);
-        check_numbers(q, expected).map_err(|what| Error::Numeric(format!("`{linear}`: {what}")))?;
-        self.rules().encode(linear, q, dtype)
+        if let CompressedWeight::Grid(q) = weight {
+            check_numbers(q, expected).map_err(|what| Error::Numeric(format!("`{linear}`: {what}")))?;
+        }
+        self.rules_for(weight.code()).encode(linear, weight, dtype)
     }
 
     /// `quantization_config` for `config.json`; `None` if the format needs none.
@@ -130,16 +142,31 @@ impl Format {
     ///
     /// # Errors
     /// As [`Self::encode`], and for a `bias` of a length other than out_features.
-    pub fn linear(self, q: &Quantised, bias: Option<Vec<f32>>, dtype: ScaleDtype) -> Result<Box<dyn Linear>> {
-        let layout = Layout::of(q, dtype);
-        if self == Self::Dense {
-            let shape = (q.out_features, q.in_features);
-            let (_, bytes) = self.encode("weight", q, dtype)?.swap_remove(0);
-            return Ok(Box::new(DenseLinear::from_bytes(element(dtype), bytes, shape, bias)?));
+    pub fn linear(
+        self,
+        weight: &CompressedWeight,
+        bias: Option<Vec<f32>>,
+        dtype: ScaleDtype,
+    ) -> Result<Box<dyn Linear>> {
+        let layout = Layout::of(weight, dtype);
+        if self == Self::Dense || layout.code == Code::Dense {
+            let (_, bytes) = self.encode("weight", weight, dtype)?.swap_remove(0);
+            return Ok(Box::new(DenseLinear::from_bytes(element(dtype), bytes, weight.shape(), bias)?));
         }
         self.check("weight", &layout)?;
-        Ok(Box::new(PackedLinear::new(q, bias)?.with_storage_bits(self.storage_bits(&layout))))
+        runnable(weight, bias, self.storage_bits(&layout))
     }
+}
+
+/// The linear of `weight` that takes `bits` on disk: packed codes where there is a kernel for them, else the numbers they
+/// stand for.
+fn runnable(weight: &CompressedWeight, bias: Option<Vec<f32>>, bits: u64) -> Result<Box<dyn Linear>> {
+    Ok(match weight {
+        CompressedWeight::Grid(q) => Box::new(PackedLinear::new(q, bias)?.with_storage_bits(bits)),
+        CompressedWeight::Dense(_) => {
+            Box::new(DenseLinear::from_f32(&weight.dequantize(), weight.shape(), bias)?.with_storage_bits(bits))
+        }
+    })
 }
 
 impl fmt::Display for Format {
@@ -158,40 +185,51 @@ impl FromStr for Format {
     }
 }
 
-/// Everything about a quantised linear that decides its tensors' names, types and shapes.
+/// Everything about a compressed linear that decides its tensors' names, types and shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// Rows of the weight.
     pub out_features: usize,
     /// Columns of the weight.
     pub in_features: usize,
-    /// 2, 3, 4 or 8.
-    pub bits: u32,
-    /// Input columns that share a scale; `in_features` for one scale a row.
-    pub group_size: usize,
-    /// All zero points are `2^(bits − 1)`.
-    pub symmetric: bool,
-    /// Groups are not contiguous, each column names its own.
-    pub has_g_idx: bool,
+    /// The way the weight is stored.
+    pub code: Code,
     /// The model's type of floats: what dense weights are stored in.
     pub dtype: ScaleDtype,
 }
 
 impl Layout {
-    /// The layout of `q` in a model whose floats are `dtype`.
-    pub fn of(q: &Quantised, dtype: ScaleDtype) -> Self {
-        let &Quantised { out_features, in_features, bits, group_size, symmetric, .. } = q;
-        Self { out_features, in_features, bits, group_size, symmetric, has_g_idx: q.g_idx.is_some(), dtype }
+    /// The layout of `weight` in a model whose floats are `dtype`.
+    pub fn of(weight: &CompressedWeight, dtype: ScaleDtype) -> Self {
+        let (out_features, in_features) = weight.shape();
+        Self { out_features, in_features, code: weight.code(), dtype }
     }
 
-    /// Groups in a row.
-    pub fn groups(&self) -> usize {
-        self.in_features / self.group_size
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        self.out_features as u64 * self.in_features as u64
+    }
+
+    /// The grid, with its groups in a row; for the files of formats that store nothing else.
+    fn grid(&self) -> Result<(GridCode, usize), String> {
+        let grid = self.code.grid().ok_or_else(|| {
+            format!("it is stored as {}, and the format holds codes on uniform grids only", self.code.describe())
+        })?;
+        Ok((grid, self.in_features / grid.group_size.max(1)))
     }
 
     /// The group size as configurations write it: −1 for one scale a row.
     fn config_group_size(&self) -> i64 {
-        if self.group_size == self.in_features { -1 } else { self.group_size as i64 }
+        match self.code.grid() {
+            Some(grid) if grid.group_size != self.in_features => grid.group_size as i64,
+            _ => -1,
+        }
+    }
+
+    /// What configurations tell apart: bits, group size, symmetric.
+    fn setting(&self) -> (u32, i64, bool) {
+        let (bits, symmetric) = self.code.grid().map_or((0, true), |grid| (grid.bits, grid.symmetric));
+        (bits, self.config_group_size(), symmetric)
     }
 }
 
@@ -215,7 +253,7 @@ pub struct QuantisedModel<'a> {
 impl QuantisedModel<'_> {
     /// The setting of most linears, ties to the first, and those with another; a setting is (bits, group size, sym).
     fn majority(&self) -> Result<(Layout, Vec<(&str, Layout)>)> {
-        let key = |layout: &Layout| (layout.bits, layout.config_group_size(), layout.symmetric);
+        let key = Layout::setting;
         let mut counts: Vec<(Layout, usize)> = Vec::new();
         for (_, layout) in self.linears {
             match counts.iter_mut().find(|(known, _)| key(known) == key(layout)) {
@@ -232,7 +270,7 @@ impl QuantisedModel<'_> {
     }
 
     fn has_g_idx(&self) -> bool {
-        self.linears.iter().any(|(_, layout)| layout.has_g_idx)
+        self.linears.iter().filter_map(|(_, layout)| layout.code.grid()).any(|grid| grid.has_g_idx)
     }
 }
 
@@ -243,14 +281,14 @@ trait Rules: Sync {
     /// What [`Format::check`] has not refused for every format.
     fn check(&self, layout: &Layout) -> Result<(), String>;
     fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec>;
-    fn encode(&self, linear: &str, q: &Quantised, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>>;
+    fn encode(&self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>>;
     fn config(&self, model: &QuantisedModel<'_>) -> Result<Option<Value>>;
     fn side_files(&self, _model: &QuantisedModel<'_>) -> Result<Vec<(String, Value)>> {
         Ok(Vec::new())
     }
     /// The settings in `config`, a `quantization_config` of this format's `quant_method`.
     fn settings(&self, config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String>;
-    fn decode(&self, source: &Source<'_>) -> Result<Quantised>;
+    fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight>;
 }
 
 /// How a checkpoint on disk is quantised, from its configuration.
@@ -329,7 +367,7 @@ fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantizat
 /// If a tensor is missing, has another type or shape than `quantization` implies, or holds what cannot be: a scale that
 /// is not a positive number, a group that does not exist. One sentence names the file, the tensor, what was expected and
 /// what was found.
-pub fn decode(checkpoint: &Checkpoint, linear: &str, quantization: &Quantization) -> Result<Quantised> {
+pub fn decode(checkpoint: &Checkpoint, linear: &str, quantization: &Quantization) -> Result<CompressedWeight> {
     quantization.format.rules().decode(&Source { checkpoint, linear, quantization })
 }
 
@@ -348,12 +386,13 @@ pub fn load_linear(
     let Some(quantization) = quantization.filter(|_| !checkpoint.contains(&weight)) else {
         return Ok(Box::new(DenseLinear::from_view(checkpoint.tensor(&weight)?, bias)?));
     };
-    let q = decode(checkpoint, linear, quantization)?;
-    let names = quantization.format.specs(linear, &Layout::of(&q, q.scale_dtype)).into_iter().map(|spec| spec.name);
+    let weight = decode(checkpoint, linear, quantization)?;
+    let names = quantization.format.specs(linear, &Layout::of(&weight, ScaleDtype::F32)).into_iter();
+    let names = names.map(|spec| spec.name);
     let views: Vec<TensorView> = names.filter_map(|name| checkpoint.get(&name)).collect();
     let bits = views.iter().map(|view| 8 * view.bytes().len() as u64).sum();
     views.iter().for_each(TensorView::release); // the codes are in memory now
-    Ok(Box::new(PackedLinear::new(&q, bias)?.with_storage_bits(bits)))
+    runnable(&weight, bias, bits)
 }
 
 /// (tensor name, bytes) of a symmetric linear that stands packed as compressed-tensors stores it: what
@@ -468,6 +507,12 @@ impl Source<'_> {
         let contiguous = g_idx.iter().enumerate().all(|(column, &group)| column / group_size == group as usize);
         Ok((!contiguous).then_some(g_idx))
     }
+}
+
+/// The codes of `weight`, for a format that stores nothing else.
+fn on_grid<'a>(linear: &str, weight: &'a CompressedWeight) -> Result<&'a Quantised> {
+    let refuse = || Error::Model(format!("`{linear}` is {}, expected codes on a grid", weight.code().describe()));
+    weight.quantised().ok_or_else(refuse)
 }
 
 /// A fault of one tensor.

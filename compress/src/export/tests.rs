@@ -47,7 +47,7 @@ fn config_of(format: Format, layout: Layout) -> Value {
         linears: &linears,
         dense: &[],
         beside: &["vision_tower".into()],
-        activation_order: layout.has_g_idx,
+        activation_order: layout.code.grid().is_some_and(|grid| grid.has_g_idx),
         true_sequential: true,
         dampening: Some(0.01),
     };
@@ -56,9 +56,29 @@ fn config_of(format: Format, layout: Layout) -> Value {
 
 type Tensors = Vec<(TensorSpec, Vec<u8>)>;
 
+/// The codes of `weight`.
+fn codes(weight: CompressedWeight) -> Quantised {
+    match weight {
+        CompressedWeight::Grid(q) => q,
+        other => panic!("{:?} is not on a grid", other.code()),
+    }
+}
+
+fn layout_of(q: &Quantised, dtype: ScaleDtype) -> Layout {
+    Layout::of(&q.clone().into(), dtype)
+}
+
+/// The grid of `layout`, to be changed.
+fn grid(layout: &mut Layout) -> &mut GridCode {
+    match &mut layout.code {
+        Code::Grid(grid) => grid,
+        other => panic!("{other:?} is not a grid"),
+    }
+}
+
 fn tensors_of(format: Format, q: &Quantised, dtype: ScaleDtype) -> Tensors {
-    let encoded = format.encode(LINEAR, q, dtype).unwrap();
-    let specs = format.specs(LINEAR, &Layout::of(q, dtype));
+    let encoded = format.encode(LINEAR, &q.clone().into(), dtype).unwrap();
+    let specs = format.specs(LINEAR, &layout_of(q, dtype));
     assert_eq!(encoded.len(), specs.len());
     let pairs = specs.into_iter().zip(encoded);
     pairs
@@ -113,14 +133,14 @@ proptest! {
         let shape = (32 * out, groups * group_size);
         let q = quantised(shape, bits, group_size, symmetric, permuted && gptq, format.scale_dtype(dtype));
         let folder = tempfile::tempdir().unwrap();
-        let layout = Layout::of(&q, dtype);
+        let layout = layout_of(&q, dtype);
         let tensors = tensors_of(format, &q, dtype);
         let bits_written: usize = tensors.iter().map(|(_, bytes)| 8 * bytes.len()).sum();
         prop_assert_eq!(format.storage_bits(&layout), bits_written as u64);
         let checkpoint = write(&folder.path().join("model"), &tensors, &config_of(format, layout));
         let quantization = detect(&checkpoint).unwrap().unwrap();
         prop_assert_eq!(quantization.format, format);
-        let read = decode(&checkpoint, LINEAR, &quantization).unwrap();
+        let read = codes(decode(&checkpoint, LINEAR, &quantization).unwrap());
         prop_assert_eq!(&read, &q);
         let linear = load_linear(&checkpoint, LINEAR, Some(&quantization)).unwrap();
         let values = linear.weight().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -137,7 +157,7 @@ proptest! {
             let checkpoint = write(&folder.path().join("model"), &tensors, &json!({ "model_type": "llama" }));
             prop_assert_eq!(detect(&checkpoint).unwrap(), None);
             let expected: Vec<f32> = q.dequantize().into_iter().map(|value| dtype.round(value)).collect();
-            let evaluated = Format::Dense.linear(&q, None, dtype).unwrap();
+            let evaluated = Format::Dense.linear(&q.clone().into(), None, dtype).unwrap();
             for linear in [load_linear(&checkpoint, LINEAR, None).unwrap(), evaluated] {
                 let values = linear.weight().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 prop_assert!(values == expected);
@@ -191,14 +211,14 @@ fn compressed_tensors_words_are_those_of_its_packer() {
 fn a_version_1_zero_point_wraps_to_zero() {
     let mut q = quantised((32, 32), 4, 32, false, false, ScaleDtype::F16);
     q.zeros.fill(15);
-    let layout = Layout::of(&q, ScaleDtype::F16);
+    let layout = layout_of(&q, ScaleDtype::F16);
     let tensors = tensors_of(Format::Gptq, &q, ScaleDtype::F16);
     let mut config = config_of(Format::Gptq, layout);
     config["quantization_config"]["checkpoint_format"] = "gptq".into();
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = write(&folder.path().join("model"), &tensors, &config);
     let quantization = detect(&checkpoint).unwrap().unwrap();
-    assert_eq!(decode(&checkpoint, LINEAR, &quantization).unwrap().zeros, [0; 32]);
+    assert_eq!(codes(decode(&checkpoint, LINEAR, &quantization).unwrap()).zeros, [0; 32]);
 }
 
 #[test]
@@ -210,24 +230,24 @@ fn an_old_gptq_folder_is_known_by_its_own_configuration() {
     std::fs::write(path.join("quantize_config.json"), r#"{"bits": 4, "group_size": 32, "desc_act": false}"#).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     let quantization = detect(&checkpoint).unwrap().unwrap();
-    assert_eq!(decode(&checkpoint, LINEAR, &quantization).unwrap(), q);
+    assert_eq!(codes(decode(&checkpoint, LINEAR, &quantization).unwrap()), q);
 }
 
 #[test]
 fn compressed_tensors_reads_an_order_of_columns_it_does_not_write() {
     let q = quantised((32, 64), 4, 32, true, true, ScaleDtype::F16);
-    let error = Format::CompressedTensors.encode(LINEAR, &q, ScaleDtype::F16).unwrap_err().to_string();
+    let error = Format::CompressedTensors.encode(LINEAR, &q.clone().into(), ScaleDtype::F16).unwrap_err().to_string();
     assert!(error.contains("static groups"), "{error}");
     let mut contiguous = q.clone();
     contiguous.g_idx = None;
     let mut tensors = tensors_of(Format::CompressedTensors, &contiguous, ScaleDtype::F16);
     let spec = TensorSpec::new(format!("{LINEAR}.weight_g_idx"), Dtype::I32, [64]);
     tensors.push((spec, word_bytes(q.g_idx.as_ref().unwrap())));
-    let config = config_of(Format::CompressedTensors, Layout::of(&contiguous, ScaleDtype::F16));
+    let config = config_of(Format::CompressedTensors, layout_of(&contiguous, ScaleDtype::F16));
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = write(&folder.path().join("model"), &tensors, &config);
     let quantization = detect(&checkpoint).unwrap().unwrap();
-    assert_eq!(decode(&checkpoint, LINEAR, &quantization).unwrap(), q);
+    assert_eq!(codes(decode(&checkpoint, LINEAR, &quantization).unwrap()), q);
 }
 
 fn model<'a>(linears: &'a [(String, Layout)], dense: &'a [String]) -> QuantisedModel<'a> {
@@ -235,15 +255,8 @@ fn model<'a>(linears: &'a [(String, Layout)], dense: &'a [String]) -> QuantisedM
 }
 
 fn layout(bits: u32, group_size: usize, symmetric: bool) -> Layout {
-    Layout {
-        out_features: 64,
-        in_features: 128,
-        bits,
-        group_size,
-        symmetric,
-        has_g_idx: false,
-        dtype: ScaleDtype::Bf16,
-    }
+    let code = Code::Grid(GridCode { bits, group_size, symmetric, has_g_idx: false });
+    Layout { out_features: 64, in_features: 128, code, dtype: ScaleDtype::Bf16 }
 }
 
 #[test]
@@ -312,17 +325,25 @@ fn what_a_format_cannot_hold_is_refused_with_a_way_out() {
             assert!(error.contains(word), "{error}: expected {word}");
         }
     };
-    refused(Format::Gptq, &|l| (l.in_features, l.group_size) = (144, 48), &["144 inputs", "multiple of 32", "dense"]);
+    refused(
+        Format::Gptq,
+        &|l| (l.in_features, grid(l).group_size) = (144, 48),
+        &["144 inputs", "multiple of 32", "dense"],
+    );
     refused(Format::Gptq, &|l| l.out_features = 48, &["48 outputs", "multiple of 32"]);
     refused(Format::Gptq, &|l| l.in_features = 160, &["group size 64", "32, 160 would work"]);
-    refused(Format::Dense, &|l| l.group_size = 0, &["group size 0"]);
+    refused(Format::Dense, &|l| grid(l).group_size = 0, &["group size 0"]);
     refused(Format::Dense, &|l| l.out_features = 0, &["empty"]);
-    refused(Format::Gptq, &|l| l.bits = 5, &["5 bits", "2, 3, 4 or 8"]);
-    refused(Format::CompressedTensors, &|l| l.bits = 3, &["4 or 8 bits, not 3", "gptq"]);
-    refused(Format::CompressedTensors, &|l| l.bits = 2, &["not 2"]);
-    refused(Format::CompressedTensors, &|l| l.has_g_idx = true, &["static groups"]);
-    refused(Format::CompressedTensors, &|l| (l.in_features, l.group_size) = (12, 4), &["12 inputs", "words of 8"]);
-    let odd = |l: &mut Layout| (l.out_features, l.symmetric) = (12, false);
+    refused(Format::Gptq, &|l| grid(l).bits = 5, &["5 bits", "2, 3, 4 or 8"]);
+    refused(Format::CompressedTensors, &|l| grid(l).bits = 3, &["4 or 8 bits, not 3", "gptq"]);
+    refused(Format::CompressedTensors, &|l| grid(l).bits = 2, &["not 2"]);
+    refused(Format::CompressedTensors, &|l| grid(l).has_g_idx = true, &["static groups"]);
+    refused(
+        Format::CompressedTensors,
+        &|l| (l.in_features, grid(l).group_size) = (12, 4),
+        &["12 inputs", "words of 8"],
+    );
+    let odd = |l: &mut Layout| (l.out_features, grid(l).symmetric) = (12, false);
     refused(Format::CompressedTensors, &odd, &["12 outputs", "symmetrically"]);
 }
 
@@ -332,7 +353,7 @@ fn codes_that_are_not_what_they_promise_are_refused() {
     let refused = |change: &dyn Fn(&mut Quantised), word: &str| {
         let mut q = good.clone();
         change(&mut q);
-        let error = Format::Gptq.encode("a.q", &q, ScaleDtype::Bf16).unwrap_err().to_string();
+        let error = Format::Gptq.encode("a.q", &q.into(), ScaleDtype::Bf16).unwrap_err().to_string();
         assert!(error.contains("`a.q`") && error.contains(word), "{error}: expected {word}");
     };
     refused(&|q| q.codes.truncate(2047), "2047 codes");
@@ -387,7 +408,7 @@ type Fault = (&'static str, fn(&mut Tensors), &'static [&'static str]);
 
 fn spoil(format: Format, faults: &[Fault]) {
     let q = quantised((32, 128), 4, 32, false, format == Format::Gptq, ScaleDtype::F16);
-    let config = config_of(format, Layout::of(&q, ScaleDtype::F16));
+    let config = config_of(format, layout_of(&q, ScaleDtype::F16));
     let folder = tempfile::tempdir().unwrap();
     for (name, fault, words) in faults {
         let mut tensors = tensors_of(format, &q, ScaleDtype::F16);
@@ -471,7 +492,7 @@ fn bad_compressed_tensors_are_refused_by_name() {
 fn zero_points_that_contradict_the_configuration_are_refused() {
     let q = quantised((32, 64), 4, 32, false, false, ScaleDtype::F16);
     for (format, words) in [(Format::Gptq, "expected 8"), (Format::CompressedTensors, "says symmetric")] {
-        let mut config = config_of(format, Layout::of(&q, ScaleDtype::F16));
+        let mut config = config_of(format, layout_of(&q, ScaleDtype::F16));
         config["quantization_config"]["sym"] = true.into();
         if format == Format::CompressedTensors {
             config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = true.into();

@@ -91,7 +91,7 @@ impl Described for Gptq {
     const PAPER: &'static str = "Frantar et al. 2023, GPTQ, https://arxiv.org/abs/2210.17323";
 
     fn validate(&self) -> Result<()> {
-        self.grid().group_size_for(self.group_size)?;
+        self.spec().group_size_for(self.group_size)?;
         if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
             return Err(Error::Recipe(format!("the dampening is {}, expected a number of at least 0", self.dampening)));
         }
@@ -112,17 +112,11 @@ impl LayerMethod for Gptq {
     }
 
     fn needs(&self) -> Needs {
-        Needs { hessian: true }
+        Needs { hessian: true, ..Needs::default() }
     }
 
-    fn grid(&self) -> GridSpec {
-        GridSpec {
-            bits: self.bits,
-            group_size: self.group_size,
-            symmetric: self.symmetric,
-            scale_dtype: self.scale_dtype,
-            search: self.search,
-        }
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.spec())
     }
 
     fn stores_g_idx(&self) -> bool {
@@ -136,7 +130,7 @@ impl LayerMethod for Gptq {
         })?;
         for weight in group.iter() {
             super::check(weight, stats)?;
-            self.grid().group_size_for(weight.in_features).map_err(|cause| super::in_linear(weight.name, cause))?;
+            self.spec().group_size_for(weight.in_features).map_err(|cause| super::in_linear(weight.name, cause))?;
         }
         let start = Instant::now();
         let prepared = self.prepare(hessian, stats.in_features).map_err(|cause| super::in_linear(first.name, cause))?;
@@ -150,17 +144,14 @@ impl LayerMethod for Gptq {
                     self.solve(weight.values, &prepared).map_err(|cause| super::in_linear(weight.name, cause))?;
                 super::rtn::leave_dequantised(&quantised, weight.values);
                 let report = LinearReport {
-                    linear: weight.name.to_owned(),
-                    method: Self::NAME.to_owned(),
-                    bits: self.bits,
-                    group_size: quantised.group_size,
                     output_error: super::share(error, energy),
                     dampening: Some(prepared.dampening),
                     escalations: prepared.escalations.clone(),
                     dead_inputs: prepared.dead.len(),
                     seconds: start.elapsed().as_secs_f64() + shared_seconds,
+                    ..LinearReport::new(weight.name, Self::NAME)
                 };
-                Ok(Compressed { weight: quantised, report })
+                Ok(Compressed { weight: quantised.into(), report })
             })
             .collect()
     }
@@ -180,6 +171,16 @@ pub struct Prepared {
 }
 
 impl Gptq {
+    fn spec(&self) -> GridSpec {
+        GridSpec {
+            bits: self.bits,
+            group_size: self.group_size,
+            symmetric: self.symmetric,
+            scale_dtype: self.scale_dtype,
+            search: self.search,
+        }
+    }
+
     /// Orders, dampens and factors `hessian` (n, n).
     ///
     /// Refuses a Hessian that is not finite, and one that stays indefinite after six tenfold raises of the dampening.
@@ -232,7 +233,7 @@ impl Gptq {
     /// Quantises `weight` (rows, n), whose dead columns are set to zero; gives the codes and `tr(Δ H Δᵀ)`.
     pub fn solve(&self, weight: &mut [f32], prepared: &Prepared) -> Result<(Quantised, f64)> {
         let n = prepared.order.len();
-        let spec = self.grid();
+        let spec = self.spec();
         let group_size = spec.group_size_for(n)?;
         if !prepared.dead.is_empty() {
             for row in weight.chunks_exact_mut(n) {
@@ -307,12 +308,21 @@ mod tests {
         h
     }
 
-    fn run(method: &Gptq, weight: &[f32], h: &[f32], n: usize) -> Compressed {
+    /// What [`run`] gives.
+    #[derive(Debug, PartialEq)]
+    struct Done {
+        weight: Quantised,
+        report: LinearReport,
+    }
+
+    fn run(method: &Gptq, weight: &[f32], h: &[f32], n: usize) -> Done {
         let mut values = weight.to_vec();
-        let stats = GroupStats { in_features: n, hessian: Some(h.to_vec()), tokens: 1 };
+        let stats = GroupStats { in_features: n, hessian: Some(h.to_vec()), tokens: 1, ..GroupStats::default() };
         let rows = weight.len() / n;
-        let mut group = [Weight { name: "model.w", out_features: rows, in_features: n, values: &mut values }];
-        method.compress(&mut group, &stats).unwrap().remove(0)
+        let mut group =
+            [Weight { name: "model.w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
+        let Compressed { weight, report } = method.compress(&mut group, &stats).unwrap().remove(0);
+        Done { weight: weight.quantised().expect("GPTQ gives codes").clone(), report }
     }
 
     /// The damped Hessian in processing order, in f64.
@@ -375,7 +385,7 @@ mod tests {
     /// GPTQ of one row, one column at a time in f64, in processing order.
     fn reference_row(method: &Gptq, row: &[f32], order: &[usize], spread: &mut Spread<'_>) -> Vec<Turn> {
         let n = row.len();
-        let spec = method.grid();
+        let spec = method.spec();
         let size = spec.group_size_for(n).unwrap();
         let mut w: Vec<f64> = order.iter().map(|&j| f64::from(row[j])).collect();
         let fit = |values: &[f32]| grid::fit_group(values, &spec).unwrap();
@@ -528,7 +538,7 @@ mod tests {
     const MIN_EQUAL_CODES: f64 = 0.999;
     const MAX_ERROR_RATIO: f64 = 1.001;
 
-    fn assert_equivalent(ours: &Compressed, codes: &[u8], weight: &[f32], h: &[f32], n: usize) {
+    fn assert_equivalent(ours: &Done, codes: &[u8], weight: &[f32], h: &[f32], n: usize) {
         let equal = ours.weight.codes.iter().zip(codes).filter(|(a, b)| a == b).count();
         let share = equal as f64 / codes.len() as f64;
         assert!(share >= MIN_EQUAL_CODES, "{share} of the codes are equal");
@@ -608,7 +618,7 @@ mod tests {
         for groups in [Groups::Static, Groups::Fresh] {
             for search in [Search::None, Search::Mse] {
                 let method = Gptq { group_size: 32, groups, search, activation_order: false, ..Gptq::default() };
-                let rounded = grid::round_to_nearest(&weight, rows, n, &method.grid()).unwrap();
+                let rounded = grid::round_to_nearest(&weight, rows, n, &method.spec()).unwrap();
                 let done = run(&method, &weight, &h, n).weight;
                 assert_eq!(done.codes, rounded.codes);
                 assert_eq!(done.scales, rounded.scales);
@@ -623,8 +633,9 @@ mod tests {
         for bits in [2, 3, 4, 8] {
             let rtn = super::super::rtn::Rtn { bits, group_size: 64, search: Search::Mse, ..Default::default() };
             let mut values = weight.clone();
-            let stats = GroupStats { in_features: n, hessian: Some(h.clone()), tokens: 1 };
-            let mut group = [Weight { name: "w", out_features: rows, in_features: n, values: &mut values }];
+            let stats = GroupStats { in_features: n, hessian: Some(h.clone()), tokens: 1, ..GroupStats::default() };
+            let mut group =
+                [Weight { name: "w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
             let rounded = rtn.compress(&mut group, &stats).unwrap()[0].report.output_error.unwrap();
             let solved = run(&Gptq { bits, group_size: 64, ..Gptq::default() }, &weight, &h, n);
             let solved = solved.report.output_error.unwrap();
@@ -650,7 +661,7 @@ mod tests {
         let done = run(&method, &weight, &vec![0.0; n * n], n);
         assert!(done.report.escalations[0].reason.contains("every calibration input was zero"));
         assert_eq!(done.report.output_error, None);
-        let rounded = grid::round_to_nearest(&weight, rows, n, &method.grid()).unwrap();
+        let rounded = grid::round_to_nearest(&weight, rows, n, &method.spec()).unwrap();
         assert_eq!(done.weight.codes, rounded.codes);
 
         // Two inputs that never fired.
@@ -686,10 +697,11 @@ mod tests {
     #[test]
     fn hopeless_hessians_are_refused_with_the_linear_named() {
         let n = 32;
-        let stats = |h: Vec<f32>| GroupStats { in_features: n, hessian: Some(h), tokens: 1 };
+        let stats = |h: Vec<f32>| GroupStats { in_features: n, hessian: Some(h), tokens: 1, ..GroupStats::default() };
         let message = |h: Vec<f32>| {
             let mut values = uniform(4 * n, 1);
-            let mut group = [Weight { name: "model.w", out_features: 4, in_features: n, values: &mut values }];
+            let mut group =
+                [Weight { name: "model.w", out_features: 4, in_features: n, values: &mut values, keep_zeros: false }];
             let method = Gptq { group_size: 32, ..Gptq::default() };
             method.compress(&mut group, &stats(h)).unwrap_err().to_string()
         };

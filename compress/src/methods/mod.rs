@@ -7,7 +7,9 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::grid::{GridSpec, Quantised};
+use crate::grid::GridSpec;
+use crate::kernel::gemm::{matmul_nt, quadratic_form};
+use crate::weight::{Code, CompressedWeight, GridCode};
 use crate::{Error, Result};
 
 pub mod rtn;
@@ -19,12 +21,38 @@ mod feedback;
 /// Every method, in the order they are listed to users.
 pub const METHODS: &[MethodEntry] = &[entry::<rtn::Rtn>(), entry::<gptq::Gptq>()];
 
-/// The statistics of a group's inputs a method asks for.
+/// The statistics of a group's inputs a method asks for. Methods that look at weights alone ask for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
     /// [`GroupStats::hessian`].
     pub hessian: bool,
+    /// [`GroupStats::energies`].
+    pub energies: bool,
+    /// [`GroupStats::magnitudes`].
+    pub magnitudes: bool,
+    /// [`GroupStats::samples`].
+    pub samples: bool,
 }
+
+impl Needs {
+    /// Whether any calibration is needed.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    /// What either asks for.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            hessian: self.hessian || other.hessian,
+            energies: self.energies || other.energies,
+            magnitudes: self.magnitudes || other.magnitudes,
+            samples: self.samples || other.samples,
+        }
+    }
+}
+
+/// Inputs kept in [`GroupStats::samples`], at most.
+pub const SAMPLES: usize = 512;
 
 /// What was observed at the input that the linears of one group share.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +61,34 @@ pub struct GroupStats {
     pub in_features: usize,
     /// `H = 2/N Σ x xᵀ`, full and symmetric, (in_features, in_features); present if a method needs it.
     pub hessian: Option<Vec<f32>>,
+    /// `Σ x_j² / N` over N sequences, (in_features); present if a method needs it.
+    pub energies: Option<Vec<f32>>,
+    /// Mean of `|x_j|` over all tokens, (in_features); present if a method needs it.
+    pub magnitudes: Option<Vec<f32>>,
+    /// At most [`SAMPLES`] inputs, evenly spread over all tokens, (samples, in_features); present if a method needs it.
+    pub samples: Option<Vec<f32>>,
     /// Inputs observed.
     pub tokens: usize,
+}
+
+impl GroupStats {
+    /// The share of the outputs' energy that is lost where `original` becomes `compressed`, both (out, in): over all
+    /// inputs by the Hessian, over the sampled ones without it; none where neither was gathered or all outputs are zero.
+    pub fn output_error(&self, original: &[f32], compressed: &[f32]) -> Option<f64> {
+        let n = self.in_features;
+        let delta: Vec<f32> = compressed.iter().zip(original).map(|(c, w)| c - w).collect();
+        if let Some(hessian) = &self.hessian {
+            return share(quadratic_form(&delta, hessian, n), quadratic_form(original, hessian, n));
+        }
+        let samples = self.samples.as_ref().filter(|samples| !samples.is_empty())?;
+        let energy = |weight: &[f32]| -> f64 {
+            let (tokens, rows) = (samples.len() / n, weight.len() / n);
+            let mut outputs = vec![0.0; tokens * rows];
+            matmul_nt(samples, weight, &mut outputs, tokens, rows, n);
+            outputs.iter().map(|&y| f64::from(y) * f64::from(y)).sum()
+        };
+        share(energy(&delta), energy(original))
+    }
 }
 
 /// One linear of a group.
@@ -46,15 +100,18 @@ pub struct Weight<'a> {
     pub out_features: usize,
     /// Columns.
     pub in_features: usize,
-    /// (out_features, in_features). A method leaves the dequantised weight here, bit for bit that of [`Compressed::weight`].
+    /// (out_features, in_features). A method leaves the dequantised weight here, bit for bit that of [`Compressed::weight`]
+    /// (before it is rounded to the model's type, where it is stored as plain numbers).
     pub values: &'a mut [f32],
+    /// An earlier stage has pruned it: weights that are zero stay zero.
+    pub keep_zeros: bool,
 }
 
 /// What a linear became, and what that cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compressed {
-    /// Its codes.
-    pub weight: Quantised,
+    /// What is stored for it.
+    pub weight: CompressedWeight,
     /// Its line in the report.
     pub report: LinearReport,
 }
@@ -66,22 +123,40 @@ pub struct LinearReport {
     pub linear: String,
     /// [`LayerMethod::name`].
     pub method: String,
-    /// Bits of a code.
-    pub bits: u32,
-    /// Input columns that share a scale.
-    pub group_size: usize,
-    /// `tr(Δ H Δᵀ) / tr(W H Wᵀ)`, the share of the calibration outputs' energy that was lost; absent without a Hessian
-    /// or where the outputs were all zero.
+    /// `tr(Δ H Δᵀ) / tr(W H Wᵀ)`, the share of the calibration outputs' energy that was lost; measured on
+    /// [`SAMPLES`] inputs by methods without a Hessian; absent without calibration or where the outputs were all zero.
     pub output_error: Option<f64>,
     /// The dampening that was used at last, as a fraction of the mean of diag(H).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dampening: Option<f64>,
     /// What had to be changed on the way, in order; empty if nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub escalations: Vec<Escalation>,
     /// Inputs that were zero throughout calibration; their weights are set to zero.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub dead_inputs: usize,
     /// Wall seconds; kept out of records that are compared byte for byte.
     #[serde(skip)]
     pub seconds: f64,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+impl LinearReport {
+    /// The report of `method` on `linear`, with nothing to say.
+    pub fn new(linear: &str, method: &str) -> Self {
+        Self {
+            linear: linear.to_owned(),
+            method: method.to_owned(),
+            output_error: None,
+            dampening: None,
+            escalations: Vec::new(),
+            dead_inputs: 0,
+            seconds: 0.0,
+        }
+    }
 }
 
 /// A remedy that was needed, and why.
@@ -91,6 +166,15 @@ pub struct Escalation {
     pub dampening: f64,
     /// What failed, and what was done.
     pub reason: String,
+}
+
+/// What a method does to a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Sets weights to zero; the others stay plain numbers.
+    Prune,
+    /// Makes codes of the weights.
+    Quantise,
 }
 
 /// A method that decides over the linears of one group at a time: those that read the same input.
@@ -104,12 +188,32 @@ pub trait LayerMethod: fmt::Debug + Send + Sync {
     /// Which statistics the loop must collect.
     fn needs(&self) -> Needs;
 
-    /// The grid the codes will be on: bits and group size for the plan.
-    fn grid(&self) -> GridSpec;
+    /// What it does to a weight; a linear may be pruned by one stage and then quantised by another.
+    fn kind(&self) -> Kind {
+        Kind::Quantise
+    }
 
-    /// Whether results carry [`Quantised::g_idx`].
+    /// The uniform grid the codes will be on, for methods that have one.
+    fn grid(&self) -> Option<GridSpec> {
+        None
+    }
+
+    /// Whether results carry [`Quantised::g_idx`](crate::grid::Quantised::g_idx).
     fn stores_g_idx(&self) -> bool {
         false
+    }
+
+    /// The way a weight of `in_features` columns will be stored: its grid, or plain numbers for a method without one.
+    ///
+    /// Fails with [`Error::Recipe`] where the parameters do not suit the row.
+    fn code(&self, in_features: usize) -> Result<Code> {
+        let Some(grid) = self.grid() else { return Ok(Code::Dense) };
+        Ok(Code::Grid(GridCode {
+            bits: grid.bits,
+            group_size: grid.group_size_for(in_features)?,
+            symmetric: grid.symmetric,
+            has_g_idx: self.stores_g_idx(),
+        }))
     }
 
     /// Compresses every linear of a group, in order.
@@ -272,8 +376,10 @@ mod tests {
             let typo = "bitts = 4".parse::<toml::Table>().unwrap();
             let message = entry.build(typo).unwrap_err().to_string();
             assert!(message.contains(entry.name) && message.contains("unknown field `bitts`"), "{message}");
-            let five = "bits = 5".parse::<toml::Table>().unwrap();
-            assert!(entry.build(five).unwrap_err().to_string().contains("5 bits"));
+            if entry.build(toml::Table::new()).unwrap().grid().is_some() {
+                let five = "bits = 5".parse::<toml::Table>().unwrap();
+                assert!(entry.build(five).unwrap_err().to_string().contains("5 bits"));
+            }
         }
     }
 
@@ -284,7 +390,17 @@ mod tests {
         let mut hessian = vec![0.0; n * n];
         crate::kernel::gemm::syrk_accumulate(&x, &mut hessian, t, n, 2.0 / t as f32);
         crate::kernel::gemm::symmetrize(&mut hessian, n);
-        (uniform(32 * n, 5), uniform(8 * n, 6), GroupStats { in_features: n, hessian: Some(hessian), tokens: t })
+        let energies = (0..n).map(|j| (0..t).map(|i| x[i * n + j] * x[i * n + j]).sum::<f32>() / t as f32);
+        let magnitudes = (0..n).map(|j| (0..t).map(|i| x[i * n + j].abs()).sum::<f32>() / t as f32);
+        let stats = GroupStats {
+            in_features: n,
+            hessian: Some(hessian),
+            energies: Some(energies.collect()),
+            magnitudes: Some(magnitudes.collect()),
+            samples: Some(x.clone()),
+            tokens: t,
+        };
+        (uniform(32 * n, 5), uniform(8 * n, 6), stats)
     }
 
     #[test]
@@ -295,19 +411,19 @@ mod tests {
             let parameters = "bits = 4\ngroup_size = 32".parse::<toml::Table>().unwrap();
             let method = entry.build(parameters).unwrap();
             let mut group = [
-                Weight { name: "a", out_features: 32, in_features: 64, values: &mut a },
-                Weight { name: "b", out_features: 8, in_features: 64, values: &mut b },
+                Weight { name: "a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: false },
+                Weight { name: "b", out_features: 8, in_features: 64, values: &mut b, keep_zeros: false },
             ];
             let done = method.compress(&mut group, &stats).unwrap();
             assert_eq!(done.iter().map(|c| c.report.linear.as_str()).collect::<Vec<_>>(), ["a", "b"]);
             assert_eq!(done[0].weight.dequantize(), a);
             assert_eq!(done[1].weight.dequantize(), b);
-            assert_eq!(done[0].weight.g_idx.is_some(), method.stores_g_idx());
+            assert_eq!(done[0].weight.code(), method.code(64).unwrap());
             let error = done[0].report.output_error.unwrap();
             assert!(error > 0.0 && error < 0.02, "{}: {error}", entry.name);
             // The report's figure is the definition's.
             let delta: Vec<f32> = a.iter().zip(&original).map(|(a, b)| a - b).collect();
-            let form = |w: &[f32]| crate::kernel::gemm::quadratic_form(w, stats.hessian.as_ref().unwrap(), 64);
+            let form = |w: &[f32]| quadratic_form(w, stats.hessian.as_ref().unwrap(), 64);
             let expected = form(&delta) / form(&original);
             assert!((error / expected - 1.0).abs() < 1e-3, "{}: {error} for {expected}", entry.name);
         }
@@ -319,14 +435,17 @@ mod tests {
             let method = entry.build("group_size = 32".parse().unwrap()).unwrap();
             let (mut a, _, stats) = group();
             a[70] = f32::NEG_INFINITY;
-            let mut weights = [Weight { name: "model.a", out_features: 32, in_features: 64, values: &mut a }];
+            let mut weights =
+                [Weight { name: "model.a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: false }];
             let message = method.compress(&mut weights, &stats).unwrap_err().to_string();
             assert_eq!(message, "linear `model.a`: the weight in row 1, column 6 is -inf");
             let (mut a, _, stats) = group();
-            let mut weights = [Weight { name: "a", out_features: 16, in_features: 64, values: &mut a }];
+            let mut weights =
+                [Weight { name: "a", out_features: 16, in_features: 64, values: &mut a, keep_zeros: false }];
             assert!(method.compress(&mut weights, &stats).is_err());
             let method = entry.build("group_size = 48".parse().unwrap()).unwrap();
-            let mut weights = [Weight { name: "a", out_features: 32, in_features: 64, values: &mut a }];
+            let mut weights =
+                [Weight { name: "a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: false }];
             let message = method.compress(&mut weights, &stats).unwrap_err().to_string();
             assert!(message.contains("`a`") && message.contains("16, 32, 64"), "{message}");
         }

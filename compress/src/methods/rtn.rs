@@ -41,7 +41,7 @@ impl Described for Rtn {
     const PAPER: &'static str = "the uniform quantiser of Frantar et al. 2023, GPTQ, https://arxiv.org/abs/2210.17323";
 
     fn validate(&self) -> Result<()> {
-        self.grid().group_size_for(self.group_size).map(|_| ())
+        self.spec().group_size_for(self.group_size).map(|_| ())
     }
 }
 
@@ -58,7 +58,17 @@ impl LayerMethod for Rtn {
         Needs::default()
     }
 
-    fn grid(&self) -> GridSpec {
+    fn grid(&self) -> Option<GridSpec> {
+        Some(self.spec())
+    }
+
+    fn compress(&self, group: &mut [Weight<'_>], stats: &GroupStats) -> Result<Vec<Compressed>> {
+        group.iter_mut().map(|weight| self.compress_one(weight, stats)).collect()
+    }
+}
+
+impl Rtn {
+    fn spec(&self) -> GridSpec {
         GridSpec {
             bits: self.bits,
             group_size: self.group_size,
@@ -68,17 +78,11 @@ impl LayerMethod for Rtn {
         }
     }
 
-    fn compress(&self, group: &mut [Weight<'_>], stats: &GroupStats) -> Result<Vec<Compressed>> {
-        group.iter_mut().map(|weight| self.compress_one(weight, stats)).collect()
-    }
-}
-
-impl Rtn {
     fn compress_one(&self, weight: &mut Weight<'_>, stats: &GroupStats) -> Result<Compressed> {
         let start = Instant::now();
         super::check(weight, stats)?;
         let (rows, n) = (weight.out_features, weight.in_features);
-        let quantised = grid::round_to_nearest(weight.values, rows, n, &self.grid())
+        let quantised = grid::round_to_nearest(weight.values, rows, n, &self.spec())
             .map_err(|cause| super::in_linear(weight.name, cause))?;
         let mut energy = None;
         if let Some(hessian) = &stats.hessian {
@@ -89,17 +93,11 @@ impl Rtn {
         }
         leave_dequantised(&quantised, weight.values);
         let report = LinearReport {
-            linear: weight.name.to_owned(),
-            method: Self::NAME.to_owned(),
-            bits: self.bits,
-            group_size: quantised.group_size,
             output_error: energy.and_then(|(lost, whole)| super::share(lost, whole)),
-            dampening: None,
-            escalations: Vec::new(),
-            dead_inputs: 0,
             seconds: start.elapsed().as_secs_f64(),
+            ..LinearReport::new(weight.name, Self::NAME)
         };
-        Ok(Compressed { weight: quantised, report })
+        Ok(Compressed { weight: quantised.into(), report })
     }
 }
 

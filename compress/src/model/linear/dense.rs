@@ -89,6 +89,12 @@ impl DenseLinear {
         self
     }
 
+    /// The same linear, with the bits its tensors take in the file it came from.
+    pub fn with_storage_bits(mut self, bits: u64) -> Self {
+        self.storage_bits = bits;
+        self
+    }
+
     fn matrix(&self) -> DenseMatrix<'_> {
         let bytes = match &self.weight {
             Weight::Owned(bytes) => bytes,
