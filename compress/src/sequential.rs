@@ -26,6 +26,7 @@ use crate::{
     memory,
     methods::{Compressed, Described, GroupStats, LinearReport, Needs, Weight, rtn::Rtn},
     model::{
+        DecoderConfig,
         decoder::{Block, BlockCache, Ends, Stage},
         linear::{self, Linear},
     },
@@ -254,7 +255,7 @@ pub fn compress(
         }
         _ => None,
     };
-    for index in 0..plan.config.n_blocks {
+    for index in 0..plan.network.blocks() {
         let unit = format!("block {index}");
         if let Some((_, value)) = finished.iter().find(|(name, _)| *name == unit) {
             let value: BlockUnit = serde_json::from_value(value.clone())
@@ -524,6 +525,7 @@ fn note_tokens(record: &mut LinearRecord, stats: &GroupStats) {
 struct Walk<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
+    config: &'a DecoderConfig,
     set: &'a CalibrationSet,
     /// Residual streams: the one a block reads, and the one it writes; they change roles after each block.
     residual: [ActivationStore; 2],
@@ -540,10 +542,12 @@ impl<'a> Walk<'a> {
         writer: &CheckpointWriter,
     ) -> Result<Self> {
         let scratch = writer.scratch()?.to_path_buf();
-        let config = &plan.config;
+        let Some(config) = plan.network.decoder() else {
+            return Err(Error::Recipe("only a model that runs can be calibrated".into()));
+        };
         let store = |name: &str| ActivationStore::open(scratch.join(name), config.hidden_size);
         let residual = [store("residual-0")?, store("residual-1")?];
-        let walk = Self { checkpoint, plan, set, residual, scratch, next: 0 };
+        let walk = Self { checkpoint, plan, config, set, residual, scratch, next: 0 };
         if count_blocks(&writer.finished_units()) == 0 {
             let ends = Ends::load(checkpoint, config, None)?;
             for (sample, ids) in set.ids.chunks(set.seq_len).enumerate() {
@@ -562,7 +566,7 @@ impl<'a> Walk<'a> {
     fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
         self.next = next;
         match expected {
-            Some(expected) if next < self.plan.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
+            Some(expected) if next < self.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
                 Err(Error::Recipe(format!(
                     "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
                      folder, which this file lies in, to start over",
@@ -586,7 +590,7 @@ impl<'a> Walk<'a> {
         total: usize,
         progress: Progress<'_>,
     ) -> Result<Vec<LinearRecord>> {
-        let mut block = Block::load(self.checkpoint, &self.plan.config, None, index)?;
+        let mut block = Block::load(self.checkpoint, self.config, None, index)?;
         let spec = block.spec().clone();
         let store = |name: &str, stage| ActivationStore::open(self.scratch.join(name), spec.token_width(stage));
         let (heads, hidden) = (store("heads", Stage::AttentionOutput)?, store("hidden", Stage::MlpOutput)?);
@@ -597,8 +601,10 @@ impl<'a> Walk<'a> {
         let mlp_reads = block.mlp_reads(input, output);
         let mut records = Vec::new();
         for stage in Stage::ALL {
-            let linears: Vec<&PlannedLinear> =
-                self.plan.linears.iter().filter(|linear| linear.block == index && linear.stage == stage).collect();
+            let here =
+                |linear: &&PlannedLinear| linear.block == index && linear.site.is_some_and(|site| site.stage == stage);
+            let linears: Vec<&PlannedLinear> = self.plan.linears.iter().filter(here).collect();
+            let expert = |linear: &PlannedLinear| linear.site.and_then(|site| site.expert);
             let needs = linears.iter().fold(Needs::default(), |needs, linear| needs.and(self.plan.needs(linear)));
             let (features, groups) = (spec.in_features(stage), spec.groups(stage));
             let started = cpu_seconds();
@@ -633,22 +639,23 @@ impl<'a> Walk<'a> {
 
             // One call for each expert and chain of methods: linears of one group share its statistics.
             let parts: BTreeSet<(Option<usize>, &[usize])> =
-                linears.iter().map(|linear| (linear.expert, &linear.methods[..])).collect();
+                linears.iter().map(|linear| (expert(linear), &linear.methods[..])).collect();
             let mut finished = Vec::new();
-            for (expert, methods) in parts {
+            for (of_expert, methods) in parts {
                 let group: Vec<&PlannedLinear> = linears
                     .iter()
                     .copied()
-                    .filter(|linear| (linear.expert, &linear.methods[..]) == (expert, methods))
+                    .filter(|linear| (expert(linear), &linear.methods[..]) == (of_expert, methods))
                     .collect();
-                let stats = &stats[expert.unwrap_or(0)];
+                let stats = &stats[of_expert.unwrap_or(0)];
                 let done = compress_group(self.checkpoint, self.plan, &group, stats, writer, outcome)?;
                 for (linear, (mut record, weight)) in group.iter().zip(done) {
-                    if expert.is_some() {
+                    if of_expert.is_some() {
                         note_tokens(&mut record, stats);
                     }
-                    block.replace(stage, linear.index, weight);
-                    finished.push((linear.index, record));
+                    let index = linear.site.map_or(0, |site| site.index);
+                    block.replace(stage, index, weight);
+                    finished.push((index, record));
                     progress(outcome.linears.len() + finished.len(), total, &linear.name);
                 }
             }
@@ -677,7 +684,7 @@ impl<'a> Walk<'a> {
 
     /// Gives the mapped pages of block `index` back.
     fn release(&self, index: usize) {
-        let prefix = format!("{}.", self.plan.config.block_path(index));
+        let prefix = format!("{}.", self.config.block_path(index));
         for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
             view.release();
         }

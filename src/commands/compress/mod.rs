@@ -11,22 +11,22 @@ use anyhow::{Context, Result};
 use scruple_compress::{
     Error,
     calibration::CalibrationSet,
-    data::world::Question,
     export::Format,
-    measure::Evaluation,
     memory,
-    model::{
-        Decoder, DecoderConfig,
-        decoder::{KvCache, expect_ids},
-        text::Text,
-    },
-    plan::{Around, Forecast, Plan},
+    model::{DecoderConfig, decoder::expect_ids, text::Text},
+    plan::{Around, Forecast, Network, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     sequential::{self, LinearRecord, Outcome},
 };
 use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+mod card;
+
+mod cost;
+
+use cost::{Cost, SPEED_BYTES};
 
 use super::{eval, verify};
 use crate::{
@@ -36,17 +36,6 @@ use crate::{
     record::{self, Run},
     source,
 };
-
-/// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
-/// speed is scaled from its first blocks.
-const SPEED_BYTES: u64 = 96 << 20;
-
-/// Tokens of the speed report: one prompt, then one at a time.
-const PREFILL_TOKENS: usize = 256;
-const DECODE_TOKENS: usize = 16;
-
-/// Predicted tokens of a window of --text.
-const EVALUATION_WINDOW: usize = 512;
 
 /// What to compress, and how.
 #[derive(Debug, clap::Args)]
@@ -125,15 +114,6 @@ pub struct Provenance {
     pub linears: Vec<LinearRecord>,
 }
 
-/// Speeds of one model, tokens a second.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Speed {
-    prefill: f64,
-    decode: f64,
-    /// Blocks that were run, of all.
-    blocks: usize,
-}
-
 impl Arguments {
     fn recipe(&self) -> Result<Recipe> {
         if let Some(file) = &self.recipe {
@@ -178,10 +158,15 @@ fn free_folder(name: &str) -> PathBuf {
     candidates.map(PathBuf::from).find(|path| !path.exists()).unwrap_or_default()
 }
 
-fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<CalibrationSet> {
+fn calibration_set(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    config: &DecoderConfig,
+    file: &Path,
+) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
     let (ids, _) = eval::tokens_of(&text, file)?;
-    expect_ids(checkpoint.path(), &ids, plan.config.vocab_size)?;
+    expect_ids(checkpoint.path(), &ids, config.vocab_size)?;
     let wanted = &plan.recipe.calibration;
     let set = CalibrationSet::from_ids(ids, file, wanted.n_samples, wanted.seq_len)?;
     drop(text);
@@ -227,13 +212,36 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => plan?,
     };
     plan.allow_nonfinite = arguments.allow_nonfinite;
-    if let Some(text) = &text {
-        anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
-        eval::expect_text(&checkpoint, text, plan.config.vocab_size)?;
+    let runs = plan.network.decoder();
+    match (&text, &plan.network) {
+        (None, _) => {}
+        (Some(text), Network::Decoder(config)) => {
+            anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
+            eval::expect_text(&checkpoint, text, config.vocab_size)?;
+        }
+        (Some(_), Network::Named(network)) => {
+            anyhow::bail!(
+                "{}; leave --text away, since a model that does not run cannot be measured on it",
+                network.reason
+            )
+        }
     }
-    let set = match &calibration_file {
-        Some(file) if plan.needs_calibration() => Some(calibration_set(&checkpoint, &plan, file)?),
-        None if plan.needs_calibration() => {
+    if let Network::Named(network) = &plan.network {
+        printer::warn(format!(
+            "{}; its {} linears were chosen by their names, {} matrices in its blocks stay dense",
+            network.reason,
+            plan.linears.len(),
+            plan.left_dense.len()
+        ));
+        if let Some(reason) = &plan.left_because {
+            printer::warn(format!("the first of those that stay dense does so because {reason}"));
+        }
+    }
+    let set = match (&calibration_file, runs) {
+        (Some(file), Some(config)) if plan.needs_calibration() => {
+            Some(calibration_set(&checkpoint, &plan, config, file)?)
+        }
+        _ if plan.needs_calibration() => {
             let method = plan.calibrated_method().map_or("of the recipe", |method| method.name());
             anyhow::bail!("method `{method}` needs a text to calibrate on; give --calibration FILE")
         }
@@ -246,7 +254,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             n_samples,
             seq_len,
             text_bytes: calibration_file.as_ref().filter(|_| set.is_some()).map_or(0, |file| file_bytes(file)),
-            speed_bytes: if arguments.no_speed { 0 } else { SPEED_BYTES },
+            speed_bytes: if arguments.no_speed || runs.is_none() { 0 } else { SPEED_BYTES },
             evaluates: text.is_some(),
         },
     );
@@ -329,7 +337,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         bits_per_weight: forecast.bits_per_weight,
         linears: outcome.linears.clone(),
     };
-    side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
+    card::side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
     if let Some(picture) = picture(&name, &plan, &outcome)? {
         writer.add_file("errors.png", &picture)?;
     }
@@ -342,7 +350,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
     memory::give_back();
-    let cost = Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?;
+    let cost = match runs {
+        Some(_) => Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?,
+        None => Cost::default(),
+    };
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
     }
@@ -396,89 +407,6 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything that belongs beside the weights.
-fn side_files(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    name: &str,
-    provenance: &Provenance,
-    writer: &mut CheckpointWriter,
-) -> Result<()> {
-    let mut config = checkpoint.config()?.clone();
-    let quantisation = plan.quantisation()?;
-    if let Some(content) = quantisation.config {
-        config["quantization_config"] = content;
-    }
-    for (name, content) in quantisation.files {
-        writer.add_file(&name, &record::pretty(&content)?)?;
-    }
-    writer.add_file("config.json", &record::pretty(&config)?)?;
-    let mut source_card = None;
-    for path in checkpoint.side_files() {
-        if path.file_name().is_some_and(|name| name == "README.md") {
-            source_card = std::fs::read_to_string(&path).ok();
-        } else {
-            writer.copy_file(&path)?;
-        }
-    }
-    writer.add_file("README.md", model_card(name, plan, provenance, source_card.as_deref()).as_bytes())?;
-    writer.add_file("scruple.json", &record::pretty(provenance)?)?;
-    Ok(())
-}
-
-/// The value of `key` in the front matter of a model card.
-fn front_matter<'a>(card: &'a str, key: &str) -> Option<&'a str> {
-    let body = card.strip_prefix("---\n")?;
-    let end = body.find("\n---")?;
-    body[..end].lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim()))
-}
-
-fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&str>) -> String {
-    let license = source.and_then(|card| front_matter(card, "license"));
-    let mut card = String::from("---\n");
-    if let Some(license) = license {
-        card.push_str(&format!("license: {license}\n"));
-    }
-    card.push_str(&format!("base_model: {name}\ntags:\n- scruple\n- {}\n---\n\n", plan.format));
-    card.push_str(&format!("# {name}, compressed\n\n"));
-    card.push_str(&format!(
-        "Made from the dense checkpoint `{name}` ({}tensors' fingerprint `{}`) by scruple {}.\n\n",
-        provenance.source.as_ref().map(|origin| format!("commit `{}`, ", origin.commit)).unwrap_or_default(),
-        provenance.source_fingerprint,
-        provenance.version
-    ));
-    card.push_str(&format!(
-        "{} of the decoder blocks' linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \
-         other tensors are copies. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
-         weight it dequantises to; `scruple verify` checks them.\n\n",
-        provenance.linears.len(),
-        plan.format,
-        provenance.bits_per_weight
-    ));
-    for (index, stage) in plan.recipe.stages.iter().enumerate() {
-        card.push_str(&format!(
-            "* stage {}: `{}`, {}\n",
-            index + 1,
-            stage.method,
-            Value::from_iter(stage.params.iter().map(|(key, value)| (key.clone(), value.to_string())))
-        ));
-    }
-    if let Some(calibration) = &provenance.calibration {
-        card.push_str(&format!(
-            "* calibration: {} sequences of {} tokens, token ids' SHA-256 `{}`\n",
-            calibration["n_samples"],
-            calibration["seq_len"],
-            calibration["tokens_sha256"].as_str().unwrap_or_default()
-        ));
-    }
-    card.push_str("\n## Licence\n\n");
-    card.push_str(&match license {
-        Some(license) => format!("As the dense model: {license}.\n"),
-        None => "The dense checkpoint names no licence; its terms hold for this copy too.\n".to_string(),
-    });
-    card
-}
-
 /// The picture of the errors by block, as PNG bytes; none where no linear has one.
 fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>> {
     let mut lines: Vec<plot::Line> = Vec::new();
@@ -504,120 +432,6 @@ fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>
         &lines,
     )?;
     Ok(Some(std::fs::read(&path)?))
-}
-
-/// What compression cost, read from the written folder.
-struct Cost {
-    speeds: Option<(Speed, Speed)>,
-    evaluation: Option<Evaluation>,
-    answers: Option<Answers>,
-}
-
-/// Answers of two models to the same questions.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Answers {
-    questions: usize,
-    dense_right: usize,
-    compressed_right: usize,
-    same: usize,
-}
-
-impl Cost {
-    fn measure(
-        arguments: &Arguments,
-        dense: &Path,
-        out: &Path,
-        text: Option<&Path>,
-        embedded: Option<&Fixture>,
-    ) -> Result<Self> {
-        let speeds = match arguments.no_speed {
-            true => None,
-            false => {
-                let blocks = speed_blocks(&Checkpoint::open(dense)?)?;
-                Some((speed(dense, blocks)?, speed(out, blocks)?))
-            }
-        };
-        // A model of learned positions has no others.
-        let config = DecoderConfig::from_checkpoint(&Checkpoint::open(dense)?)?;
-        let window = match config.embedding.positions {
-            Some(_) => EVALUATION_WINDOW.min(config.max_positions),
-            None => EVALUATION_WINDOW,
-        };
-        let evaluation = text
-            .map(|text| eval::evaluate(out, Some(dense), text, window, Some(arguments.max_tokens), None))
-            .transpose()?
-            .map(|record| record.evaluation);
-        let answers = embedded.map(|fixture| answers(dense, out, &fixture.questions()?)).transpose()?;
-        Ok(Self { speeds, evaluation, answers })
-    }
-}
-
-/// How many blocks of a dense model the speed report runs.
-fn speed_blocks(dense: &Checkpoint) -> Result<usize> {
-    let config = DecoderConfig::from_checkpoint(dense)?;
-    let first = format!("{}.", config.block_path(0));
-    let per_block = dense.tensors().filter(|view| view.name().starts_with(&first)).map(|view| view.bytes().len());
-    let per_block = per_block.sum::<usize>().max(1) as u64;
-    Ok(((SPEED_BYTES / per_block) as usize).clamp(1, config.n_blocks))
-}
-
-/// Tokens a second of the model in `folder`, scaled from its first `blocks` blocks.
-fn speed(folder: &Path, blocks: usize) -> Result<Speed> {
-    let checkpoint = Checkpoint::open(folder)?;
-    let config = DecoderConfig::from_checkpoint(&checkpoint)?;
-    let model = Decoder::open_first(&checkpoint, blocks)?;
-    let tokens = PREFILL_TOKENS.min(config.max_positions / 2).max(DECODE_TOKENS);
-    let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
-    let scale = config.n_blocks as f64 / blocks as f64;
-    let mut cache = KvCache::default();
-    model.hidden(&ids[..1], &mut cache)?; // brings the weights in
-    let timed = |work: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
-        let started = Instant::now();
-        work()?;
-        Ok(started.elapsed().as_secs_f64())
-    };
-    let mut cache = KvCache::default();
-    let mut hidden = None;
-    let blocks_time = timed(&mut || {
-        hidden = Some(model.hidden(&ids, &mut cache)?);
-        Ok(())
-    })?;
-    let hidden = hidden.context("the prompt was run")?;
-    let last = hidden.narrow(0, ids.len() - 1, 1)?;
-    model.logits(&last)?;
-    let head = timed(&mut || model.logits(&last).map(drop).map_err(Into::into))?;
-    let decode = timed(&mut || {
-        for i in 0..DECODE_TOKENS {
-            model.hidden(&ids[i..=i], &mut cache)?;
-        }
-        Ok(())
-    })? / DECODE_TOKENS as f64;
-    Ok(Speed {
-        prefill: ids.len() as f64 / (blocks_time * scale + head),
-        decode: 1.0 / (decode * scale + head),
-        blocks,
-    })
-}
-
-/// The option each model finds likeliest after each prompt, by the mean log-likelihood of its tokens.
-fn answers(dense: &Path, compressed: &Path, questions: &[Question]) -> Result<Answers> {
-    let open = |folder: &Path| -> Result<(Decoder, Text)> {
-        let checkpoint = Checkpoint::open(folder)?;
-        Ok((Decoder::open(&checkpoint)?, Text::open(&checkpoint)?))
-    };
-    let (dense, text) = open(dense)?;
-    let (compressed, _) = open(compressed)?;
-    let mut result = Answers { questions: questions.len(), dense_right: 0, compressed_right: 0, same: 0 };
-    for question in questions {
-        let choose = |model: &Decoder| {
-            scruple_compress::measure::likeliest_option(model, &text, &question.prompt, &question.options)
-        };
-        let (a, b) = (choose(&dense)?, choose(&compressed)?);
-        result.dense_right += usize::from(a == question.answer);
-        result.compressed_right += usize::from(b == question.answer);
-        result.same += usize::from(a == b);
-    }
-    Ok(result)
 }
 
 /// Says once how many experts' linears were calibrated on fewer tokens than they have inputs.
@@ -694,8 +508,8 @@ fn report(
         format!("{:.3}", bits as f64 / weights as f64),
     ]);
     if let Some((dense, compressed)) = cost.speeds {
-        let note = match dense.blocks < plan.config.n_blocks {
-            true => format!(" (from {} of {} blocks)", dense.blocks, plan.config.n_blocks),
+        let note = match dense.blocks < plan.network.blocks() {
+            true => format!(" (from {} of {} blocks)", dense.blocks, plan.network.blocks()),
             false => String::new(),
         };
         table.row([

@@ -1,0 +1,196 @@
+//! Which linears a network has, and where: from its family where it runs here, from names and shapes where it does not.
+
+use std::collections::BTreeMap;
+
+use scruple_weights::{
+    Checkpoint, TensorView,
+    name::{Place, place},
+};
+
+use crate::{
+    Result,
+    model::{
+        DecoderConfig,
+        decoder::{Decoder, Stage},
+        spec::LinearSpec,
+    },
+};
+
+/// The network a plan is for.
+#[derive(Debug, Clone)]
+pub enum Network {
+    /// A decoder that runs here.
+    Decoder(Box<DecoderConfig>),
+    /// One that does not run, known by the names and shapes of its tensors: methods that look at weights alone can work
+    /// on it.
+    Named(NamedNetwork),
+}
+
+/// A network known by the names and shapes of its tensors.
+#[derive(Debug, Clone)]
+pub struct NamedNetwork {
+    /// Why it cannot be run.
+    pub reason: String,
+    /// The blocks with linears, in the file's order; those outside of blocks form one more at the end.
+    blocks: Vec<(String, Option<usize>)>,
+}
+
+/// A linear that a recipe may name.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub name: String,
+    pub block: usize,
+    pub site: Option<Site>,
+    pub out_features: usize,
+    pub in_features: usize,
+    pub transposed: bool,
+    /// A pattern that names everything means it.
+    pub usual: bool,
+}
+
+/// Where a linear of a network that runs reads its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Site {
+    /// The place within its block.
+    pub stage: Stage,
+    /// Which of the stage's linears it is.
+    pub index: usize,
+    /// The expert it belongs to.
+    pub expert: Option<usize>,
+}
+
+impl Network {
+    /// The network of a dense `checkpoint`.
+    ///
+    /// # Errors
+    /// A decoder that should run and lacks a tensor, or has it in another shape.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        match DecoderConfig::from_checkpoint(checkpoint) {
+            Ok(config) => {
+                Decoder::check(checkpoint, &config)?;
+                Ok(Self::Decoder(Box::new(config)))
+            }
+            Err(error) => Ok(Self::Named(NamedNetwork { reason: error.to_string(), blocks: named_blocks(checkpoint) })),
+        }
+    }
+
+    /// The decoder, if it is one that runs.
+    pub fn decoder(&self) -> Option<&DecoderConfig> {
+        match self {
+            Self::Decoder(config) => Some(config),
+            Self::Named(_) => None,
+        }
+    }
+
+    /// Pieces that are compressed and written one after the other: its blocks.
+    pub fn blocks(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.n_blocks,
+            Self::Named(network) => network.blocks.len() + 1,
+        }
+    }
+
+    /// Linears that stay dense whatever a recipe says: they are small and decide over all else, or are tied.
+    pub(super) fn kept_dense(&self) -> Vec<String> {
+        let Self::Decoder(config) = self else { return Vec::new() };
+        let routers = config.blocks.iter().enumerate();
+        let routers =
+            routers.filter_map(|(block, spec)| Some(config.linear_name(block, spec.mlp.experts.as_ref()?.router)));
+        routers.collect()
+    }
+
+    /// What stands beside the decoder in a model that reads more than text, by the first name of its path.
+    pub(super) fn beside(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let Self::Decoder(config) = self else { return Vec::new() };
+        let mut beside: Vec<String> = checkpoint
+            .tensors()
+            .map(TensorView::name)
+            .filter(|name| config.text_part && !name.starts_with(&config.base) && !name.starts_with(&config.head.name))
+            .filter_map(|name| Some(name.strip_prefix("model.").unwrap_or(name).split_once('.')?.0.to_string()))
+            .collect();
+        beside.sort();
+        beside.dedup();
+        beside
+    }
+
+    /// Every linear a recipe may name, in the order of the data.
+    pub(super) fn candidates(&self, checkpoint: &Checkpoint) -> Vec<Candidate> {
+        match self {
+            Self::Decoder(config) => decoder_candidates(config),
+            Self::Named(network) => network.candidates(checkpoint),
+        }
+    }
+}
+
+fn decoder_candidates(config: &DecoderConfig) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for (block, spec) in config.blocks.iter().enumerate() {
+        for stage in Stage::ALL {
+            for (index, linear) in spec.at(stage).iter().enumerate() {
+                let &LinearSpec { out_features, in_features, expert, transposed, .. } = linear;
+                candidates.push(Candidate {
+                    name: config.linear_name(block, &linear.name),
+                    block,
+                    site: Some(Site { stage, index, expert }),
+                    out_features,
+                    in_features,
+                    transposed,
+                    usual: true,
+                });
+            }
+        }
+    }
+    candidates
+}
+
+/// The blocks that hold a linear, in the order of the file.
+fn named_blocks(checkpoint: &Checkpoint) -> Vec<(String, Option<usize>)> {
+    let mut blocks = Vec::new();
+    for view in checkpoint.tensors().filter(|view| matrix(view).is_some()) {
+        let Place { stack, block, .. } = place(view.name());
+        if block.is_some() && !blocks.contains(&(stack.clone(), block)) {
+            blocks.push((stack, block));
+        }
+    }
+    blocks
+}
+
+/// (out, in) of a tensor that may be the weight of a linear.
+fn matrix(view: &TensorView) -> Option<(usize, usize)> {
+    match *view.shape() {
+        [out, inputs] if view.dtype().is_float() && view.name().ends_with(".weight") && out > 0 && inputs > 0 => {
+            Some((out, inputs))
+        }
+        _ => None,
+    }
+}
+
+/// Words in names of matrices that are no linears, or better left alone: tables looked up by row, norms, routers.
+const LEFT_ALONE: [&str; 6] = ["embed", "norm", "router", "position", "bias", "codebook"];
+
+impl NamedNetwork {
+    /// Every matrix of floats called `….weight`; those in blocks whose names speak of a linear are the usual ones.
+    fn candidates(&self, checkpoint: &Checkpoint) -> Vec<Candidate> {
+        let numbers: BTreeMap<&(String, Option<usize>), usize> =
+            self.blocks.iter().enumerate().map(|(number, block)| (block, number)).collect();
+        let candidate = |view: &TensorView| {
+            let (out_features, in_features) = matrix(view)?;
+            let Place { stack, block, kind, .. } = place(view.name());
+            let kind = kind.to_ascii_lowercase();
+            // `mlp.gate` chooses among experts where `mlp.gate_proj` is a linear like others.
+            let router = kind.ends_with("mlp.gate.weight") || kind.ends_with("block_sparse_moe.gate.weight");
+            Some(Candidate {
+                name: view.name().strip_suffix(".weight")?.to_string(),
+                usual: block.is_some() && !router && !LEFT_ALONE.iter().any(|word| kind.contains(word)),
+                block: numbers.get(&(stack, block)).copied().unwrap_or(self.blocks.len()),
+                site: None,
+                out_features,
+                in_features,
+                transposed: false,
+            })
+        };
+        let mut candidates: Vec<Candidate> = checkpoint.tensors().filter_map(candidate).collect();
+        candidates.sort_by_key(|candidate| candidate.block); // stable: the file's order within a block
+        candidates
+    }
+}
