@@ -76,6 +76,7 @@ fn main() {
         }],
         calibration: CalibrationRecipe::default(),
         export: ExportRecipe { format: Some(Format::CompressedTensors) },
+        budget: None,
     };
     let mut speeds = Vec::new();
     let mut limits = Vec::new();

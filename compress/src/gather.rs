@@ -1,12 +1,13 @@
 //! What a group's linears read of the calibration text, gathered into the statistics that methods ask for.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use crate::{
     Result,
     calibration::CalibrationSet,
     kernel::{
-        gemm::{symmetrize, syrk_accumulate},
+        gemm::{matmul_nt, symmetrize, syrk_accumulate},
         tensor::with_f32,
     },
     methods::{GroupStats, Needs, SAMPLES},
@@ -30,12 +31,14 @@ pub(crate) struct Inputs {
     x: Tensor,
     /// The rows of each expert, where not all linears read all rows.
     rows: Option<Vec<Vec<usize>>>,
+    /// What the dense model's linears read in the same place; shape as `x`.
+    dense: Option<Tensor>,
 }
 
 impl Inputs {
     /// What all linears of the stage read.
     pub fn shared(x: Tensor) -> Self {
-        Self { x, rows: None }
+        Self { x, rows: None, dense: None }
     }
 
     /// What each expert reads: a token's row for each of its slots, or the slot's own row.
@@ -45,10 +48,17 @@ impl Inputs {
         if per_slot {
             let (tokens, width) = x.dims2()?;
             let x = x.reshape((tokens * routing.top_k, width / routing.top_k))?;
-            return Ok(Self { x, rows: Some(rows) });
+            return Ok(Self { x, rows: Some(rows), dense: None });
         }
         rows.iter_mut().flatten().for_each(|slot| *slot /= routing.top_k);
-        Ok(Self { x, rows: Some(rows) })
+        Ok(Self { x, rows: Some(rows), dense: None })
+    }
+
+    /// The same, with what the dense model's linears read. Where tokens are routed to experts, the two may go different
+    /// ways, and nothing is kept.
+    pub fn beside(self, dense: Self) -> Self {
+        let dense = (self.rows.is_none() && dense.rows.is_none()).then_some(dense.x);
+        Self { dense, ..self }
     }
 }
 
@@ -57,6 +67,9 @@ impl Inputs {
 struct Gathered {
     inputs: Vec<f32>,
     hessian: Vec<f32>,
+    /// Inputs of the dense model less those that were read, beside `inputs`.
+    lost: Vec<f32>,
+    cross: Vec<f32>,
     /// Σ x² of each column.
     squares: Vec<f64>,
     /// Σ |x| of each column.
@@ -77,6 +90,38 @@ impl Gathered {
             self.sizes.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(x.abs()));
         }
     }
+}
+
+impl Gathered {
+    /// Takes the inputs gathered so far into the matrices.
+    fn update(&mut self, features: usize, needs: Needs, scale: f32) {
+        let rows = self.inputs.len() / features;
+        if needs.hessian {
+            self.hessian.resize(features * features, 0.0);
+            if rows > 0 {
+                syrk_accumulate(&self.inputs, &mut self.hessian, rows, features, scale);
+            }
+        }
+        if !self.lost.is_empty() {
+            let [lost, inputs] = [&self.lost, &self.inputs].map(|x| columns(x, features));
+            let mut product = vec![0.0; features * features];
+            matmul_nt(&lost, &inputs, &mut product, features, features, rows);
+            self.cross.resize(features * features, 0.0);
+            self.cross.iter_mut().zip(product).for_each(|(sum, product)| *sum += scale * product);
+        }
+        self.inputs.clear();
+        self.lost.clear();
+    }
+}
+
+/// (rows, columns) turned to (columns, rows).
+fn columns(x: &[f32], columns: usize) -> Vec<f32> {
+    let rows = x.len() / columns;
+    let mut out = vec![0.0; x.len()];
+    out.par_chunks_exact_mut(rows).enumerate().for_each(|(column, out)| {
+        out.iter_mut().enumerate().for_each(|(row, out)| *out = x[row * columns + column]);
+    });
+    out
 }
 
 /// Whether token `token` of `tokens` is one of the [`SAMPLES`] that are kept, evenly spread.
@@ -124,18 +169,17 @@ pub(crate) fn gather(
                     if needs.samples && is_sampled(first + row / rows_a_token, set.tokens()) {
                         gathered.samples.extend_from_slice(x);
                     }
-                    if needs.hessian {
+                    if needs.hessian || needs.cross {
                         gathered.inputs.extend_from_slice(x);
                     }
                 }
             })?;
-            if needs.hessian && (gathered.inputs.len() >= rows_per_update * features || last) {
-                gathered.hessian.resize(features * features, 0.0);
-                let rows = gathered.inputs.len() / features;
-                if rows > 0 {
-                    syrk_accumulate(&gathered.inputs, &mut gathered.hessian, rows, features, scale);
-                }
-                gathered.inputs.clear();
+            if let Some(dense) = inputs.dense.as_ref().filter(|_| needs.cross) {
+                let read = &gathered.inputs[gathered.lost.len()..];
+                with_f32(dense, |dense| gathered.lost.extend(dense.iter().zip(read).map(|(dense, x)| dense - x)))?;
+            }
+            if (needs.hessian || needs.cross) && (gathered.inputs.len() >= rows_per_update * features || last) {
+                gathered.update(features, needs, scale);
             }
         }
     }
@@ -157,6 +201,7 @@ pub(crate) fn gather(
         GroupStats {
             in_features: features,
             hessian: needs.hessian.then_some(gathered.hessian),
+            cross: (!gathered.cross.is_empty()).then_some(gathered.cross),
             energies: needs.energies.then(|| mean(gathered.squares, n_samples)),
             magnitudes: needs.magnitudes.then(|| mean(gathered.sizes, tokens)),
             samples: needs.samples.then_some(gathered.samples),

@@ -37,7 +37,11 @@ pub mod recipe;
 
 pub mod plan;
 
+mod walk;
+
 pub mod sequential;
+
+pub mod budget;
 
 pub mod measure;
 

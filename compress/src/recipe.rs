@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
+    budget::Budget,
     export::Format,
     grid::ScaleDtype,
     methods::{self, LayerMethod},
@@ -25,6 +26,9 @@ pub struct Recipe {
     /// How the result is written.
     #[serde(default)]
     pub export: ExportRecipe,
+    /// What the result may take: widths are then chosen linear by linear, and the stages' own `bits` do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// One method and the linears it is for.
@@ -56,11 +60,23 @@ pub struct CalibrationRecipe {
     pub n_samples: usize,
     /// Tokens of a sequence.
     pub seq_len: usize,
+    /// Sequences are drawn at random by this seed; without one they are the first of the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Every sequence comes from one document; otherwise documents are laid end to end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub whole_documents: bool,
+    /// Texts are what a user says in the model's chat template.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
+    /// The field of a JSON line, or the column of a Parquet file, that holds the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
 }
 
 impl Default for CalibrationRecipe {
     fn default() -> Self {
-        Self { n_samples: 128, seq_len: 512 }
+        Self { n_samples: 128, seq_len: 512, seed: None, whole_documents: false, chat: false, field: None }
     }
 }
 
@@ -106,7 +122,8 @@ impl Recipe {
             let reason = error.message().lines().collect::<Vec<_>>().join(", ");
             Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(text, &error)))
         })?;
-        recipe.methods().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        let sound = recipe.methods().and_then(|_| recipe.budget.as_ref().map_or(Ok(()), Budget::check));
+        sound.map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         Ok(recipe)
     }
 

@@ -2,13 +2,12 @@
 //! weights, which are the next block's inputs.
 //!
 //! Within a block the order is true-sequential: q, k, v; then o; then gate, up; then down, each calibrated on what the
-//! already compressed linears before it produce. A block is walked through once: at each [`Stage`] the inputs of the next
-//! group are formed from what the stage before has left on disk, so no linear is run twice (peers run each block twice).
+//! already compressed linears before it produce.
 //!
 //! Every finished block is a unit of the writer's journal; a run that was stopped goes on after the last one and ends in
 //! the same bytes.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Instant};
+use std::{collections::BTreeSet, time::Instant};
 
 use half::{bf16, f16};
 use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
@@ -17,21 +16,20 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Result,
-    calibration::{ActivationStore, CalibrationSet},
+    calibration::CalibrationSet,
     clock::cpu_seconds,
     export::{self, Format, Layout, Quantization},
-    gather::{Inputs, gather},
     grid::{Quantised, ScaleDtype, Search},
     kernel::rtn_pack::{self, Packed},
     memory,
     methods::{Compressed, Described, GroupStats, LinearReport, Needs, Weight, rtn::Rtn},
     model::{
-        DecoderConfig,
-        decoder::{Block, BlockCache, Ends, Stage},
+        decoder::Stage,
         linear::{self, Linear},
     },
     pack,
     plan::{Plan, PlannedLinear},
+    walk::Walk,
     weight::{Code, CompressedWeight, GridCode},
 };
 
@@ -249,7 +247,14 @@ pub fn compress(
     }
 
     let mut walk = match calibration {
-        Some(set) if plan.needs_calibration() => Some(Walk::open(checkpoint, plan, set, writer)?),
+        Some(set) if plan.needs_calibration() => {
+            let scratch = writer.scratch()?.to_path_buf();
+            let mut walk = Walk::open(checkpoint, &plan.network, set, &scratch, plan.needs_dense_inputs())?;
+            if count_blocks(&finished) == 0 {
+                walk.start()?;
+            }
+            Some(walk)
+        }
         None if plan.needs_calibration() => {
             return Err(Error::Recipe("the recipe's methods need a calibration text; give --calibration FILE".into()));
         }
@@ -269,7 +274,7 @@ pub fn compress(
             continue;
         }
         let records = match &mut walk {
-            Some(walk) => walk.block(index, writer, &mut outcome, total, progress)?,
+            Some(walk) => with_statistics(walk, plan, index, checkpoint, writer, &mut outcome, total, progress)?,
             None => without_statistics(checkpoint, plan, index, writer, &mut outcome, total, progress)?,
         };
         let activations = walk.as_ref().map(Walk::digest).transpose()?;
@@ -300,7 +305,7 @@ fn copy_rest(checkpoint: &Checkpoint, plan: &Plan, writer: &mut CheckpointWriter
 }
 
 /// A weight as f32, checked.
-fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite: bool) -> Result<Vec<f32>> {
+pub(crate) fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow_nonfinite: bool) -> Result<Vec<f32>> {
     let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
     if !allow_nonfinite {
         refuse_nonfinite(&view)?;
@@ -521,172 +526,52 @@ fn note_tokens(record: &mut LinearRecord, stats: &GroupStats) {
     }
 }
 
-/// The calibration tokens on their way through the model.
-struct Walk<'a> {
-    checkpoint: &'a Checkpoint,
-    plan: &'a Plan,
-    config: &'a DecoderConfig,
-    set: &'a CalibrationSet,
-    /// Residual streams: the one a block reads, and the one it writes; they change roles after each block.
-    residual: [ActivationStore; 2],
-    /// Where the files of activations lie.
-    scratch: PathBuf,
-    next: usize,
-}
-
-impl<'a> Walk<'a> {
-    fn open(
-        checkpoint: &'a Checkpoint,
-        plan: &'a Plan,
-        set: &'a CalibrationSet,
-        writer: &CheckpointWriter,
-    ) -> Result<Self> {
-        let scratch = writer.scratch()?.to_path_buf();
-        let Some(config) = plan.network.decoder() else {
-            return Err(Error::Recipe("only a model that runs can be calibrated".into()));
-        };
-        let store = |name: &str| ActivationStore::open(scratch.join(name), config.hidden_size);
-        let residual = [store("residual-0")?, store("residual-1")?];
-        let walk = Self { checkpoint, plan, config, set, residual, scratch, next: 0 };
-        if count_blocks(&writer.finished_units()) == 0 {
-            let ends = Ends::load(checkpoint, config, None)?;
-            for (sample, ids) in set.ids.chunks(set.seq_len).enumerate() {
-                walk.residual[0].write(sample * set.seq_len, &ends.embed(ids, 0)?)?;
-            }
-            ends.embedding.release();
-        }
-        Ok(walk)
-    }
-
-    fn digest(&self) -> Result<String> {
-        self.residual[self.next % 2].digest(self.set.tokens())
-    }
-
-    /// Goes on at block `next`; `expected` is the digest of its inputs, where they should be there.
-    fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
-        self.next = next;
-        match expected {
-            Some(expected) if next < self.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
-                Err(Error::Recipe(format!(
-                    "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
-                     folder, which this file lies in, to start over",
-                    self.residual[next % 2].path().display()
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn rows(&self, first: usize) -> std::ops::Range<usize> {
-        first..first + self.set.seq_len
-    }
-
-    /// Compresses block `index` and leaves its outputs as the next block's inputs.
-    fn block(
-        &mut self,
-        index: usize,
-        writer: &mut CheckpointWriter,
-        outcome: &mut Outcome,
-        total: usize,
-        progress: Progress<'_>,
-    ) -> Result<Vec<LinearRecord>> {
-        let mut block = Block::load(self.checkpoint, self.config, None, index)?;
-        let spec = block.spec().clone();
-        let store = |name: &str, stage| ActivationStore::open(self.scratch.join(name), spec.token_width(stage));
-        let (heads, hidden) = (store("heads", Stage::AttentionOutput)?, store("hidden", Stage::MlpOutput)?);
-        let (input, output) = match index % 2 {
-            0 => (&self.residual[0], &self.residual[1]),
-            _ => (&self.residual[1], &self.residual[0]),
-        };
-        let mlp_reads = block.mlp_reads(input, output);
-        let mut records = Vec::new();
-        for stage in Stage::ALL {
-            let here =
-                |linear: &&PlannedLinear| linear.block == index && linear.site.is_some_and(|site| site.stage == stage);
-            let linears: Vec<&PlannedLinear> = self.plan.linears.iter().filter(here).collect();
-            let expert = |linear: &PlannedLinear| linear.site.and_then(|site| site.expert);
-            let needs = linears.iter().fold(Needs::default(), |needs, linear| needs.and(self.plan.needs(linear)));
-            let (features, groups) = (spec.in_features(stage), spec.groups(stage));
-            let started = cpu_seconds();
-            let stats = match stage {
-                Stage::Attention => gather(self.set, features, groups, needs, |first| {
-                    Ok(Inputs::shared(block.attention_input(&input.read(self.rows(first))?)?))
-                })?,
-                Stage::AttentionOutput => gather(self.set, features, groups, needs, |first| {
-                    let h = block.attention_input(&input.read(self.rows(first))?)?;
-                    let out = block.attention(&h, &mut BlockCache::default())?;
-                    heads.write(first, &out)?;
-                    Ok(Inputs::shared(out))
-                })?,
-                Stage::Mlp => gather(self.set, features, groups, needs, |first| {
-                    let rows = self.rows(first);
-                    let before = input.read(rows.clone())?;
-                    let after = block.attention_output(&before, &heads.read(rows)?)?;
-                    output.write(first, &after)?;
-                    let h = block.mlp_input(block.mlp_reads(&before, &after))?;
-                    let routing = block.routing(&h)?;
-                    Inputs::routed(h, routing.as_ref(), groups, false)
-                })?,
-                Stage::MlpOutput => gather(self.set, features, groups, needs, |first| {
-                    let h = block.mlp_input(&mlp_reads.read(self.rows(first))?)?;
-                    let routing = block.routing(&h)?;
-                    let between = block.mlp(&h, routing.as_ref())?;
-                    hidden.write(first, &between)?;
-                    Inputs::routed(between, routing.as_ref(), groups, true)
-                })?,
-            };
-            outcome.phases.calibrate += cpu_seconds() - started;
-
-            // One call for each expert and chain of methods: linears of one group share its statistics.
-            let parts: BTreeSet<(Option<usize>, &[usize])> =
-                linears.iter().map(|linear| (expert(linear), &linear.methods[..])).collect();
-            let mut finished = Vec::new();
-            for (of_expert, methods) in parts {
-                let group: Vec<&PlannedLinear> = linears
-                    .iter()
-                    .copied()
-                    .filter(|linear| (expert(linear), &linear.methods[..]) == (of_expert, methods))
-                    .collect();
-                let stats = &stats[of_expert.unwrap_or(0)];
-                let done = compress_group(self.checkpoint, self.plan, &group, stats, writer, outcome)?;
-                for (linear, (mut record, weight)) in group.iter().zip(done) {
-                    if of_expert.is_some() {
-                        note_tokens(&mut record, stats);
-                    }
-                    let index = linear.site.map_or(0, |site| site.index);
-                    block.replace(stage, index, weight);
-                    finished.push((index, record));
-                    progress(outcome.linears.len() + finished.len(), total, &linear.name);
-                }
-            }
-            finished.sort_by_key(|(index, _)| *index); // the plan's order, whatever the methods'
-            for (_, record) in finished {
-                outcome.linears.push(record.clone());
-                records.push(record);
-            }
-        }
-        let started = cpu_seconds();
-        for sample in 0..self.set.n_samples() {
-            let rows = self.rows(sample * self.set.seq_len);
-            let routing = match spec.mlp.experts {
-                Some(_) => block.routing(&block.mlp_input(&mlp_reads.read(rows.clone())?)?)?,
-                None => None,
-            };
-            let between = hidden.read(rows.clone())?;
-            let x = block.mlp_output(&output.read(rows.clone())?, &between, routing.as_ref())?;
-            output.write(rows.start, &x)?;
-        }
+/// Compresses the next block of `walk`, number `index`, and leaves its outputs as those of the compressed block.
+fn with_statistics(
+    walk: &mut Walk<'_>,
+    plan: &Plan,
+    index: usize,
+    checkpoint: &Checkpoint,
+    writer: &mut CheckpointWriter,
+    outcome: &mut Outcome,
+    total: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<LinearRecord>> {
+    let at = |stage: Stage| plan.linears.iter().filter(move |linear| linear.is_at(index, stage));
+    let needs = |stage| at(stage).fold(Needs::default(), |needs, linear| needs.and(plan.needs(linear)));
+    let mut records = Vec::new();
+    let mut started = cpu_seconds();
+    let block = walk.load()?;
+    walk.block(block, &needs, &mut |block, stage, stats| {
         outcome.phases.calibrate += cpu_seconds() - started;
-        self.release(index);
-        self.next = index + 1;
-        Ok(records)
-    }
-
-    /// Gives the mapped pages of block `index` back.
-    fn release(&self, index: usize) {
-        let prefix = format!("{}.", self.config.block_path(index));
-        for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
-            view.release();
+        // One call for each expert and chain of methods: linears of one group share its statistics.
+        let expert = |linear: &PlannedLinear| linear.site.and_then(|site| site.expert);
+        let parts: BTreeSet<(Option<usize>, &[usize])> =
+            at(stage).map(|linear| (expert(linear), &linear.methods[..])).collect();
+        let mut finished = Vec::new();
+        for (of_expert, methods) in parts {
+            let group: Vec<&PlannedLinear> =
+                at(stage).filter(|linear| (expert(linear), &linear.methods[..]) == (of_expert, methods)).collect();
+            let stats = &stats[of_expert.unwrap_or(0)];
+            let done = compress_group(checkpoint, plan, &group, stats, writer, outcome)?;
+            for (linear, (mut record, weight)) in group.iter().zip(done) {
+                if of_expert.is_some() {
+                    note_tokens(&mut record, stats);
+                }
+                let index = linear.site.map_or(0, |site| site.index);
+                block.replace(stage, index, weight);
+                finished.push((index, record));
+                progress(outcome.linears.len() + finished.len(), total, &linear.name);
+            }
         }
-    }
+        finished.sort_by_key(|(index, _)| *index); // the plan's order, whatever the methods'
+        for (_, record) in finished {
+            outcome.linears.push(record.clone());
+            records.push(record);
+        }
+        started = cpu_seconds();
+        Ok(())
+    })?;
+    outcome.phases.calibrate += cpu_seconds() - started;
+    Ok(records)
 }

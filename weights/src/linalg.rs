@@ -9,9 +9,33 @@ use faer::{
         evd::tridiag,
         matmul::triangular::{self, BlockStructure},
         qr::no_pivoting::factor::recommended_block_size,
+        triangular_solve,
     },
     reborrow::ReborrowMut,
 };
+use rayon::prelude::*;
+
+/// Solves `L Lᵀ x = b` for each row b of `right` (rows, n), in place; `lower` is L, (n, n) row-major, of which what stands
+/// above the diagonal is not read. Rows are independent, so the result does not depend on the number of threads.
+///
+/// # Panics
+/// If lengths contradict `n`.
+pub fn solve_by_cholesky(lower: &[f32], n: usize, right: &mut [f32]) {
+    /// Rows a thread takes at a time.
+    const ROWS: usize = 64;
+    assert_eq!(lower.len(), n * n, "the factor is not ({n}, {n})");
+    if n == 0 {
+        return;
+    }
+    assert!(right.len().is_multiple_of(n), "the right sides are not rows of {n}");
+    let lower = MatRef::from_row_major_slice(lower, n, n);
+    right.par_chunks_mut(ROWS * n).for_each(|rows| {
+        let columns = rows.len() / n;
+        let mut x = MatMut::from_column_major_slice_mut(rows, n, columns);
+        triangular_solve::solve_lower_triangular_in_place(lower, x.rb_mut(), Par::Seq);
+        triangular_solve::solve_upper_triangular_in_place(lower.transpose(), x, Par::Seq);
+    });
+}
 
 /// The eigenvalues of `WᵀW` or `W Wᵀ`, whichever is smaller, ascending: the squares of the singular values of `w`
 /// (rows × columns, row-major).

@@ -75,6 +75,18 @@ impl Factor {
         mirror(&mut tiles, padded);
         Ok(Self { padded, tiles, diagonal })
     }
+
+    /// The lower factor `L` of the reversed Hessian, (n, n) row-major, zero above the diagonal; position r is the column
+    /// processed (n − 1 − r)-th.
+    pub(crate) fn lower(&self, n: usize) -> Vec<f32> {
+        let mut out = vec![0.0; n * n];
+        out.par_chunks_exact_mut(n).enumerate().for_each(|(row, out)| {
+            let (below, _) = out.split_at_mut(row + 1);
+            below.iter_mut().enumerate().for_each(|(column, value)| *value = self.tiles[at(self.padded, row, column)]);
+            out[row] = self.diagonal[row];
+        });
+        out
+    }
 }
 
 /// Where element (row, column) of a tiled matrix with `columns` columns lies.

@@ -14,13 +14,14 @@
 
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::feedback::{self, Groups as FeedbackGroups, Problem};
 use super::{Compressed, Described, Escalation, GroupStats, LayerMethod, LinearReport, Needs, Weight};
 use crate::grid::{self, GridSpec, Quantised, ScaleDtype, Search};
 use crate::kernel::cholesky::Factor;
-use crate::kernel::gemm::quadratic_form;
+use crate::kernel::gemm::{matmul_nt, quadratic_form};
 use crate::kernel::tile::{PANEL_TILES, TILE};
 use crate::{Error, Result};
 
@@ -55,6 +56,8 @@ pub struct Gptq {
     pub groups: Groups,
     /// Whether columns are processed by descending diag(H) instead of from left to right.
     pub activation_order: bool,
+    /// α of asymmetric calibration: 0 is plain GPTQ, 1 makes up for all that the inputs have lost.
+    pub asymmetric_calibration: f64,
     /// Columns quantised before the others are brought up to date; changes nothing but speed and rounding.
     pub column_block: usize,
 }
@@ -70,6 +73,7 @@ impl Default for Gptq {
             dampening: 0.01,
             groups: Groups::Static,
             activation_order: true,
+            asymmetric_calibration: 0.0,
             column_block: PANEL_TILES * TILE,
         }
     }
@@ -95,6 +99,12 @@ impl Described for Gptq {
         if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
             return Err(Error::Recipe(format!("the dampening is {}, expected a number of at least 0", self.dampening)));
         }
+        if !(0.0..=1.0).contains(&self.asymmetric_calibration) {
+            return Err(Error::Recipe(format!(
+                "the asymmetric calibration is {}, expected a number from 0 to 1",
+                self.asymmetric_calibration
+            )));
+        }
         if self.column_block == 0 {
             return Err(Error::Recipe("the column block is 0, expected at least 1".to_owned()));
         }
@@ -112,7 +122,7 @@ impl LayerMethod for Gptq {
     }
 
     fn needs(&self) -> Needs {
-        Needs { hessian: true, ..Needs::default() }
+        Needs { hessian: true, cross: self.asymmetric_calibration > 0.0, ..Needs::default() }
     }
 
     fn grid(&self) -> Option<GridSpec> {
@@ -140,9 +150,18 @@ impl LayerMethod for Gptq {
             .map(|weight| {
                 let start = Instant::now();
                 let energy = quadratic_form(weight.values, hessian, weight.in_features);
-                let (quantised, error) =
+                let original = stats.cross.as_ref().filter(|_| self.asymmetric_calibration > 0.0).map(|cross| {
+                    let original = weight.values.to_vec();
+                    prepared.aim_at_dense(weight, cross, self.asymmetric_calibration as f32);
+                    original
+                });
+                let (quantised, mut error) =
                     self.solve(weight.values, &prepared).map_err(|cause| super::in_linear(weight.name, cause))?;
                 super::rtn::leave_dequantised(&quantised, weight.values);
+                if let Some(mut delta) = original {
+                    delta.iter_mut().zip(&*weight.values).for_each(|(w, q)| *w -= q);
+                    error = quadratic_form(&delta, hessian, weight.in_features);
+                }
                 let report = LinearReport {
                     output_error: super::share(error, energy),
                     dampening: Some(prepared.dampening),
@@ -168,6 +187,37 @@ pub struct Prepared {
     pub dampening: f64,
     /// What failed before.
     pub escalations: Vec<Escalation>,
+}
+
+impl Prepared {
+    /// Moves `weight` to `W + α W D H⁻¹`, the weight to be quantised for the dense model's outputs; `cross` is D.
+    fn aim_at_dense(&self, weight: &mut Weight<'_>, cross: &[f32], alpha: f32) {
+        let n = self.order.len();
+        let rows = weight.values.len() / n;
+        let mut turned = vec![0.0; n * n];
+        turned.par_chunks_exact_mut(n).enumerate().for_each(|(j, row)| {
+            row.iter_mut().enumerate().for_each(|(i, value)| *value = cross[i * n + j]);
+        });
+        let mut product = vec![0.0; rows * n];
+        matmul_nt(weight.values, &turned, &mut product, rows, n, n); // W D, (rows, n)
+        drop(turned);
+        // In the factor's positions: r is the column processed (n − 1 − r)-th.
+        let column = |position: usize| self.order[n - 1 - position] as usize;
+        let mut right = vec![0.0; rows * n];
+        right.par_chunks_exact_mut(n).zip(product.par_chunks_exact(n)).for_each(|(right, product)| {
+            right.iter_mut().enumerate().for_each(|(position, value)| *value = product[column(position)]);
+        });
+        scruple_weights::linalg::solve_by_cholesky(&self.factor.lower(n), n, &mut right);
+        let keep_zeros = weight.keep_zeros;
+        weight.values.par_chunks_exact_mut(n).zip(right.par_chunks_exact(n)).for_each(|(row, step)| {
+            for (position, step) in step.iter().enumerate() {
+                let value = &mut row[column(position)];
+                if !(keep_zeros && *value == 0.0) {
+                    *value += alpha * step;
+                }
+            }
+        });
+    }
 }
 
 impl Gptq {
@@ -607,6 +657,63 @@ mod tests {
         let one = with(1);
         assert_eq!(one, with(2));
         assert_eq!(one, with(3));
+    }
+
+    /// `‖W X̃ᵀ − Q Xᵀ‖²` for X̃, X (t, n), in f64.
+    fn distance(w: &[f32], dense: &[f32], q: &[f32], x: &[f32], n: usize) -> f64 {
+        let output =
+            |w: &[f32], x: &[f32]| -> f64 { w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum() };
+        let rows = w.chunks(n).zip(q.chunks(n));
+        rows.map(|(w, q)| {
+            let tokens = dense.chunks(n).zip(x.chunks(n));
+            tokens.map(|(dense, x)| (output(w, dense) - output(q, x)).powi(2)).sum::<f64>()
+        })
+        .sum()
+    }
+
+    #[test]
+    fn asymmetric_calibration_comes_closer_to_the_dense_outputs() {
+        let (rows, n, t) = (24, 64, 400);
+        let weight = uniform(rows * n, 31);
+        let dense = uniform(t * n, 32);
+        // Inputs that have lost something that the others tell.
+        let noise = uniform(t * n, 33);
+        let x: Vec<f32> =
+            (0..t * n).map(|at| 0.9 * dense[at] + 0.2 * dense[at / n * n + (at + 1) % n] + 0.05 * noise[at]).collect();
+        let mut hessian = vec![0.0; n * n];
+        syrk_accumulate(&x, &mut hessian, t, n, 2.0 / t as f32);
+        symmetrize(&mut hessian, n);
+        let mut cross = vec![0.0; n * n];
+        for token in 0..t {
+            for i in 0..n {
+                for j in 0..n {
+                    cross[i * n + j] += 2.0 / t as f32 * (dense[token * n + i] - x[token * n + i]) * x[token * n + j];
+                }
+            }
+        }
+        let compress = |bits, alpha| {
+            let method =
+                Gptq { bits, group_size: 32, asymmetric_calibration: alpha, dampening: 1e-6, ..Gptq::default() };
+            let mut values = weight.clone();
+            let stats = GroupStats {
+                in_features: n,
+                hessian: Some(hessian.clone()),
+                cross: Some(cross.clone()),
+                ..GroupStats::default()
+            };
+            let mut group =
+                [Weight { name: "w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
+            method.compress(&mut group, &stats).unwrap();
+            distance(&weight, &dense, &values, &x, n)
+        };
+        for bits in [3, 4, 8] {
+            let distances = [0.0, 0.25, 1.0].map(|alpha| compress(bits, alpha));
+            assert!(distances[2] < distances[1] && distances[1] < distances[0], "{bits} bits: {distances:?}");
+        }
+        // With codes as fine as 8 bits, it is nearly the best that least squares can do: no gradient is left.
+        let plain = compress(8, 0.0);
+        let best = compress(8, 1.0);
+        assert!(best < 0.1 * plain, "{best} of {plain}");
     }
 
     #[test]

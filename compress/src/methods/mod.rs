@@ -26,6 +26,8 @@ pub const METHODS: &[MethodEntry] = &[entry::<rtn::Rtn>(), entry::<gptq::Gptq>()
 pub struct Needs {
     /// [`GroupStats::hessian`].
     pub hessian: bool,
+    /// [`GroupStats::cross`].
+    pub cross: bool,
     /// [`GroupStats::energies`].
     pub energies: bool,
     /// [`GroupStats::magnitudes`].
@@ -44,6 +46,7 @@ impl Needs {
     pub fn and(self, other: Self) -> Self {
         Self {
             hessian: self.hessian || other.hessian,
+            cross: self.cross || other.cross,
             energies: self.energies || other.energies,
             magnitudes: self.magnitudes || other.magnitudes,
             samples: self.samples || other.samples,
@@ -61,6 +64,9 @@ pub struct GroupStats {
     pub in_features: usize,
     /// `H = 2/N Σ x xᵀ`, full and symmetric, (in_features, in_features); present if a method needs it.
     pub hessian: Option<Vec<f32>>,
+    /// `2/N Σ (x̃ − x) xᵀ` with x̃ what the dense model's linears read in the same place, (in_features, in_features);
+    /// present if a method needs it, but for experts, whose tokens may be others.
+    pub cross: Option<Vec<f32>>,
     /// `Σ x_j² / N` over N sequences, (in_features); present if a method needs it.
     pub energies: Option<Vec<f32>>,
     /// Mean of `|x_j|` over all tokens, (in_features); present if a method needs it.
@@ -395,6 +401,7 @@ mod tests {
         let stats = GroupStats {
             in_features: n,
             hessian: Some(hessian),
+            cross: None,
             energies: Some(energies.collect()),
             magnitudes: Some(magnitudes.collect()),
             samples: Some(x.clone()),

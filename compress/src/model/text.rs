@@ -136,6 +136,12 @@ impl Text {
             .map_err(|error| Error::Text(format!("{}: cannot decode the tokens: {error}", self.file.display())))
     }
 
+    /// The token that ends a text, if the checkpoint names one.
+    pub fn end_of_text(&self) -> Option<u32> {
+        let (_, token) = self.specials.iter().find(|(key, _)| *key == "eos_token")?;
+        self.token_id(token)
+    }
+
     /// Number of entries, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
@@ -160,6 +166,19 @@ impl Text {
     /// # Errors
     /// If there is no template, or it refuses the messages.
     pub fn chat(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, true)
+    }
+
+    /// A whole conversation by the checkpoint's chat template, as a model in training sees it; otherwise as
+    /// [`Self::chat`].
+    ///
+    /// # Errors
+    /// As [`Self::chat`].
+    pub fn conversation(&self, messages: &[Message]) -> Result<String> {
+        self.render(messages, false)
+    }
+
+    fn render(&self, messages: &[Message], asks: bool) -> Result<String> {
         let (file, template) = self.template.as_ref().ok_or_else(|| {
             let file = self.file.with_file_name("tokenizer_config.json");
             Error::Text(format!("{}: there is no chat template; give the prompt without --chat", file.display()))
@@ -182,7 +201,7 @@ impl Text {
             ("messages".to_string(), Jinja::from(turns)),
             ("tools".to_string(), Jinja::from(())),
             ("documents".to_string(), Jinja::from(())),
-            ("add_generation_prompt".to_string(), Jinja::from(true)),
+            ("add_generation_prompt".to_string(), Jinja::from(asks)),
         ]);
         let values = Jinja::from_pairs(values);
         environment.get_template("chat").and_then(|template| template.render(values)).map_err(fail)

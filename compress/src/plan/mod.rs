@@ -10,6 +10,7 @@ use crate::{
     export::{Format, Layout, QuantisedModel},
     grid::ScaleDtype,
     methods::{Kind, LayerMethod, Needs},
+    model::decoder::Stage,
     recipe::Recipe,
     weight::Code,
 };
@@ -38,6 +39,13 @@ pub struct PlannedLinear {
     pub methods: Vec<usize>,
     /// Shape, and the way it will be stored.
     pub layout: Layout,
+}
+
+impl PlannedLinear {
+    /// Whether it reads its input at `stage` of block `block`.
+    pub fn is_at(&self, block: usize, stage: Stage) -> bool {
+        self.block == block && self.site.is_some_and(|site| site.stage == stage)
+    }
 }
 
 /// What a result says about its quantisation.
@@ -281,6 +289,16 @@ impl Plan {
     /// The first method that looks at activations.
     pub fn calibrated_method(&self) -> Option<&dyn LayerMethod> {
         self.methods.iter().map(AsRef::as_ref).find(|method| method.needs().any())
+    }
+
+    /// Whether any method asks what its inputs would have been without compression.
+    pub fn needs_dense_inputs(&self) -> bool {
+        self.methods.iter().any(|method| method.needs().cross)
+    }
+
+    /// Whether any method weighs errors by a Hessian.
+    pub fn needs_hessian(&self) -> bool {
+        self.methods.iter().any(|method| method.needs().hessian)
     }
 
     /// Whether any method looks at activations.

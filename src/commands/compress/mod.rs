@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use scruple_compress::{
     Error,
-    calibration::CalibrationSet,
+    budget::{self, Budget, Offer},
+    calibration::{self, CalibrationSet, Sampling},
     export::Format,
     memory,
     model::{DecoderConfig, decoder::expect_ids, text::Text},
@@ -26,6 +27,8 @@ mod card;
 
 mod cost;
 
+mod seeds;
+
 use cost::{Cost, SPEED_BYTES};
 
 use super::{eval, verify};
@@ -37,8 +40,12 @@ use crate::{
     source,
 };
 
+/// Bytes of text read for each token of calibration, where sequences are the first of the file: more than any tokenizer
+/// needs, so that the same are taken as if all had been read.
+const BYTES_PER_TOKEN: usize = 64;
+
 /// What to compress, and how.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with the program
     model: Option<PathBuf>,
@@ -63,11 +70,32 @@ pub struct Arguments {
     /// Tokens of a sequence
     #[arg(long, default_value_t = CalibrationRecipe::default().seq_len)]
     seq_len: usize,
+    /// Draw the sequences at random by this seed, instead of taking the first
+    #[arg(long)]
+    calibration_seed: Option<u64>,
+    /// Compress with this many seeds, from --calibration-seed on, and report how far the results spread (needs --text)
+    #[arg(long, requires = "text", value_parser = clap::value_parser!(u64).range(2..))]
+    calibration_seeds: Option<u64>,
+    /// Take every sequence from one document (a JSON line, a row), instead of laying documents end to end
+    #[arg(long)]
+    whole_documents: bool,
+    /// Put texts into the model's chat template, as what a user says
+    #[arg(long)]
+    calibration_chat: bool,
+    /// Field of a JSON line, or column of a Parquet file, that holds the text
+    #[arg(long)]
+    calibration_field: Option<String>,
     /// How the result is written, see `scruple methods`; without it the first format that can hold what the method makes
     #[arg(long)]
     format: Option<String>,
+    /// Choose the bits of each linear by its measured error, so that the linears take this many bits a weight on average
+    #[arg(long, conflicts_with_all = ["bits", "target_size"])]
+    target_bpw: Option<f64>,
+    /// The same, so that the file's tensors take this much: 600MB, 1.5GiB
+    #[arg(long, conflicts_with = "bits")]
+    target_size: Option<String>,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "format", "n_samples", "seq_len"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
     /// Print the plan and what it will take, and stop
     #[arg(long)]
@@ -115,6 +143,11 @@ pub struct Provenance {
 }
 
 impl Arguments {
+    fn budget(&self) -> Option<Budget> {
+        let budget = Budget { bits_per_weight: self.target_bpw, size: self.target_size.clone() };
+        (budget.bits_per_weight.is_some() || budget.size.is_some()).then_some(budget)
+    }
+
     fn recipe(&self) -> Result<Recipe> {
         if let Some(file) = &self.recipe {
             return Ok(Recipe::read(file)?);
@@ -134,9 +167,18 @@ impl Arguments {
         let format = self.format.as_ref().map(|name| name.parse::<Format>()).transpose().map_err(anyhow::Error::msg)?;
         let recipe = Recipe {
             stages: vec![stage],
-            calibration: CalibrationRecipe { n_samples: self.n_samples, seq_len: self.seq_len },
+            calibration: CalibrationRecipe {
+                n_samples: self.n_samples,
+                seq_len: self.seq_len,
+                seed: self.calibration_seed,
+                whole_documents: self.whole_documents,
+                chat: self.calibration_chat,
+                field: self.calibration_field.clone(),
+            },
             export: ExportRecipe { format },
+            budget: self.budget(),
         };
+        recipe.budget.as_ref().map_or(Ok(()), Budget::check)?;
         recipe.methods()?; // unknown methods and parameters, before a model is opened
         Ok(recipe)
     }
@@ -165,12 +207,31 @@ fn calibration_set(
     file: &Path,
 ) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
-    let (ids, _) = eval::tokens_of(&text, file)?;
-    expect_ids(checkpoint.path(), &ids, config.vocab_size)?;
     let wanted = &plan.recipe.calibration;
-    let set = CalibrationSet::from_ids(ids, file, wanted.n_samples, wanted.seq_len)?;
+    // Most texts have more than two bytes a token; a draw at random needs all of them.
+    let limit = match wanted.seed {
+        Some(_) => usize::MAX,
+        None => wanted.n_samples.saturating_mul(wanted.seq_len).saturating_mul(BYTES_PER_TOKEN),
+    };
+    let mut documents = Vec::new();
+    for document in calibration::read_documents(file, wanted.field.as_deref(), limit)? {
+        documents.push(text.encode(&document.render(&text, wanted.chat)?, false)?);
+    }
+    let sampling = Sampling { seed: wanted.seed, whole_documents: wanted.whole_documents };
+    let shape = (wanted.n_samples, wanted.seq_len);
+    let set = CalibrationSet::from_documents(documents, text.end_of_text(), file, shape, sampling)?;
+    expect_ids(checkpoint.path(), &set.ids, config.vocab_size)?;
     drop(text);
     memory::give_back();
+    let widest = plan.linears.iter().map(|linear| linear.layout.in_features).max().unwrap_or(0);
+    if plan.needs_hessian() && set.tokens() < widest {
+        printer::warn(format!(
+            "{}: {} calibration tokens cannot span the {widest} inputs of the widest linear; give more --n-samples or a \
+             longer --seq-len",
+            file.display(),
+            set.tokens()
+        ));
+    }
     if set.n_samples() < set.asked {
         printer::warn(format!(
             "{}: the text holds {} sequences of {} tokens, {} were asked for",
@@ -185,6 +246,20 @@ fn calibration_set(
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match arguments.calibration_seeds.filter(|_| !arguments.dry_run) {
+        None => compress(arguments, true)?,
+        Some(count) => {
+            let out = arguments.output.clone();
+            let out = out.context("--calibration-seeds needs --output, the folder of the first seed's model")?;
+            anyhow::ensure!(!out.exists(), "{}: already exists; give another folder", out.display());
+            seeds::run(arguments, &out, count, |arguments| compress(arguments, false))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One compression; `tell` prints its account.
+fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     let mut clock = Run::start("compress");
     let recipe = arguments.recipe()?;
     let embedded = match &arguments.model {
@@ -247,6 +322,19 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         _ => None,
     };
+    let widths = match plan.recipe.budget.clone() {
+        Some(budget) => {
+            let offers = measure_widths(arguments, &checkpoint, &plan, set.as_ref())?;
+            let recipe = budget::explicit(&plan, &budget, &offers)?;
+            let left_because = plan.left_because.take();
+            plan = Plan::new(recipe, &checkpoint)?;
+            plan.allow_nonfinite = arguments.allow_nonfinite;
+            plan.left_because = left_because;
+            Some((budget, offers))
+        }
+        None => None,
+    };
+    let runs = plan.network.decoder();
     let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
     let forecast = plan.forecast(
         &checkpoint,
@@ -338,6 +426,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         linears: outcome.linears.clone(),
     };
     card::side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
+    if let Some((budget, offers)) = &widths {
+        let linears: Vec<Value> = plan
+            .linears
+            .iter()
+            .zip(offers)
+            .map(|(linear, offers)| json!({ "linear": linear.name, "stored": linear.layout.code, "offers": offers }))
+            .collect();
+        let widths = json!({ "budget": budget, "linears": linears });
+        writer.add_file("widths.json", &record::pretty(&widths)?)?;
+    }
     if let Some(picture) = picture(&name, &plan, &outcome)? {
         writer.add_file("errors.png", &picture)?;
     }
@@ -361,11 +459,43 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(evaluation) = &cost.evaluation {
         record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
     }
-    report(arguments, &plan, &outcome, &checkpoint, written.bytes, &cost, &out)?;
-    Ok(ExitCode::SUCCESS)
+    let (faults, checked, _) = verify::check(&out, None)?;
+    anyhow::ensure!(
+        faults.is_empty(),
+        "{}: the written file is not what was made: {}",
+        out.display(),
+        faults.join("; ")
+    );
+    warn_of_experts(&outcome.linears);
+    if tell {
+        report(arguments, &plan, &outcome, &checkpoint, (written.bytes, checked), &cost, &out)?;
+    }
+    Ok(())
 }
 
-fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<ExitCode> {
+/// The error of every linear at every width, measured with activations in a folder beside the output.
+fn measure_widths(
+    arguments: &Arguments,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    set: Option<&CalibrationSet>,
+) -> Result<Vec<Vec<Offer>>> {
+    let beside = arguments.output.as_deref().and_then(Path::parent).filter(|folder| folder.is_dir());
+    let scratch = match beside {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    };
+    let scratch = scratch.context("cannot make a folder for the activations of the measurement")?;
+    let mut progress = Progress::new("measure widths", plan.linears.len() as u64);
+    let offers = budget::measure(checkpoint, plan, set, scratch.path(), &mut |done, _, name| {
+        progress.at(done as u64, name);
+    });
+    progress.finish();
+    memory::give_back();
+    Ok(offers?)
+}
+
+fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<()> {
     if arguments.json {
         let linears: Vec<Value> = plan
             .linears
@@ -383,7 +513,7 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
         printer::json(&json!({
             "forecast": forecast, "format": plan.format, "linears": linears, "left_dense": plan.left_dense,
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let mut table = Table::new(["linear", "method", "shape", "stored as"]);
     for linear in &plan.linears {
@@ -404,14 +534,17 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<Ex
     table.row(["peak memory".into(), mb(forecast.peak_rss_bytes)]);
     table.row(["activations on disk".into(), mb(forecast.activation_bytes)]);
     table.print();
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The picture of the errors by block, as PNG bytes; none where no linear has one.
 fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>> {
+    // One kind of error throughout.
+    let calibrated = outcome.linears.iter().any(|record| record.report.output_error.is_some());
+    let of_what = if calibrated { "error of each linear's output" } else { "error of each linear's weight" };
     let mut lines: Vec<plot::Line> = Vec::new();
     for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
-        let Some(error) = record.report.output_error else { continue };
+        let Some(error) = record.report.output_error.or(record.weight_error.filter(|_| !calibrated)) else { continue };
         let kind = linear.name.rsplit('.').next().unwrap_or_default().trim_end_matches("_proj").to_string();
         let point = (linear.block as f64, error);
         match lines.iter_mut().find(|line| line.name == kind) {
@@ -426,11 +559,7 @@ fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>
     let path = folder.path().join("errors.png");
     let how =
         plan.linears.first().map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()));
-    plot::errors_by_block(
-        &path,
-        &format!("{name}: {}; error of each linear's output", how.unwrap_or_default()),
-        &lines,
-    )?;
+    plot::errors_by_block(&path, &format!("{name}: {}; {of_what}", how.unwrap_or_default()), &lines)?;
     Ok(Some(std::fs::read(&path)?))
 }
 
@@ -453,7 +582,7 @@ fn report(
     plan: &Plan,
     outcome: &Outcome,
     checkpoint: &Checkpoint,
-    written: u64,
+    (written, checked): (u64, usize),
     cost: &Cost,
     out: &Path,
 ) -> Result<()> {
@@ -463,14 +592,6 @@ fn report(
         .iter()
         .fold((0, 0), |(weights, bits), record| (weights + record.weights, bits + record.storage_bits));
     let compressed = Checkpoint::open(out)?;
-    let (faults, checked, _) = verify::check(out, None)?;
-    anyhow::ensure!(
-        faults.is_empty(),
-        "{}: the written file is not what was made: {}",
-        out.display(),
-        faults.join("; ")
-    );
-    warn_of_experts(&outcome.linears);
     if arguments.json {
         return printer::json(&json!({
             "output": out.display().to_string(),

@@ -1,0 +1,239 @@
+//! The calibration tokens on their way through the model, block by block.
+//!
+//! A block is walked through once: at each [`Stage`] the inputs of the next group of linears are formed from what the
+//! stage before has left on disk, so no linear is run twice (peers run each block twice). Between the stages the caller
+//! may replace the linears that have just been looked at, and what follows is calibrated on the replacement.
+//!
+//! Where a method asks what the inputs would have been without compression ([`Needs::cross`]), the same tokens go
+//! through the dense blocks beside the compressed ones.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use scruple_weights::Checkpoint;
+
+use crate::{
+    Error, Result,
+    calibration::{ActivationStore, CalibrationSet},
+    gather::{Inputs, gather},
+    methods::{GroupStats, Needs},
+    model::{
+        DecoderConfig,
+        decoder::{Block, BlockCache, Ends, Stage},
+    },
+    plan::Network,
+};
+
+/// One pass of the calibration tokens: the residual stream before and after a block, and what lies between its stages.
+#[derive(Debug)]
+struct Stream {
+    /// The stream a block reads, and the one it writes; they change roles after each block.
+    residual: [ActivationStore; 2],
+    heads: PathBuf,
+    hidden: PathBuf,
+}
+
+/// A [`Stream`] at one block.
+struct Passage<'a> {
+    input: &'a ActivationStore,
+    output: &'a ActivationStore,
+    heads: ActivationStore,
+    hidden: ActivationStore,
+}
+
+impl Stream {
+    fn open(scratch: &Path, prefix: &str, width: usize) -> Result<Self> {
+        let file = |name: &str| scratch.join(format!("{prefix}{name}"));
+        let store = |name: &str| ActivationStore::open(file(name), width);
+        Ok(Self {
+            residual: [store("residual-0")?, store("residual-1")?],
+            heads: file("heads"),
+            hidden: file("hidden"),
+        })
+    }
+
+    /// The stream that block `index` reads.
+    fn input(&self, index: usize) -> &ActivationStore {
+        &self.residual[index % 2]
+    }
+
+    fn at(&self, index: usize, block: &Block) -> Result<Passage<'_>> {
+        let store = |path: &PathBuf, stage| ActivationStore::open(path.clone(), block.spec().token_width(stage));
+        Ok(Passage {
+            input: self.input(index),
+            output: &self.residual[(index + 1) % 2],
+            heads: store(&self.heads, Stage::AttentionOutput)?,
+            hidden: store(&self.hidden, Stage::MlpOutput)?,
+        })
+    }
+}
+
+impl Passage<'_> {
+    /// What the linears of `block` at `stage` read of the sequence in `rows`; what the stages behind need is kept.
+    fn inputs(&self, block: &Block, stage: Stage, rows: std::ops::Range<usize>) -> Result<Inputs> {
+        let groups = block.spec().groups(stage);
+        let first = rows.start;
+        match stage {
+            Stage::Attention => Ok(Inputs::shared(block.attention_input(&self.input.read(rows)?)?)),
+            Stage::AttentionOutput => {
+                let h = block.attention_input(&self.input.read(rows)?)?;
+                let heads = block.attention(&h, &mut BlockCache::default())?;
+                self.heads.write(first, &heads)?;
+                Ok(Inputs::shared(heads))
+            }
+            Stage::Mlp => {
+                let before = self.input.read(rows.clone())?;
+                let after = block.attention_output(&before, &self.heads.read(rows)?)?;
+                self.output.write(first, &after)?;
+                let h = block.mlp_input(block.mlp_reads(&before, &after))?;
+                let routing = block.routing(&h)?;
+                Inputs::routed(h, routing.as_ref(), groups, false)
+            }
+            Stage::MlpOutput => {
+                let h = self.mlp_input(block, rows)?;
+                let routing = block.routing(&h)?;
+                let between = block.mlp(&h, routing.as_ref())?;
+                self.hidden.write(first, &between)?;
+                Inputs::routed(between, routing.as_ref(), groups, true)
+            }
+        }
+    }
+
+    fn mlp_input(&self, block: &Block, rows: std::ops::Range<usize>) -> Result<Tensor> {
+        block.mlp_input(&block.mlp_reads(self.input, self.output).read(rows)?)
+    }
+
+    /// Adds what the MLP makes of the sequence in `rows` to the stream.
+    fn finish(&self, block: &Block, rows: std::ops::Range<usize>) -> Result<()> {
+        let routing = match block.spec().mlp.experts {
+            Some(_) => block.routing(&self.mlp_input(block, rows.clone())?)?,
+            None => None,
+        };
+        let between = self.hidden.read(rows.clone())?;
+        let x = block.mlp_output(&self.output.read(rows.clone())?, &between, routing.as_ref())?;
+        self.output.write(rows.start, &x)
+    }
+}
+
+/// The walk of a calibration set through a checkpoint.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a DecoderConfig,
+    set: &'a CalibrationSet,
+    stream: Stream,
+    /// The pass through the dense blocks.
+    dense: Option<Stream>,
+    next: usize,
+}
+
+/// What is done at a stage of a block: called with the block, whose linears may be replaced, the stage, and the
+/// statistics of each group of its linears.
+pub(crate) type Visit<'a> = dyn FnMut(&mut Block, Stage, Vec<GroupStats>) -> Result<()> + 'a;
+
+impl<'a> Walk<'a> {
+    /// A walk of `set` that keeps its activations in the folder `scratch`; `with_dense` sends the tokens through the dense
+    /// blocks as well. Nothing is run before [`Self::start`] or [`Self::skip_to`].
+    pub fn open(
+        checkpoint: &'a Checkpoint,
+        network: &'a Network,
+        set: &'a CalibrationSet,
+        scratch: &Path,
+        with_dense: bool,
+    ) -> Result<Self> {
+        let Some(config) = network.decoder() else {
+            return Err(Error::Recipe("only a model that runs can be calibrated".into()));
+        };
+        let stream = |prefix| Stream::open(scratch, prefix, config.hidden_size);
+        let dense = with_dense.then(|| stream("dense-")).transpose()?;
+        Ok(Self { checkpoint, config, set, stream: stream("")?, dense, next: 0 })
+    }
+
+    /// Embeds the tokens: the first block's input.
+    pub fn start(&mut self) -> Result<()> {
+        let ends = Ends::load(self.checkpoint, self.config, None)?;
+        for (sample, ids) in self.set.ids.chunks(self.set.seq_len).enumerate() {
+            let x = ends.embed(ids, 0)?;
+            for stream in self.streams() {
+                stream.input(0).write(sample * self.set.seq_len, &x)?;
+            }
+        }
+        ends.embedding.release();
+        Ok(())
+    }
+
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        std::iter::once(&self.stream).chain(&self.dense)
+    }
+
+    /// SHA-256 of the next block's inputs.
+    pub fn digest(&self) -> Result<String> {
+        let digests: Vec<String> =
+            self.streams().map(|stream| stream.input(self.next).digest(self.set.tokens())).collect::<Result<_>>()?;
+        Ok(digests.join("+"))
+    }
+
+    /// Goes on at block `next`; `expected` is the digest of its inputs, where they should be there.
+    pub fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
+        self.next = next;
+        match expected {
+            Some(expected) if next < self.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
+                Err(Error::Recipe(format!(
+                    "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
+                     folder, which this file lies in, to start over",
+                    self.stream.input(next).path().display()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The block that comes next, dense.
+    pub fn load(&self) -> Result<Block> {
+        Block::load(self.checkpoint, self.config, None, self.next)
+    }
+
+    /// Leads the tokens through `block`, the next: gathers at each stage what `needs` says of it, calls `visit`, and
+    /// leaves the block's outputs, with the linears as `visit` has left them, as the inputs of the one behind.
+    pub fn block(&mut self, mut block: Block, needs: &dyn Fn(Stage) -> Needs, visit: &mut Visit<'_>) -> Result<()> {
+        let index = self.next;
+        let passage = self.stream.at(index, &block)?;
+        let dense = match &self.dense {
+            Some(stream) => {
+                let block = self.load()?;
+                Some((stream.at(index, &block)?, block))
+            }
+            None => None,
+        };
+        let rows = |first: usize| first..first + self.set.seq_len;
+        for stage in Stage::ALL {
+            let (features, groups) = (block.spec().in_features(stage), block.spec().groups(stage));
+            let stats = gather(self.set, features, groups, needs(stage), |first| {
+                let mut inputs = passage.inputs(&block, stage, rows(first))?;
+                if let Some((passage, block)) = &dense {
+                    inputs = inputs.beside(passage.inputs(block, stage, rows(first))?);
+                }
+                Ok(inputs)
+            })?;
+            visit(&mut block, stage, stats)?;
+        }
+        for sample in 0..self.set.n_samples() {
+            let rows = rows(sample * self.set.seq_len);
+            passage.finish(&block, rows.clone())?;
+            if let Some((passage, block)) = &dense {
+                passage.finish(block, rows)?;
+            }
+        }
+        self.release(index);
+        self.next = index + 1;
+        Ok(())
+    }
+
+    /// Gives the mapped pages of block `index` back.
+    fn release(&self, index: usize) {
+        let prefix = format!("{}.", self.config.block_path(index));
+        for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
+            view.release();
+        }
+    }
+}
