@@ -218,7 +218,10 @@ pub fn moments(view: &TensorView) -> Result<Moments> {
         .map(|segment| {
             let mut sums = Sums::NONE;
             if view.dtype() == Dtype::Bf16 {
-                windows(view, segment, BLOCK, |stored| Ok(sums.add_bf16(stored, frame)))?;
+                windows(view, segment, BLOCK, |stored| {
+                    sums.add_bf16(stored, frame);
+                    Ok(())
+                })?;
             } else {
                 stream(view, segment, 1, |values, _| sums.add(values, frame))?;
             }
