@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RECORD = HERE.parent / "benches" / "record" / "fuzz.json"
 MODELS = {"config", "recipe"}  # live in the crate that runs models
-LONGEST = {"torch": 8192, "hdf5": 8192, "npz": 8192, "onnx": 4096, "llama2c": 4096, "config": 4096}
+LONGEST = {"torch": 8192, "hdf5": 8192, "traineddata": 8192, "npz": 8192, "onnx": 4096, "llama2c": 4096, "config": 4096}
 MEMORY_MB = 512
 SECONDS_AN_INPUT = 5
 

@@ -119,6 +119,7 @@ def main(corpus):
         put("recipe", f"{number}", recipe)
 
     endings = {".pt": "torch", ".jit": "torch", ".npz": "npz", ".npy": "npy", ".onnx": "onnx", ".h5": "hdf5"}
+    endings[".traineddata"] = "traineddata"
     for path in sorted((FIXTURES / "containers").iterdir()):
         target = endings.get(path.suffix, "llama2c" if path.name.startswith("llama2c") else None)
         if target and path.is_file():

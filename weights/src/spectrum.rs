@@ -14,7 +14,7 @@ use crate::{Result, TensorView, linalg, statistics};
 /// Matrices whose smaller side is shorter have too few eigenvalues for a fit.
 pub const LEAST_SIDE: usize = 8;
 
-/// Matrices of more numbers than this (1 GiB as f64) are refused rather than held in memory.
+/// Matrices of more numbers than this (512 MiB as f32) are refused rather than held in memory.
 const MOST_ELEMENTS: usize = 1 << 27;
 
 /// Eigenvalues below this share of the largest are rounding noise of the Gram matrix, not part of a tail.
@@ -90,8 +90,7 @@ pub fn spectrum(view: &TensorView, windows: Windows) -> Result<Option<Spectrum>>
 
 /// The spectrum of a matrix in memory (rows × columns, row-major); `None` as in [`spectrum`].
 pub fn of_matrix(values: &[f32], rows: usize, columns: usize, windows: Windows) -> Option<Spectrum> {
-    let wide: Vec<f64> = values.iter().map(|&x| f64::from(x)).collect();
-    let eigenvalues = linalg::squared_singular_values(&wide, rows, columns)?;
+    let eigenvalues = linalg::squared_singular_values(values, rows, columns)?;
     let largest = *eigenvalues.last().filter(|&&largest| largest > 0.0)?;
     let energy: f64 = eigenvalues.iter().sum();
     let singular_values: Vec<f64> = eigenvalues.iter().rev().map(|x| x.sqrt()).collect();
@@ -106,7 +105,7 @@ pub fn of_matrix(values: &[f32], rows: usize, columns: usize, windows: Windows) 
         effective_rank: entropy.exp(),
         tail: fit_tail(&eigenvalues),
         windowed: match windows {
-            Windows::Fitted => windowed_tail(&wide, rows, columns),
+            Windows::Fitted => windowed_tail(values, rows, columns),
             Windows::Left => None,
         },
         marchenko_pastur_edge: edge,
@@ -174,7 +173,7 @@ pub fn fit_tail(ascending: &[f64]) -> Option<Tail> {
 ///
 /// The windows are squares of half the shorter side: two across the shorter side and two at the ends of
 /// the longer. The eigenvalues of all windows together are one sample, to which [`fit_tail`] is applied.
-pub fn windowed_tail(w: &[f64], rows: usize, columns: usize) -> Option<Tail> {
+pub fn windowed_tail(w: &[f32], rows: usize, columns: usize) -> Option<Tail> {
     let side = rows.min(columns) / 2;
     if side < LEAST_SIDE {
         return None;
@@ -185,7 +184,7 @@ pub fn windowed_tail(w: &[f64], rows: usize, columns: usize) -> Option<Tail> {
     let spectra: Option<Vec<Vec<f64>>> = windows
         .into_par_iter()
         .map(|(row, column)| {
-            let window: Vec<f64> =
+            let window: Vec<f32> =
                 (row..row + side).flat_map(|row| &w[row * columns + column..][..side]).copied().collect();
             linalg::squared_singular_values(&window, side, side)
         })

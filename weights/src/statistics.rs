@@ -59,6 +59,9 @@ const LISTED: usize = 16;
 thread_local! {
     /// Counts of the segment at hand; zero between segments.
     static HISTOGRAM: RefCell<Histogram> = RefCell::default();
+
+    /// Where a window of a file is read to.
+    static WINDOWS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Moments and extremes of the finite numbers of a tensor.
@@ -214,7 +217,14 @@ pub fn moments(view: &TensorView) -> Result<Moments> {
         .into_par_iter()
         .map(|segment| {
             let mut sums = Sums::NONE;
-            stream(view, segment, 1, |values, _| sums.add(values, frame))?;
+            if view.dtype() == Dtype::Bf16 {
+                windows(view, segment, BLOCK, |stored| {
+                    sums.add_bf16(stored, frame);
+                    Ok(())
+                })?;
+            } else {
+                stream(view, segment, 1, |values, _| sums.add(values, frame))?;
+            }
             Ok(sums)
         })
         .collect::<Result<_>>()?;
@@ -348,14 +358,17 @@ fn frame(view: &TensorView) -> Result<Frame> {
     const PLACES: usize = 16;
     const NUMBERS: usize = 256; // whole blocks of every type
     let (block, size) = view.dtype().block();
-    let (elements, bytes) = (view.elements(), view.bytes());
+    let elements = view.elements();
     let mut sample = Vec::with_capacity(PLACES * NUMBERS);
+    let mut stored = Vec::new();
     for place in 0..PLACES {
         let start = elements / PLACES * place / NUMBERS * NUMBERS;
         let end = (start + NUMBERS).min(elements);
         let at = sample.len();
         sample.resize(at + end - start, 0.0);
-        decode(view, &bytes[start / block * size..end / block * size], &mut sample[at..])?;
+        stored.resize((end - start) / block * size, 0);
+        view.shard.read_at(view.range.start + start / block * size, &mut stored)?;
+        decode(view, &stored, &mut sample[at..])?;
     }
     Ok(Frame::of(&sample))
 }
@@ -372,26 +385,45 @@ fn segments(view: &TensorView, width: usize) -> Vec<Range<usize>> {
     (0..elements.max(1)).step_by(step).map(|start| start..(start + step).min(elements)).collect()
 }
 
-/// Decodes `segment` of `view` piece by piece (whole rows of `width`) and hands each piece to `take`, as f32 and as it
-/// is stored.
-fn stream(view: &TensorView, segment: Range<usize>, width: usize, mut take: impl FnMut(&[f32], &[u8])) -> Result<()> {
+/// Reads `segment` of `view` window by window (whole units of `unit` elements) and hands each to `take` as it is stored.
+/// What is read at once fits the second-level cache.
+fn windows(
+    view: &TensorView,
+    segment: Range<usize>,
+    unit: usize,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let (block, size) = view.dtype().block();
     let bytes = |elements: usize| elements / block * size;
-    // What is read at once fits the second-level cache, what is decoded at once the first.
-    let whole = |elements: usize| if width == 1 { elements } else { (elements / width).max(1) * width };
-    let (window, piece) = (whole(WINDOW / size * block / BLOCK * BLOCK), whole(BLOCK));
-    let mut stored = vec![0; bytes(window.min(segment.len()))];
+    let window = (WINDOW / size * block / unit).max(1) * unit;
+    WINDOWS.with_borrow_mut(|buffer| {
+        let length = bytes(window.min(segment.len()));
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        for start in segment.clone().step_by(window) {
+            let stored = &mut buffer[..bytes(window.min(segment.end - start))];
+            view.shard.read_at(view.range.start + bytes(start), stored)?;
+            take(stored)?;
+        }
+        Ok(())
+    })
+}
+
+/// Decodes `segment` of `view` piece by piece (whole rows of `width`) and hands each piece to `take`, as f32 and as it
+/// is stored. A piece fits the first-level cache, unless a row does not.
+fn stream(view: &TensorView, segment: Range<usize>, width: usize, mut take: impl FnMut(&[f32], &[u8])) -> Result<()> {
+    let (block, size) = view.dtype().block();
+    let (unit, piece) = if width == 1 { (BLOCK, BLOCK) } else { (width, (BLOCK / width).max(1) * width) };
     let mut values = vec![0.0; piece.min(segment.len())];
-    for start in segment.clone().step_by(window) {
-        let stored = &mut stored[..bytes(window.min(segment.end - start))];
-        view.shard.read_at(view.range.start + bytes(start), stored)?;
-        for stored in stored.chunks(bytes(piece)) {
+    windows(view, segment, unit, |stored| {
+        for stored in stored.chunks(piece / block * size) {
             let values = &mut values[..stored.len() / size * block];
             decode(view, stored, values)?;
             take(values, stored);
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn decode(view: &TensorView, bytes: &[u8], out: &mut [f32]) -> Result<()> {

@@ -55,6 +55,11 @@ fn hdf5() {
 }
 
 #[test]
+fn traineddata() {
+    run("traineddata", |bytes| exercise::container("traineddata", bytes));
+}
+
+#[test]
 fn index() {
     run("index", exercise::index);
 }

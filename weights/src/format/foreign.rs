@@ -48,12 +48,6 @@ pub(crate) fn foreign(path: &Path, bytes: &[u8]) -> Option<String> {
     if bytes.get(4..8) == Some(b"TFL3") {
         return Some("this is a TensorFlow Lite model, which is not read; convert it to ONNX or safetensors".into());
     }
-    if is_traineddata(bytes) {
-        return Some(
-            "this is a Tesseract traineddata file, which is not read; unpack it with `combine_tessdata -u` to look inside"
-                .into(),
-        );
-    }
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if name == "saved_model.pb" || name.contains(".ckpt.data-") || name.contains(".data-00000-of-") {
@@ -84,18 +78,3 @@ pub(crate) fn foreign(path: &Path, bytes: &[u8]) -> Option<String> {
 }
 
 const GGML: &str = "this is a GGML file from before GGUF; convert it with llama.cpp first";
-
-/// A count of components (at most 32), then as many offsets: -1 or rising, the first behind the table.
-fn is_traineddata(bytes: &[u8]) -> bool {
-    let Some((count, rest)) = bytes.split_first_chunk::<4>() else { return false };
-    let count = u32::from_le_bytes(*count) as usize;
-    if !(4..=32).contains(&count) {
-        return false;
-    }
-    let Some(table) = rest.get(..8 * count) else { return false };
-    let offsets: Vec<i64> =
-        table.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)).filter(|&at| at != -1).collect();
-    offsets.first() == Some(&(4 + 8 * count as i64))
-        && offsets.is_sorted()
-        && offsets.last().is_some_and(|&last| last < bytes.len() as i64)
-}

@@ -19,6 +19,7 @@ pub mod numpy;
 pub mod onnx;
 pub mod safetensors;
 pub mod torch;
+pub mod traineddata;
 pub mod zip;
 
 pub(crate) use foreign::foreign;
@@ -86,6 +87,12 @@ pub const FORMATS: &[Format] = &[
     Format { name: "HDF5", endings: &[".h5", ".hdf5", ".keras"], recognise: hdf5::recognise, read: hdf5::read },
     Format { name: "npz", endings: &[".npz"], recognise: numpy::recognise_npz, read: numpy::read_npz },
     Format { name: "npy", endings: &[".npy"], recognise: numpy::recognise_npy, read: numpy::read_npy },
+    Format {
+        name: "traineddata",
+        endings: &[".traineddata"],
+        recognise: traineddata::recognise,
+        read: traineddata::read,
+    },
     // Recognised by arithmetic alone, so asked last.
     Format { name: "llama2.c", endings: &[".bin"], recognise: llama2c::recognise, read: llama2c::read },
 ];

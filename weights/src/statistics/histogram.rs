@@ -62,16 +62,18 @@ impl Histogram {
     /// [`move_to`](Self::move_to).
     pub fn add_codes(&mut self, bytes: &[u8]) {
         let counts = &mut *self.counts;
+        // That the counts do not overflow is the caller's part; a check for each number would cost more than the count.
+        let mut count = |code: u16| counts[usize::from(code)] = counts[usize::from(code)].wrapping_add(1);
         let (words, rest) = bytes.as_chunks::<8>();
         for &word in words {
             let word = u64::from_le_bytes(word);
-            counts[usize::from(word as u16)] += 1;
-            counts[usize::from((word >> 16) as u16)] += 1;
-            counts[usize::from((word >> 32) as u16)] += 1;
-            counts[usize::from((word >> 48) as u16)] += 1;
+            count(word as u16);
+            count((word >> 16) as u16);
+            count((word >> 32) as u16);
+            count((word >> 48) as u16);
         }
         for &code in rest.as_chunks::<2>().0 {
-            counts[usize::from(u16::from_le_bytes(code))] += 1;
+            count(u16::from_le_bytes(code));
         }
     }
 

@@ -4,7 +4,10 @@
 //! no ordinary f32 (NaN, infinite, tiny or zero) are summed in f64 without the numbers that are not finite, so nothing
 //! overflows or vanishes.
 
-use super::moments::{LANES, fold};
+use super::moments::fold;
+
+/// Sums of a row kept apart, the same on every processor.
+const LANES: usize = 64;
 use crate::kernel::dispatch;
 
 /// Rows whose columns are summed in f32 before they are added to the f64 sums.

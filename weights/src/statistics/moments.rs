@@ -1,5 +1,7 @@
 //! Sums of powers of a block of numbers, in vector lanes.
 //!
+//! bf16 numbers are summed as they are stored; all others once they are f32.
+//!
 //! Powers are summed of y = (x − pivot) · scale, with a pivot near the mean and a power of two near 1/std: neither the
 //! subtraction of large sums (norm weights lie around 1) nor small or large numbers cost digits. Within a block of
 //! [`BLOCK`] numbers the sums are f32, in [`LANES`] lanes; blocks are added up in f64. The relative error of a moment
@@ -10,8 +12,9 @@ use crate::kernel::dispatch;
 /// Numbers summed in f32 before they are added to the f64 sums.
 pub(super) const BLOCK: usize = 8192;
 
-/// Sums kept apart within a block, the same on every processor.
-pub(super) const LANES: usize = 64;
+/// Sums kept apart within a block, the same on every processor: all sums of this many lanes fit into the 32 registers
+/// of AVX-512, and there are enough of them that no addition waits for the one before it.
+const LANES: usize = 32;
 
 /// Where the numbers lie: y = x · scale + offset.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,10 +74,27 @@ impl Sums {
     pub fn add(&mut self, values: &[f32], frame: Frame) {
         for values in values.chunks(BLOCK) {
             let block = block(values, frame);
-            // A NaN or an infinity makes these sums one too, and so does a number too large for f32 powers.
-            let sound = block.powers.iter().all(|sum| sum.is_finite()) && block.l1.is_finite();
-            self.merge(&if sound { block } else { careful(values, frame) });
+            self.merge(&if block.are_sound() { block } else { careful(values.iter().copied(), frame) });
         }
+    }
+
+    /// Adds bf16 numbers as they are stored, block by block.
+    pub fn add_bf16(&mut self, bytes: &[u8], frame: Frame) {
+        for bytes in bytes.chunks(2 * BLOCK) {
+            let (pairs, last) = bytes.split_at(bytes.len() / 4 * 4);
+            let block = block_bf16(pairs, frame);
+            self.merge(&if block.are_sound() { block } else { careful(bf16_numbers(pairs), frame) });
+            // An odd count leaves one number, which is added by itself.
+            if !last.is_empty() {
+                self.merge(&careful(bf16_numbers(last), frame));
+            }
+        }
+    }
+
+    /// Whether f32 held the sums of a block: a NaN or an infinity makes them one too, and so does a number too large
+    /// for f32 powers.
+    fn are_sound(&self) -> bool {
+        self.powers.iter().all(|sum| sum.is_finite()) && self.l1.is_finite()
     }
 
     /// Adds what another part of the same tensor gave.
@@ -101,31 +121,13 @@ dispatch! {
 #[inline(always)]
 fn block_body(values: &[f32], frame: Frame) -> Sums {
     let (lines, rest) = values.as_chunks::<LANES>();
-    // Two walks over a block in the first-level cache: all sums at once would not fit into the registers.
-    let (mut s1, mut s2, mut s3, mut s4) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
-    macro_rules! add_powers {
-        ($line:expr) => {
-            for (i, x) in $line.iter().enumerate() {
-                let y = x.mul_add(frame.scale, frame.offset);
-                let square = y * y;
-                s1[i] += y;
-                s2[i] += square;
-                s3[i] = square.mul_add(y, s3[i]);
-                s4[i] = square.mul_add(square, s4[i]);
-            }
-        };
-    }
-    for line in lines {
-        add_powers!(line);
-    }
-    add_powers!(rest);
-    let mut l1 = [0f32; LANES];
+    let mut powers = Powers::NONE;
     let mut least = [f32::INFINITY; LANES]; // of |x|
     let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    macro_rules! add_extremes {
+    macro_rules! add {
         ($line:expr) => {
             for (i, &x) in $line.iter().enumerate() {
-                l1[i] += x.abs();
+                powers.add(i, x, frame);
                 least[i] = if x.abs() < least[i] { x.abs() } else { least[i] };
                 min[i] = if x < min[i] { x } else { min[i] };
                 max[i] = if x > max[i] { x } else { max[i] };
@@ -133,31 +135,132 @@ fn block_body(values: &[f32], frame: Frame) -> Sums {
         };
     }
     for line in lines {
-        add_extremes!(line);
+        add!(line);
     }
-    add_extremes!(rest);
+    add!(rest);
     let (mut zeros, mut denormals) = (0, 0);
     if fold(least, f32::min) < f32::MIN_POSITIVE {
-        zeros = values.iter().map(|x| u32::from(*x == 0.0)).sum();
-        denormals = values.iter().map(|x| u32::from(x.abs() < f32::MIN_POSITIVE)).sum::<u32>() - zeros;
+        let mut small = 0u32;
+        // Sums that wrap around (a block has too few numbers for that) are vectorised; checked ones are not.
+        for x in values {
+            zeros = u32::wrapping_add(zeros, u32::from(*x == 0.0));
+            small = small.wrapping_add(u32::from(x.abs() < f32::MIN_POSITIVE));
+        }
+        denormals = small - zeros;
     }
     Sums {
         count: values.len() as u64,
-        nan: 0,
-        infinite: 0,
         zeros: zeros.into(),
         denormals: denormals.into(),
-        powers: [s1, s2, s3, s4].map(|sums| f64::from(fold(sums, |a, b| a + b))),
-        l1: fold(l1, |a, b| a + b).into(),
         min: fold(min, |a, b| if b < a { b } else { a }),
         max: fold(max, |a, b| if b > a { b } else { a }),
+        ..powers.sums()
     }
 }
 
-/// One number of all lanes, by halves.
+dispatch! {
+    /// [`block`] of bf16 as stored, an even count of them.
+    fn block_bf16(bytes: &[u8], frame: Frame) -> Sums = block_bf16_body
+}
+
+/// Numbers pass through registers only. Two of them are one word of 32 bits, whose upper half is a number as f32 once
+/// the lower is cleared, and whose lower half is one once it is moved up. Extremes are those of the 16-bit patterns: as
+/// signed numbers they rise with the positive ones, as unsigned numbers the negative ones come after those and rise with
+/// their size.
 #[inline(always)]
-pub(super) fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
+fn block_bf16_body(bytes: &[u8], frame: Frame) -> Sums {
+    const WORDS: usize = LANES / 2;
+    let (lines, rest) = bytes.as_chunks::<{ 2 * LANES }>();
+    let mut powers = Powers::NONE;
+    let (mut greatest_signed, mut greatest) = ([i16::MIN; LANES], [0u16; LANES]);
+    let (mut least, mut least_size) = ([u16::MAX; LANES], [u16::MAX; LANES]);
+    macro_rules! add {
+        ($line:expr) => {
+            for (i, &word) in $line.as_chunks::<4>().0.iter().enumerate() {
+                let word = u32::from_le_bytes(word);
+                powers.add(i, f32::from_bits(word << 16), frame);
+                powers.add(i + WORDS, f32::from_bits(word & 0xffff_0000), frame);
+            }
+            for (i, &code) in $line.as_chunks::<2>().0.iter().enumerate() {
+                let code = u16::from_le_bytes(code);
+                greatest_signed[i] = greatest_signed[i].max(code as i16);
+                greatest[i] = greatest[i].max(code);
+                least[i] = least[i].min(code);
+                least_size[i] = least_size[i].min(code << 1);
+            }
+        };
+    }
+    for line in lines {
+        add!(line);
+    }
+    add!(rest);
+    let (mut zeros, mut denormals) = (0u16, 0u16);
+    const NORMAL: u16 = 0x80 << 1; // the least normal number, without its sign
+    if least_size.iter().min() < Some(&NORMAL) {
+        // Few blocks of real weights hold any; where they do, a walk of its own costs less than counts in every one. A
+        // block has fewer numbers than 16 bits count, which the compiler cannot know: a checked sum is not vectorised.
+        let (mut zero, mut small) = (0u16, 0u16);
+        for &code in bytes.as_chunks::<2>().0 {
+            let size = u16::from_le_bytes(code) << 1;
+            zero = zero.wrapping_add(u16::from(size == 0));
+            small = small.wrapping_add(u16::from(size < NORMAL));
+        }
+        (zeros, denormals) = (zero, small - zero);
+    }
+    let signed = greatest_signed.into_iter().fold(i16::MIN, i16::max);
+    let (greatest, least) = (greatest.into_iter().fold(0, u16::max), least.into_iter().fold(u16::MAX, u16::min));
+    // Where all numbers have one sign, the end nearer to zero has the least pattern.
+    let min = if greatest >> 15 == 1 { greatest } else { least };
+    let max = if signed >= 0 { signed as u16 } else { least };
+    let number = |code: u16| f32::from_bits(u32::from(code) << 16);
+    Sums {
+        count: bytes.len() as u64 / 2,
+        zeros: zeros.into(),
+        denormals: denormals.into(),
+        min: number(min),
+        max: number(max),
+        ..powers.sums()
+    }
+}
+
+/// The sums that both kinds of block form, lane by lane.
+struct Powers {
+    /// Of y, y², y³, y⁴.
+    y: [[f32; LANES]; 4],
+    /// Of |x|.
+    l1: [f32; LANES],
+}
+
+impl Powers {
+    const NONE: Self = Self { y: [[0.0; LANES]; 4], l1: [0.0; LANES] };
+
+    #[inline(always)]
+    fn add(&mut self, lane: usize, x: f32, frame: Frame) {
+        let y = x.mul_add(frame.scale, frame.offset);
+        let square = y * y;
+        let [s1, s2, s3, s4] = &mut self.y;
+        s1[lane] += y;
+        s2[lane] += square;
+        s3[lane] = square.mul_add(y, s3[lane]);
+        s4[lane] = square.mul_add(square, s4[lane]);
+        self.l1[lane] += x.abs();
+    }
+
+    /// What is known of a block by these sums alone.
+    #[inline(always)]
+    fn sums(self) -> Sums {
+        Sums {
+            powers: self.y.map(|sums| fold(sums, |a, b| a + b).into()),
+            l1: fold(self.l1, |a, b| a + b).into(),
+            ..Sums::NONE
+        }
+    }
+}
+
+/// One number of all lanes (a power of two), by halves.
+#[inline(always)]
+pub(super) fn fold<const N: usize>(mut lanes: [f32; N], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = N / 2;
     while half > 0 {
         for i in 0..half {
             lanes[i] = join(lanes[i], lanes[i + half]);
@@ -168,9 +271,9 @@ pub(super) fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f
 }
 
 /// The same in f64, number by number, leaving out what is not finite.
-fn careful(values: &[f32], frame: Frame) -> Sums {
+fn careful(values: impl Iterator<Item = f32>, frame: Frame) -> Sums {
     let mut sums = Sums::NONE;
-    for &x in values {
+    for x in values {
         if !x.is_finite() {
             *(if x.is_nan() { &mut sums.nan } else { &mut sums.infinite }) += 1;
             continue;
@@ -189,6 +292,10 @@ fn careful(values: &[f32], frame: Frame) -> Sums {
     sums
 }
 
+fn bf16_numbers(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks().0.iter().map(|&code| f32::from_bits(u32::from(u16::from_le_bytes(code)) << 16))
+}
+
 dispatch! {
     /// bf16 as stored, widened to f32.
     pub(super) fn widen_bf16(bytes: &[u8], out: &mut [f32]) = widen_bf16_body
@@ -196,8 +303,8 @@ dispatch! {
 
 #[inline(always)]
 fn widen_bf16_body(bytes: &[u8], out: &mut [f32]) {
-    for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-        *out = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
+    for (out, x) in out.iter_mut().zip(bf16_numbers(bytes)) {
+        *out = x;
     }
 }
 
@@ -232,7 +339,7 @@ pub(super) mod tests {
         ) {
             let values: Vec<f32> = values.iter().map(|x| (x + mean) * 2f32.powi(power)).collect();
             let frame = Frame::of(&values);
-            let (mut fast, slow) = (Sums::NONE, careful(&values, frame));
+            let (mut fast, slow) = (Sums::NONE, careful(values.iter().copied(), frame));
             fast.add(&values, frame);
             prop_assert_eq!((fast.count, fast.zeros, fast.denormals), (slow.count, slow.zeros, slow.denormals));
             prop_assert_eq!((fast.min, fast.max), (slow.min, slow.max));
@@ -254,6 +361,33 @@ pub(super) mod tests {
                 prop_assert_eq!((fast.min, fast.max), (plain.min, plain.max));
             } else {
                 prop_assert!(plain.powers.iter().any(|sum| !sum.is_finite()));
+            }
+        }
+
+        #[test]
+        fn bf16_as_stored_gives_what_its_numbers_give(
+            values in proptest::collection::vec(number(), 0..3 * LANES), sign in 0..3, blocks in 0usize..3,
+        ) {
+            // Of one sign too: the extremes come from elsewhere then.
+            let signed = values.iter().map(|x| match sign { 0 => *x, 1 => x.abs(), _ => -x.abs() });
+            let codes: Vec<u16> = signed.map(|x| (x.to_bits() >> 16) as u16).collect();
+            let codes = codes.repeat(1 + blocks * BLOCK / codes.len().max(1));
+            let bytes: Vec<u8> = codes.iter().flat_map(|code| code.to_le_bytes()).collect();
+            let frame = Frame { scale: 4.0, offset: -0.5 };
+            let (mut fast, slow) = (Sums::NONE, careful(bf16_numbers(&bytes), frame));
+            fast.add_bf16(&bytes, frame);
+            let counts = |sums: &Sums| (sums.count, sums.nan, sums.infinite, sums.zeros, sums.denormals);
+            prop_assert_eq!(counts(&fast), counts(&slow));
+            prop_assert_eq!((fast.min, fast.max), (slow.min, slow.max));
+            prop_assert!(close(fast.l1, slow.l1, slow.l1));
+            for (order, (fast, exact)) in fast.powers.iter().zip(slow.powers).enumerate() {
+                let size = if order % 2 == 0 { slow.powers[order + 1] + slow.count as f64 } else { exact };
+                prop_assert!(close(*fast, exact, size), "power {}: {fast} {exact}", order + 1);
+            }
+            for bytes in bytes.chunks(2 * BLOCK) {
+                let (fast, plain) = (block_bf16(bytes, frame), block_bf16_body(bytes, frame));
+                let bits = |sums: &Sums| (sums.powers.map(f64::to_bits), sums.l1.to_bits());
+                prop_assert!(!plain.are_sound() || bits(&fast) == bits(&plain));
             }
         }
 

@@ -5,4 +5,5 @@ mod folders;
 mod hdf5;
 mod oracle;
 mod real;
+mod traineddata;
 mod zip;

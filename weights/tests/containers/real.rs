@@ -1,5 +1,5 @@
 //! Files that others made. `SCRUPLE_DATA` names the folder with the data pack, `SCRUPLE_SILERO` the folder `data` of the
-//! package silero-vad 6.2.3; without them the tests say what they skip.
+//! package silero-vad 6.2.3, `SCRUPLE_TESSERACT` one with Tesseract's fast models of version 4.1.0; without them the tests say what they skip.
 
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
@@ -101,4 +101,18 @@ fn one_model_is_bit_equal_in_torchscript_and_both_onnx_files() {
     assert_eq!((narrow.len(), &narrow), (15, &named(&open("silero_vad.onnx"), "If_0_else_branch__Inline_0__")));
     assert_eq!(open("silero_vad_16k.safetensors").parameters(), 309_633);
     assert!(open("silero_vad_half.onnx").tensors().any(|tensor| tensor.name() == "decoder.rnn.weight_ih"));
+}
+
+#[test]
+fn tesseract_reads_lines_in_three_languages() {
+    let Some(data) = folder("SCRUPLE_TESSERACT", "Tesseract's models of English, Russian and Japanese") else { return };
+    for (language, parameters) in [("eng", 385_807), ("rus", 288_028), ("jpn", 1_055_423)] {
+        let checkpoint = Checkpoint::open(data.join(language).with_extension("traineddata")).unwrap();
+        // As many as the file itself counts, in the header of the outermost network.
+        assert_eq!(checkpoint.parameters(), parameters, "{language}");
+        assert!(checkpoint.tensors().all(|tensor| tensor.dtype() == Dtype::F32 && tensor.nonfinite().is_none()));
+        assert!(checkpoint.metadata()["network"].starts_with("[1,"));
+    }
+    let legacy = Checkpoint::open(data.join("osd.traineddata")).unwrap_err().to_string();
+    assert!(legacy.contains("no LSTM recogniser"), "{legacy}");
 }
