@@ -16,6 +16,7 @@ mod zip_writer;
 mod hub_server;
 
 mod bad_input;
+mod budget;
 mod changed_inputs;
 mod convert;
 mod determinism;

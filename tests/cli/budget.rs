@@ -1,0 +1,133 @@
+//! Widths by a budget, calibration on documents and over seeds, and networks that do not run.
+
+use std::path::Path;
+
+use scruple_weights::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::{
+    scruple,
+    support::{Model, Place, json_file},
+};
+
+fn bits_per_weight(report: &Value) -> f64 {
+    report["forecast"]["bits_per_weight"].as_f64().unwrap()
+}
+
+#[test]
+fn a_budget_is_kept_and_nearly_used() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 200);
+    let plan = |more: &str| {
+        let calibration = "--n-samples 4 --seq-len 32 --group-size 32 --dry-run --json --calibration";
+        scruple!["compress", model, calibration, text, more].json()
+    };
+    for target in [2.8, 3.5, 5.0] {
+        let plan = plan(&format!("--target-bpw {target}"));
+        let got = bits_per_weight(&plan);
+        assert!(got <= target && got > target - 0.3, "{got} for {target}");
+        let widths = |plan: &Value| -> Vec<u64> {
+            plan["linears"].as_array().unwrap().iter().map(|l| l["stored"]["bits"].as_u64().unwrap()).collect()
+        };
+        assert!(widths(&plan).iter().any(|bits| *bits != widths(&plan)[0]), "{target}: one width for all");
+    }
+    let refused = |options: &str, words: &[&str]| {
+        scruple!["compress", model, "--method rtn --group-size 32 --dry-run", options].refuses(words);
+    };
+    refused("--target-bpw 1.5", &["1.500 bits a weight", "narrowest"]);
+    refused("--target-size 1KB", &["stay as they are take"]);
+    refused("--target-size big", &["`big`", "600MB"]);
+}
+
+#[test]
+fn a_budget_gives_a_model_that_runs_and_says_why_each_width() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 200);
+    let out = place.out("out");
+    scruple!["compress", model, "--method rtn --group-size 32 --target-bpw 3.6 --no-speed -o", out].succeeds();
+    scruple!["verify", out, "--against", model].succeeds();
+    scruple!["eval", out, "--text", text].succeeds();
+    let widths = json_file(&out.join("widths.json"));
+    assert_eq!(widths["budget"], json!({ "bits_per_weight": 3.6 }));
+    for linear in widths["linears"].as_array().unwrap() {
+        let errors: Vec<f64> =
+            linear["offers"].as_array().unwrap().iter().map(|offer| offer["error"].as_f64().unwrap()).collect();
+        assert_eq!(errors.len(), 4, "{linear}");
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "more bits lose less: {linear}");
+    }
+}
+
+#[test]
+fn json_lines_calibrate_as_the_same_text_does() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 300);
+    let lines = place.file("lines.jsonl", &json!({ "text": std::fs::read_to_string(&text).unwrap() }).to_string());
+    let compress = |name: &str, file: &Path, more: &str| {
+        let out = place.out(name);
+        let arguments = "--group-size 32 --n-samples 4 --seq-len 32 --no-speed";
+        scruple!["compress", model, arguments, "--calibration", file, "-o", out, more].succeeds();
+        std::fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let plain = compress("plain", &text, "");
+    assert!(plain == compress("lines", &lines, ""), "one line holds the same text");
+    let seeded = compress("seeded", &text, "--calibration-seed 3");
+    assert!(plain != seeded);
+    assert!(seeded == compress("again", &text, "--calibration-seed 3"));
+    let refused = |options: &str, words: &[&str]| {
+        scruple!["compress", model, "--group-size 32 --no-speed --calibration", lines, "-o", place.out("no"), options]
+            .refuses(words);
+    };
+    refused("--calibration-field body", &["lines.jsonl", "body", "(it has text)"]);
+    refused("--calibration-chat", &["no chat template"]);
+}
+
+#[test]
+fn seeds_tell_how_far_results_spread() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 400);
+    let out = place.out("out");
+    let run = || {
+        let options = "--group-size 32 --bits 2 --n-samples 4 --seq-len 32 --no-speed --json --calibration-seeds 3";
+        scruple!["compress", model, options, "--calibration", text, "--text", text, "-o", out]
+    };
+    let report = run().json();
+    assert_eq!(report["seeds"], json!([0, 1, 2]));
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.len(), 4, "{report:#}");
+    for figure in figures {
+        let values: Vec<f64> = figure["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert_eq!(values.len(), 3);
+        assert!((values.iter().sum::<f64>() / 3.0 - figure["mean"].as_f64().unwrap()).abs() < 1e-12);
+    }
+    assert!(figures[0]["std"].as_f64().unwrap() > 0.0);
+    assert_eq!(json_file(&out.join("seeds.json")), report);
+    scruple!["verify", out, "--against", model].succeeds();
+    let left: Vec<_> =
+        std::fs::read_dir(out.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("seed-")), "{left:?}");
+    run().refuses(&["already exists"]);
+}
+
+#[test]
+fn a_network_that_does_not_run_is_rounded_by_names() {
+    let place = Place::new();
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders/bert");
+    let out = place.out("out");
+    scruple!["compress", bert, "--method rtn --group-size 0 --format dense --no-speed -o", out].succeeds();
+    let record = json_file(&out.join("scruple.json"));
+    let linears = record["linears"].as_array().unwrap();
+    assert!(linears.iter().all(|linear| linear["linear"].as_str().unwrap().contains("layer")), "{record:#}");
+    let (before, after) = (Checkpoint::open(&bert).unwrap(), Checkpoint::open(&out).unwrap());
+    for view in before.tensors() {
+        let name = view.name().strip_suffix(".weight").unwrap_or_default();
+        let changed = linears.iter().any(|linear| linear["linear"] == name);
+        assert_eq!(after.tensor(view.name()).unwrap().bytes() != view.bytes(), changed, "{}", view.name());
+    }
+    scruple!["verify", out, "--against", bert].succeeds();
+    let no = place.out("no");
+    scruple!["compress", bert, "--method gptq --no-speed -o", no].refuses(&["`gptq` needs a model that runs"]);
+}
