@@ -43,7 +43,10 @@ pub fn place(name: &str) -> Place {
     if stages && is_block(at + 2) && matches!(segments[at + 1], "blocks" | "layers") {
         at += 2;
     }
+    // A name that has the placeholder itself could not be told from one with a number.
+    let has_placeholder = segments.contains(&ANY_EXPERT);
     let expert_at = (at + 2..segments.len())
+        .filter(|_| !has_placeholder)
         .find(|&at| matches!(segments[at - 1], "experts" | "local_experts") && number(at).is_some());
     let kind: Vec<&str> =
         (at + 1..segments.len()).map(|at| if Some(at) == expert_at { ANY_EXPERT } else { segments[at] }).collect();
