@@ -11,13 +11,14 @@ use crate::{
     export::{Format, Layout, QuantisedModel},
     gather::rows_per_update,
     grid::ScaleDtype,
-    methods::{Kind, LayerMethod, Needs},
+    methods::{Described, Kind, LayerMethod, Needs, SAMPLES, Scaling, awq::Awq},
     model::{
         DecoderConfig,
         decoder::{Decoder, Stage},
         spec::{BlockSpec, LinearSpec},
     },
     recipe::Recipe,
+    scaling::{self, PlannedScaling, Unscaled},
     weight::Code,
 };
 
@@ -102,6 +103,10 @@ pub struct Plan {
     pub weight_dtype: Dtype,
     /// All linears that change, in the order of the data.
     pub linears: Vec<PlannedLinear>,
+    /// Inputs whose scales are searched, in the order of the data, block by block.
+    pub scalings: Vec<PlannedScaling>,
+    /// Linears whose inputs a method would scale and cannot.
+    pub unscaled: Vec<Unscaled>,
     /// Linears of the blocks that no stage names: they stay dense.
     pub left_dense: Vec<String>,
     /// What stands beside the decoder in a model that reads more than text, by the first name of its path: it stays as it
@@ -230,7 +235,10 @@ impl Plan {
                 }));
             }
         }
-        let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
+        let (scalings, unscaled) = scaling::resolve(checkpoint, &config, &linears, &methods);
+        let weights = linears.iter().map(|linear| format!("{}.weight", linear.name));
+        let folded = scalings.iter().flat_map(|scaling| scaling.tensors.iter().cloned());
+        let replaced: HashSet<String> = weights.chain(folded).collect();
         let by_name: HashMap<&str, usize> =
             linears.iter().enumerate().map(|(index, linear)| (linear.name.as_str(), index)).collect();
         let mut tensors = Vec::new();
@@ -269,6 +277,8 @@ impl Plan {
             float_dtype,
             weight_dtype,
             linears,
+            scalings,
+            unscaled,
             left_dense,
             tensors,
             allow_nonfinite: false,
@@ -282,6 +292,12 @@ impl Plan {
     /// Whether tensor `name` is written anew rather than copied.
     pub fn replaces(&self, name: &str) -> bool {
         self.replaced.contains(name)
+    }
+
+    /// The search for scales of the recipe's stage `method`.
+    pub(crate) fn scaling(&self, method: usize) -> Result<&dyn Scaling> {
+        let missing = || Error::Recipe(format!("stage {} searches no scales", method + 1));
+        self.methods.get(method).and_then(|method| method.scaling()).ok_or_else(missing)
     }
 
     /// The methods of `linear`, in order; at least one.
@@ -365,16 +381,26 @@ impl Plan {
                 }
                 false => (0, 0),
             };
+            let samples = match self.methods.iter().any(|method| method.needs().samples) {
+                true => 4 * (n * groups as u64) * SAMPLES as u64,
+                false => 0,
+            };
             // The linears of one expert are solved together.
             let group = |linear: &&LinearSpec| linear.expert.unwrap_or(0) == 0;
             let sizes = block.at(stage).iter().filter(group).map(LinearSpec::weights);
             let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
-            groups as u64 * hessian + inputs.max(solving)
+            groups as u64 * hessian + samples + inputs.max(solving)
         };
         let block_bytes = |block: &BlockSpec| {
             let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(block, stage)).max().unwrap_or(0);
             largest_stage + block.linears.iter().map(LinearSpec::weights).sum::<u64>()
         };
+        // The samples of a block's inputs are all held while their scales are searched.
+        let scaling_bytes = |block: &BlockSpec| match self.scalings.is_empty() {
+            true => 0,
+            false => Stage::ALL.iter().map(|&stage| 4 * (SAMPLES * block.token_width(stage)) as u64).sum::<u64>(),
+        };
+        let block_bytes = |block: &BlockSpec| block_bytes(block) + scaling_bytes(block);
         let compressing = config.blocks.iter().map(block_bytes).max().unwrap_or(0);
 
         // Tokenising before, measuring after.
@@ -397,6 +423,12 @@ impl Plan {
 
 /// The first format that can hold what `methods` make.
 fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
+    // Zero points of their own, which are AWQ's rule: more loaders take them in its own files.
+    let zero_points =
+        |method: &Box<dyn LayerMethod>| method.grid().is_some_and(|grid| grid.bits == 4 && !grid.symmetric);
+    if methods.iter().any(|method| method.name() == Awq::NAME) && methods.iter().all(zero_points) {
+        return Format::Awq;
+    }
     match methods.iter().any(|method| method.grid().is_some()) {
         true => Format::Gptq,
         false => Format::Dense,
