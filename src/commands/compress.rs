@@ -22,6 +22,7 @@ use scruple_compress::{
     },
     plan::{Around, Forecast, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
+    scaling::{ScalingRecord, Unscaled},
     sequential::{self, LinearRecord, Outcome},
 };
 use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
@@ -119,10 +120,16 @@ pub struct Provenance {
     pub calibration: Option<Value>,
     /// Linears of the blocks that stayed dense.
     pub left_dense: Vec<String>,
+    /// Linears whose inputs a method would have scaled and could not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unscaled: Vec<Unscaled>,
     /// Bits a compressed weight takes, scales included.
     pub bits_per_weight: f64,
     /// What was done to each linear.
     pub linears: Vec<LinearRecord>,
+    /// What was done to their inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scalings: Vec<ScalingRecord>,
 }
 
 /// Speeds of one model, tokens a second.
@@ -326,8 +333,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         recipe: plan.recipe.clone(),
         calibration,
         left_dense: plan.left_dense.clone(),
+        unscaled: plan.unscaled.clone(),
         bits_per_weight: forecast.bits_per_weight,
         linears: outcome.linears.clone(),
+        scalings: outcome.scalings.clone(),
     };
     side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
     if let Some(picture) = picture(&name, &plan, &outcome)? {
@@ -449,11 +458,15 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     ));
     card.push_str(&format!(
         "{} of the decoder blocks' linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \
-         other tensors are copies. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
+         other tensors are copies{}. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
          weight it dequantises to; `scruple verify` checks them.\n\n",
         provenance.linears.len(),
         plan.format,
-        provenance.bits_per_weight
+        provenance.bits_per_weight,
+        match provenance.scalings.is_empty() {
+            true => "",
+            false => " but the norms and biases that took up scales of inputs",
+        }
     ));
     for (index, stage) in plan.recipe.stages.iter().enumerate() {
         card.push_str(&format!(
@@ -634,6 +647,27 @@ fn warn_of_experts(linears: &[LinearRecord]) {
     }
 }
 
+/// What was done to the inputs of linears, where a method scales any, and which it left as they are.
+fn report_scalings(plan: &Plan, scalings: &[ScalingRecord]) {
+    if plan.scalings.is_empty() && plan.unscaled.is_empty() {
+        return;
+    }
+    printer::data("");
+    let scaled = scalings.iter().filter(|record| record.duo || record.ratio > 0.0).count();
+    printer::data(format!("inputs scaled: {scaled} of {} whose scales the layer before can take up", scalings.len()));
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for left in &plan.unscaled {
+        reasons.entry(&left.reason).or_default().extend(left.linears.iter().map(String::as_str));
+    }
+    for (reason, linears) in reasons {
+        printer::data(format!(
+            "inputs left as they are: of {} linears, first `{}`: {reason}",
+            linears.len(),
+            linears[0]
+        ));
+    }
+}
+
 fn report(
     arguments: &Arguments,
     plan: &Plan,
@@ -649,7 +683,7 @@ fn report(
         .iter()
         .fold((0, 0), |(weights, bits), record| (weights + record.weights, bits + record.storage_bits));
     let compressed = Checkpoint::open(out)?;
-    let (faults, checked, _) = verify::check(out, None)?;
+    let verify::Findings { faults, linears: checked, .. } = verify::check(out, None)?;
     anyhow::ensure!(
         faults.is_empty(),
         "{}: the written file is not what was made: {}",
@@ -661,6 +695,8 @@ fn report(
         return printer::json(&json!({
             "output": out.display().to_string(),
             "linears": outcome.linears,
+            "scalings": outcome.scalings,
+            "unscaled": plan.unscaled,
             "bits_per_weight": bits as f64 / weights as f64,
             "dense_bytes": dense_bytes,
             "output_bytes": written,
@@ -683,6 +719,7 @@ fn report(
         ]);
     }
     table.print();
+    report_scalings(plan, &outcome.scalings);
     printer::data("");
     let mb = |bytes: u64| format!("{:.2}", bytes as f64 / 1e6);
     let mut table = Table::new(["", "dense", "compressed"]);
