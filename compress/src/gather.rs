@@ -125,7 +125,7 @@ fn columns(x: &[f32], columns: usize) -> Vec<f32> {
 }
 
 /// Whether token `token` of `tokens` is one of the [`SAMPLES`] that are kept, evenly spread.
-fn is_sampled(token: usize, tokens: usize) -> bool {
+pub(crate) fn is_sampled(token: usize, tokens: usize) -> bool {
     token == 0 || token * SAMPLES / tokens != (token - 1) * SAMPLES / tokens
 }
 

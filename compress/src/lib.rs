@@ -33,6 +33,8 @@ pub mod calibration;
 
 mod gather;
 
+pub mod scaling;
+
 pub mod recipe;
 
 pub mod plan;

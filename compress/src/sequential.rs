@@ -29,6 +29,7 @@ use crate::{
     },
     pack,
     plan::{Plan, PlannedLinear},
+    scaling::{self, BlockScales, ScalingRecord},
     walk::Walk,
     weight::{Code, CompressedWeight, GridCode},
 };
@@ -69,6 +70,8 @@ pub struct LinearRecord {
 pub struct Outcome {
     /// All linears, in the order of the plan.
     pub linears: Vec<LinearRecord>,
+    /// The scales of inputs that were searched, in the order of the plan.
+    pub scalings: Vec<ScalingRecord>,
     /// Wall seconds spent on each linear in this run, by name (resumed blocks have none).
     pub seconds: Vec<(String, f64)>,
     /// Where the time went.
@@ -82,6 +85,8 @@ pub struct Outcome {
 pub struct Phases {
     /// Running blocks and gathering statistics.
     pub calibrate: f64,
+    /// Searching scales of inputs.
+    pub scale: f64,
     /// Choosing codes.
     pub solve: f64,
     /// Encoding and writing.
@@ -96,6 +101,8 @@ pub struct Phases {
 #[derive(Debug, Serialize, Deserialize)]
 struct BlockUnit {
     linears: Vec<LinearRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    scalings: Vec<ScalingRecord>,
     activations: Option<String>,
 }
 
@@ -266,6 +273,7 @@ pub fn compress(
             let value: BlockUnit = serde_json::from_value(value.clone())
                 .map_err(|error| Error::Recipe(format!("the journal's entry for {unit} is unreadable: {error}")))?;
             outcome.linears.extend(value.linears);
+            outcome.scalings.extend(value.scalings);
             outcome.resumed_blocks += 1;
             if let Some(walk) = &mut walk {
                 let expected = value.activations.filter(|_| index + 1 == count_blocks(&finished));
@@ -278,7 +286,8 @@ pub fn compress(
             None => without_statistics(checkpoint, plan, index, writer, &mut outcome, total, progress)?,
         };
         let activations = walk.as_ref().map(Walk::digest).transpose()?;
-        let value = serde_json::to_value(BlockUnit { linears: records, activations })
+        let scalings = outcome.scalings.iter().filter(|record| record.block == index).cloned().collect();
+        let value = serde_json::to_value(BlockUnit { linears: records, scalings, activations })
             .map_err(|error| Error::Recipe(format!("cannot note {unit} in the journal: {error}")))?;
         writer.commit_unit(&unit, value)?;
         memory::give_back();
@@ -321,20 +330,26 @@ pub(crate) fn read_weight(checkpoint: &Checkpoint, linear: &PlannedLinear, allow
     Ok(values)
 }
 
-/// Compresses the linears of one group, which have the same methods, with what is known of their inputs; writes them, and
-/// returns their records and runnable forms.
+/// Compresses the linears of one group, which have the same methods, with what is known of their (scaled) inputs; writes
+/// them, and returns their records and runnable forms.
 fn compress_group(
     checkpoint: &Checkpoint,
     plan: &Plan,
     group: &[&PlannedLinear],
+    scales: &BlockScales,
     stats: &GroupStats,
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
 ) -> Result<Vec<(LinearRecord, Box<dyn Linear>)>> {
     let Some(first) = group.first() else { return Ok(Vec::new()) };
     let started = cpu_seconds();
+    let read = |linear: &PlannedLinear, allow_nonfinite: bool| -> Result<Vec<f32>> {
+        let mut values = read_weight(checkpoint, linear, allow_nonfinite)?;
+        scales.apply(&linear.name, &mut values);
+        Ok(values)
+    };
     let mut values: Vec<Vec<f32>> =
-        group.iter().map(|linear| read_weight(checkpoint, linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
+        group.iter().map(|linear| read(linear, plan.allow_nonfinite)).collect::<Result<_>>()?;
     let mut compressed: Vec<Compressed> = Vec::new();
     for (turn, method) in plan.methods(first).enumerate() {
         let mut weights: Vec<Weight<'_>> = group
@@ -372,7 +387,7 @@ fn compress_group(
         }
         outcome.phases.write += cpu_seconds() - started;
         let started = cpu_seconds();
-        let original = read_weight(checkpoint, linear, true)?;
+        let original = read(linear, true)?;
         let columns = linear.layout.in_features;
         let account = Account::of(&compressed.weight, plan.format, plan.float_dtype, linear.transposed, |row, out| {
             out.copy_from_slice(&original[row * columns..][..columns]);
@@ -395,7 +410,7 @@ fn compress_group(
         };
         outcome.phases.hash += cpu_seconds() - started;
         outcome.seconds.push((linear.name.clone(), record.report.seconds));
-        let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
+        let bias = scales.bias(checkpoint, &linear.name)?;
         done.push((record, plan.format.linear(&compressed.weight, bias, plan.float_dtype)?));
     }
     Ok(done)
@@ -421,7 +436,7 @@ fn without_statistics(
             continue;
         }
         let stats = GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() };
-        let done = compress_group(checkpoint, plan, &[linear], &stats, writer, outcome)?;
+        let done = compress_group(checkpoint, plan, &[linear], &BlockScales::default(), &stats, writer, outcome)?;
         records.extend(done.into_iter().map(|(record, _)| record));
         outcome.linears.push(records[records.len() - 1].clone());
         progress(outcome.linears.len(), total, &linear.name);
@@ -541,7 +556,11 @@ fn with_statistics(
     let needs = |stage| at(stage).fold(Needs::default(), |needs, linear| needs.and(plan.needs(linear)));
     let mut records = Vec::new();
     let mut started = cpu_seconds();
-    let block = walk.load()?;
+    let mut block = walk.load()?;
+    let (scales, scalings) = scaling::search(checkpoint, plan, walk.set(), index, &mut block, walk.input(), writer)?;
+    outcome.scalings.extend(scalings);
+    outcome.phases.scale += cpu_seconds() - started;
+    started = cpu_seconds();
     walk.block(block, &needs, &mut |block, stage, stats| {
         outcome.phases.calibrate += cpu_seconds() - started;
         // One call for each expert and chain of methods: linears of one group share its statistics.
@@ -553,7 +572,7 @@ fn with_statistics(
             let group: Vec<&PlannedLinear> =
                 at(stage).filter(|linear| (expert(linear), &linear.methods[..]) == (of_expert, methods)).collect();
             let stats = &stats[of_expert.unwrap_or(0)];
-            let done = compress_group(checkpoint, plan, &group, stats, writer, outcome)?;
+            let done = compress_group(checkpoint, plan, &group, &scales, stats, writer, outcome)?;
             for (linear, (mut record, weight)) in group.iter().zip(done) {
                 if of_expert.is_some() {
                     note_tokens(&mut record, stats);

@@ -188,6 +188,16 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The sequences that are led through.
+    pub fn set(&self) -> &'a CalibrationSet {
+        self.set
+    }
+
+    /// The stream that the next block reads.
+    pub fn input(&self) -> &ActivationStore {
+        self.stream.input(self.next)
+    }
+
     /// The block that comes next, dense.
     pub fn load(&self) -> Result<Block> {
         Block::load(self.checkpoint, self.config, None, self.next)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use scruple_compress::{export, plan::Plan, sequential};
+use scruple_compress::{export, plan::Plan, scaling, sequential};
 use scruple_weights::{Checkpoint, source::Located};
 use serde_json::json;
 
@@ -43,8 +43,21 @@ pub fn provenance(folder: &Path) -> Result<Provenance> {
         .with_context(|| format!("{}: not the provenance of a compressed model", file.display()))
 }
 
-/// Checks the compressed checkpoint in `folder`; the faults found, and the numbers of linears and copied tensors checked.
-pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize, usize)> {
+/// What was checked of a compressed checkpoint.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What is not as it should be.
+    pub faults: Vec<String>,
+    /// Linears whose numbers were compared.
+    pub linears: usize,
+    /// Tensors compared with the dense model's bytes.
+    pub copied: usize,
+    /// Tensors compared with the dense model's divided by recorded scales.
+    pub folded: usize,
+}
+
+/// Checks the compressed checkpoint in `folder`, against the `dense` model where it is given.
+pub fn check(folder: &Path, dense: Option<&Path>) -> Result<Findings> {
     let provenance = provenance(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
     let quantization = export::detect(&checkpoint)?;
@@ -65,7 +78,8 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
     }
     progress.finish();
 
-    let mut copied = 0;
+    let linears = provenance.linears.len();
+    let (mut copied, mut folded) = (0, 0);
     if let Some(dense) = dense {
         let source = Checkpoint::open(dense)?;
         let fingerprint = source.fingerprint();
@@ -81,7 +95,7 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
             // A model of another architecture: the fingerprint has said so, this says how.
             Err(error) => {
                 faults.push(printer::sentence(&error.into()));
-                return Ok((faults, provenance.linears.len(), copied));
+                return Ok(Findings { faults, linears, copied, folded });
             }
         };
         for spec in &plan.tensors {
@@ -116,13 +130,20 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<(Vec<String>, usize,
                 written.release();
             }
         }
+        match scaling::verify(&plan, &provenance.scalings, &source, &checkpoint) {
+            Ok((found, checked)) => {
+                faults.extend(found);
+                folded = checked;
+            }
+            Err(error) => faults.push(printer::sentence(&error.into())),
+        }
         for view in checkpoint.tensors() {
             if !plan.tensors.iter().any(|spec| spec.name == view.name()) {
                 faults.push(format!("{}: tensor `{}` does not belong there", folder.display(), view.name()));
             }
         }
     }
-    Ok((faults, provenance.linears.len(), copied))
+    Ok(Findings { faults, linears, copied, folded })
 }
 
 /// Runs the verb.
@@ -130,11 +151,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("verify");
     let model = source::locate(&arguments.model)?;
     let against = arguments.against.as_deref().map(source::locate).transpose()?;
-    let (faults, linears, copied) = check(model.folder(), against.as_ref().map(Located::path))?;
+    let Findings { faults, linears, copied, folded } = check(model.folder(), against.as_ref().map(Located::path))?;
     let mut record = json!({
         "verified": faults.is_empty(),
         "linears": linears,
         "copied_tensors": copied,
+        "folded_tensors": folded,
         "faults": faults,
     });
     for (key, located) in [("source", Some(&model)), ("against_source", against.as_ref())] {
@@ -148,9 +170,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         printer::json(&record)?;
     } else if faults.is_empty() {
+        let divided = match folded {
+            0 => String::new(),
+            _ => format!(", {folded} are the dense model's divided by the recorded scales"),
+        };
         printer::data(format!(
             "verified: {linears} linears dequantise to the very numbers that were used, {copied} other tensors equal the \
-             dense model's bytes"
+             dense model's bytes{divided}"
         ));
     } else {
         for fault in &faults {

@@ -21,6 +21,8 @@ use crate::{
     weight::{Code, CompressedWeight, GridCode},
 };
 
+mod awq;
+
 mod compressed_tensors;
 
 mod dense;
@@ -39,18 +41,21 @@ pub enum Format {
     Gptq,
     /// `weight_packed`, `weight_scale`, `weight_shape`: compressed-tensors' `pack-quantized`, 4 and 8 bit.
     CompressedTensors,
+    /// `qweight`, `qzeros`, `scales`: AutoAWQ's "GEMM" version, 4 bit.
+    Awq,
     /// `weight`: the dequantised numbers in the model's own type, for any reader; saves nothing.
     Dense,
 }
 
 impl Format {
     /// Every format, in the order they are listed to a user.
-    pub const ALL: [Self; 3] = [Self::Gptq, Self::CompressedTensors, Self::Dense];
+    pub const ALL: [Self; 4] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Dense];
 
     fn rules(self) -> &'static dyn Rules {
         match self {
             Self::Gptq => &gptq::Gptq,
             Self::CompressedTensors => &compressed_tensors::CompressedTensors,
+            Self::Awq => &awq::Awq,
             Self::Dense => &dense::Dense,
         }
     }
@@ -343,12 +348,13 @@ fn config_error(file: PathBuf, what: &str) -> Error {
 
 fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantization, String> {
     let method = config.get("quant_method").and_then(Value::as_str).or(default_method);
-    let method = method.ok_or("has no `quant_method`, expected \"gptq\" or \"compressed-tensors\"")?;
     // A dense export has no configuration.
-    let format = [Format::Gptq, Format::CompressedTensors].into_iter().find(|format| format.name() == method);
-    let format = format.ok_or_else(|| {
-        format!("has quant_method \"{method}\", which is not read here, only \"gptq\" and \"compressed-tensors\" are")
-    })?;
+    let read = || Format::ALL.into_iter().filter(|format| *format != Format::Dense);
+    let names = || read().map(|format| format!("\"{format}\"")).collect::<Vec<_>>().join(", ");
+    let method = method.ok_or_else(|| format!("has no `quant_method`, expected one of {}", names()))?;
+    let format = read().find(|format| format.name() == method);
+    let format = format
+        .ok_or_else(|| format!("has quant_method \"{method}\", which is not read here, only {} are", names()))?;
     let (settings, gptq_version) = format.rules().settings(config)?;
     for &Setting { bits, group_size, .. } in &settings {
         if !crate::pack::WIDTHS.contains(&bits) {
@@ -540,7 +546,7 @@ fn word_bytes(words: &[u32]) -> Vec<u8> {
 }
 
 /// Floats as little-endian bytes of `dtype`, rounded to it.
-fn float_bytes(values: &[f32], dtype: ScaleDtype) -> Vec<u8> {
+pub(crate) fn float_bytes(values: &[f32], dtype: ScaleDtype) -> Vec<u8> {
     let mut bytes = vec![0; values.len() * element(dtype).bytes()];
     write_floats(values, dtype, &mut bytes);
     bytes

@@ -111,15 +111,15 @@ fn names_are_unique_and_read_back() {
         assert_eq!(format.name().parse::<Format>().unwrap(), format);
         assert_eq!(serde_json::to_value(format).unwrap(), format.name());
     }
-    let error = "awq".parse::<Format>().unwrap_err().to_string();
-    assert_eq!(error, "unknown format `awq`, expected one of `gptq`, `compressed-tensors`, `dense`");
+    let error = "exl2".parse::<Format>().unwrap_err().to_string();
+    assert_eq!(error, "unknown format `exl2`, expected one of `gptq`, `compressed-tensors`, `awq`, `dense`");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn what_was_written_is_read_back(
-        gptq: bool,
+        format in prop::sample::select(vec![Format::Gptq, Format::CompressedTensors, Format::Awq]),
         out in 1usize..4,
         groups in 1usize..4,
         group_size in prop::sample::select(vec![32usize, 64, 96, 128]),
@@ -128,10 +128,13 @@ proptest! {
         permuted: bool,
         dtype in prop::sample::select(vec![ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32]),
     ) {
-        let format = if gptq { Format::Gptq } else { Format::CompressedTensors };
-        let bits = if gptq { bits } else { bits.max(4) / 4 * 4 };
-        let shape = (32 * out, groups * group_size);
-        let q = quantised(shape, bits, group_size, symmetric, permuted && gptq, format.scale_dtype(dtype));
+        let (bits, group_size, out_step) = match format {
+            Format::Gptq => (bits, group_size, 32),
+            Format::Awq => (4, if group_size == 96 { 16 } else { group_size }, 8),
+            _ => (bits.max(4) / 4 * 4, group_size, 32),
+        };
+        let shape = (out_step * out, groups * group_size);
+        let q = quantised(shape, bits, group_size, symmetric, permuted && format == Format::Gptq, format.scale_dtype(dtype));
         let folder = tempfile::tempdir().unwrap();
         let layout = layout_of(&q, dtype);
         let tensors = tensors_of(format, &q, dtype);
@@ -205,6 +208,57 @@ fn compressed_tensors_words_are_those_of_its_packer() {
     assert_eq!(words_in(&tensors, ".weight_packed"), [0x7654_3210; 8]);
     assert_eq!(words_in(&tensors, ".weight_zero_point"), [0x7654_3210]);
     assert_eq!(words_in(&tensors, ".weight_shape"), [8, 0, 8, 0]);
+}
+
+// AutoAWQ's order of eight outputs in a word.
+#[test]
+fn awq_words_are_those_of_its_packer() {
+    let mut q = quantised((8, 16), 4, 16, false, false, ScaleDtype::F16);
+    for (i, code) in q.codes.iter_mut().enumerate() {
+        *code = (i / 16) as u8; // output i holds i everywhere
+    }
+    q.zeros = (8..16).collect();
+    let tensors = tensors_of(Format::Awq, &q, ScaleDtype::Bf16);
+    assert_eq!(words_in(&tensors, ".qweight"), [0x7531_6420; 16]);
+    assert_eq!(words_in(&tensors, ".qzeros"), [0xFDB9_ECA8]);
+}
+
+#[test]
+fn an_awq_configuration_has_the_fields_loaders_read() {
+    let linears = [("a.q".to_owned(), layout(4, 64, false)), ("a.k".to_owned(), layout(4, 64, true))];
+    let dense = ["a.gate".to_owned(), "lm_head".to_owned()];
+    let config = Format::Awq.config(&model(&linears, &dense)).unwrap().unwrap();
+    let expected = json!({
+        "quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": true, "version": "gemm",
+        "modules_to_not_convert": ["a.gate", "lm_head"],
+    });
+    assert_eq!(config, expected);
+    let mixed = [("a".to_owned(), layout(4, 64, false)), ("b".to_owned(), layout(4, 128, false))];
+    let error = Format::Awq.config(&model(&mixed, &[])).unwrap_err().to_string();
+    assert!(error.contains("`b` has -1 where most have 64"), "{error}");
+}
+
+#[test]
+fn bad_awq_tensors_are_refused_by_name() {
+    spoil(
+        Format::Awq,
+        &[
+            ("no_qweight", |t| drop(t.remove(0)), &[".qweight", "missing"]),
+            ("no_qzeros", |t| drop(t.remove(1)), &[".qzeros", "missing"]),
+            ("no_scales", |t| drop(t.remove(2)), &[".scales", "missing"]),
+            ("qweight_f32", |t| reshape(t, 0, Dtype::F32, &[128, 4]), &[".qweight", "type F32", "expected I32"]),
+            ("qweight_flat", |t| reshape(t, 0, Dtype::I32, &[512]), &[".qweight", "[512]", "two dimensions"]),
+            ("qweight_empty", |t| reshape(t, 0, Dtype::I32, &[0, 4]), &[".qweight", "[0, 4]"]),
+            ("qweight_long", |t| reshape(t, 0, Dtype::I32, &[256, 4]), &["groups of 64", "4 bits in groups of 32"]),
+            ("qweight_wide", |t| reshape(t, 0, Dtype::I32, &[128, 8]), &[".qzeros", "expected [4, 8]"]),
+            ("qzeros_wide", |t| reshape(t, 1, Dtype::I32, &[4, 8]), &[".qzeros", "[4, 8]", "expected [4, 4]"]),
+            ("qzeros_groups", |t| reshape(t, 1, Dtype::I32, &[3, 4]), &[".qzeros", "3 groups for 128 inputs"]),
+            ("scales_shape", |t| reshape(t, 2, Dtype::F16, &[32, 4]), &[".scales", "[32, 4]", "expected [4, 32]"]),
+            ("scales_type", |t| reshape(t, 2, Dtype::I32, &[4, 32]), &[".scales", "type I32", "expected F16"]),
+            ("scale_nan", |t| set(t, 2, 2, &0x7E00u16.to_le_bytes()), &[".scales", "holds NaN at [0, 1]"]),
+            ("scale_zero", |t| set(t, 2, 66, &[0, 0]), &[".scales", "holds 0 at [1, 1]", "above zero"]),
+        ],
+    );
 }
 
 #[test]
@@ -335,6 +389,10 @@ fn what_a_format_cannot_hold_is_refused_with_a_way_out() {
     refused(Format::Dense, &|l| grid(l).group_size = 0, &["group size 0"]);
     refused(Format::Dense, &|l| l.out_features = 0, &["empty"]);
     refused(Format::Gptq, &|l| grid(l).bits = 5, &["5 bits", "2, 3, 4 or 8"]);
+    refused(Format::Awq, &|l| grid(l).bits = 8, &["4 bits, not 8", "gptq"]);
+    refused(Format::Awq, &|l| l.out_features = 12, &["12 outputs", "multiple of 8"]);
+    refused(Format::Awq, &|l| grid(l).has_g_idx = true, &["static groups"]);
+    refused(Format::Awq, &|l| (l.in_features, grid(l).group_size) = (96, 48), &["groups are of 48", "16, 32, 64, 128"]);
     refused(Format::CompressedTensors, &|l| grid(l).bits = 3, &["4 or 8 bits, not 3", "gptq"]);
     refused(Format::CompressedTensors, &|l| grid(l).bits = 2, &["not 2"]);
     refused(Format::CompressedTensors, &|l| grid(l).has_g_idx = true, &["static groups"]);
@@ -380,7 +438,11 @@ fn a_configuration_that_is_not_read_is_named() {
     };
     let ct = Format::CompressedTensors;
     for (error, words) in [
-        (read(Format::Gptq, &|c| c["quant_method"] = "awq".into()), "\"awq\""),
+        (read(Format::Gptq, &|c| c["quant_method"] = "exl2".into()), "\"exl2\""),
+        (read(Format::Awq, &|c| c["version"] = "gemv".into()), "\"gemv\""),
+        (read(Format::Awq, &|c| c["bits"] = 3.into()), "`bits` 3"),
+        (read(Format::Awq, &|c| c["zero_point"] = false.into()), "`zero_point` false"),
+        (read(Format::Awq, &|c| c["group_size"] = json!(null)), "no `group_size`"),
         (read(Format::Gptq, &|c| c["quant_method"] = json!(null)), "no `quant_method`"),
         (read(Format::Gptq, &|c| c["bits"] = 5.into()), "5 bits"),
         (read(Format::Gptq, &|c| c["bits"] = (-4).into()), "`bits` -4"),

@@ -218,6 +218,11 @@ impl Prepared {
             }
         });
     }
+
+    /// Inputs that were zero throughout calibration.
+    pub fn dead_inputs(&self) -> usize {
+        self.dead.len()
+    }
 }
 
 impl Gptq {
@@ -282,6 +287,16 @@ impl Gptq {
 
     /// Quantises `weight` (rows, n), whose dead columns are set to zero; gives the codes and `tr(Δ H Δᵀ)`.
     pub fn solve(&self, weight: &mut [f32], prepared: &Prepared) -> Result<(Quantised, f64)> {
+        self.solve_on(weight, prepared, None)
+    }
+
+    /// The same on `fitted` scales and zero points, (rows, groups) each, where they are given: static groups.
+    pub(super) fn solve_on(
+        &self,
+        weight: &mut [f32],
+        prepared: &Prepared,
+        fitted: Option<(Vec<f32>, Vec<u8>)>,
+    ) -> Result<(Quantised, f64)> {
         let n = prepared.order.len();
         let spec = self.spec();
         let group_size = spec.group_size_for(n)?;
@@ -291,6 +306,7 @@ impl Gptq {
             }
         }
         let fitted = match self.groups {
+            _ if fitted.is_some() => fitted,
             Groups::Static => Some(grid::fit_rows(weight, n, &spec)?),
             Groups::Fresh => None,
         };

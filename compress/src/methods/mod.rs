@@ -16,10 +16,12 @@ pub mod rtn;
 
 pub mod gptq;
 
+pub mod awq;
+
 mod feedback;
 
 /// Every method, in the order they are listed to users.
-pub const METHODS: &[MethodEntry] = &[entry::<rtn::Rtn>(), entry::<gptq::Gptq>()];
+pub const METHODS: &[MethodEntry] = &[entry::<rtn::Rtn>(), entry::<gptq::Gptq>(), entry::<awq::Awq>()];
 
 /// The statistics of a group's inputs a method asks for. Methods that look at weights alone ask for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -183,6 +185,41 @@ pub enum Kind {
     Quantise,
 }
 
+/// Scales of the inputs that some linears share: `y = (x/s) (W s)ᵀ`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scales {
+    /// One for each class of columns; positive, finite.
+    pub scales: Vec<f32>,
+    /// The exponent they were made with; 0 without `duo` is no scaling.
+    pub ratio: f64,
+    /// They were made from the weights too.
+    pub duo: bool,
+    /// The share of the sampled outputs' energy that rounding loses with them; none where there was nothing to look at.
+    pub error: Option<f64>,
+    /// The same without them.
+    pub unscaled: Option<f64>,
+}
+
+/// The search for scales of inputs, before anything is rounded.
+pub trait Scaling: Sync {
+    /// What it must know of the inputs.
+    fn needs(&self) -> Needs;
+
+    /// The best scales for `weights`, each (out_features, in_features), which share the inputs of `stats`. Columns of one
+    /// class (`classes[column]`, from 0) get one scale; `settle` moves the scales of the classes to such as can be folded
+    /// into the layer before.
+    ///
+    /// # Errors
+    /// A group size that does not divide the row, weights that no scale of the stored type fits.
+    fn search(
+        &self,
+        weights: &[&[f32]],
+        stats: &GroupStats,
+        classes: &[u32],
+        settle: &dyn Fn(&mut [f32]),
+    ) -> Result<Scales>;
+}
+
 /// A method that decides over the linears of one group at a time: those that read the same input.
 pub trait LayerMethod: fmt::Debug + Send + Sync {
     /// The name in recipes.
@@ -207,6 +244,11 @@ pub trait LayerMethod: fmt::Debug + Send + Sync {
     /// Whether results carry [`Quantised::g_idx`](crate::grid::Quantised::g_idx).
     fn stores_g_idx(&self) -> bool {
         false
+    }
+
+    /// The search for scales of its inputs, for methods that have one: they are found and folded before it compresses.
+    fn scaling(&self) -> Option<&dyn Scaling> {
+        None
     }
 
     /// The way a weight of `in_features` columns will be stored: its grid, or plain numbers for a method without one.
@@ -377,7 +419,7 @@ mod tests {
     #[test]
     fn unknown_names_and_parameters_are_refused() {
         let message = build("gtpq", toml::Table::new()).unwrap_err().to_string();
-        assert_eq!(message, "unknown method `gtpq`, expected `rtn` or `gptq`");
+        assert_eq!(message, "unknown method `gtpq`, expected `rtn` or `gptq` or `awq`");
         for entry in METHODS {
             let typo = "bitts = 4".parse::<toml::Table>().unwrap();
             let message = entry.build(typo).unwrap_err().to_string();

@@ -39,16 +39,24 @@ pub struct BlockCache {
 /// The norm `spec` of `features` numbers, its tensors named after `prefix` (its dot included).
 pub(crate) fn load_norm(checkpoint: &Checkpoint, prefix: &str, spec: &NormSpec, features: usize) -> Result<Norm> {
     let name = format!("{prefix}{}", spec.name);
+    let weight = || vector(checkpoint, &format!("{name}.weight"), features);
     Ok(match spec.kind {
-        NormKind::Rms => Norm::Rms(RmsNorm::load(checkpoint, &format!("{name}.weight"), features, spec.eps)?),
-        NormKind::RmsFromOne => {
-            let mut weight = vector(checkpoint, &format!("{name}.weight"), features)?;
-            weight.iter_mut().for_each(|weight| *weight += 1.0);
-            Norm::Rms(RmsNorm::new(weight, spec.eps))
-        }
+        NormKind::Rms | NormKind::RmsFromOne => norm(spec, weight()?, None),
         NormKind::Layer => Norm::Layer(LayerNorm::load(checkpoint, &name, features, true, spec.eps)?),
         NormKind::LayerPlain => Norm::Layer(LayerNorm::new(vec![1.0; features], None, spec.eps)),
     })
+}
+
+/// The norm `spec` with the tensors `weight` and `bias`.
+fn norm(spec: &NormSpec, mut weight: Vec<f32>, bias: Option<Vec<f32>>) -> Norm {
+    match spec.kind {
+        NormKind::Rms => Norm::Rms(RmsNorm::new(weight, spec.eps)),
+        NormKind::RmsFromOne => {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+            Norm::Rms(RmsNorm::new(weight, spec.eps))
+        }
+        NormKind::Layer | NormKind::LayerPlain => Norm::Layer(LayerNorm::new(weight, bias, spec.eps)),
+    }
 }
 
 /// The loaded form of [`Norms`].
@@ -191,6 +199,16 @@ impl Block {
     pub fn replace(&mut self, stage: Stage, index: usize, linear: Box<dyn Linear>) {
         let at = self.spec.range(stage).start + index;
         self.linears[at] = linear;
+    }
+
+    /// Gives the norm called `name` that stands before attention or MLP, or both where they share it, other tensors.
+    pub(crate) fn set_norm(&mut self, name: &str, weight: &[f32], bias: Option<&[f32]>) {
+        let specs = [&self.spec.attention_norms, &self.spec.mlp_norms];
+        for (spec, loaded) in specs.into_iter().zip([&mut self.attention_norms, &mut self.mlp_norms]) {
+            if let Some(spec) = spec.before.filter(|spec| spec.name == name) {
+                loaded.before = Some(norm(&spec, weight.to_vec(), bias.map(<[f32]>::to_vec)));
+            }
+        }
     }
 
     /// Input of q, k and v, from the residual stream `x` (tokens, hidden).

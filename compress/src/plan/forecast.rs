@@ -6,6 +6,7 @@ use super::Plan;
 use crate::{
     calibration::ActivationStore,
     gather::rows_per_update,
+    methods::SAMPLES,
     model::{
         decoder::Stage,
         spec::{BlockSpec, LinearSpec},
@@ -105,13 +106,22 @@ impl Plan {
                 }
                 false => (0, 0),
             };
+            let samples = match self.methods.iter().any(|method| method.needs().samples) {
+                true => 4 * (n * groups as u64) * SAMPLES as u64,
+                false => 0,
+            };
             // The linears of one expert are solved together.
             let group = |linear: &&LinearSpec| linear.expert.unwrap_or(0) == 0;
             let sizes = block.at(stage).iter().filter(group).map(LinearSpec::weights);
             let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
-            groups as u64 * hessian + inputs.max(solving)
+            groups as u64 * hessian + samples + inputs.max(solving)
         };
         let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);
-        largest_stage + block.linears.iter().map(LinearSpec::weights).sum::<u64>()
+        // The samples of a block's inputs are all held while their scales are searched.
+        let scaling = match self.scalings.is_empty() {
+            true => 0,
+            false => Stage::ALL.iter().map(|&stage| 4 * (SAMPLES * block.token_width(stage)) as u64).sum::<u64>(),
+        };
+        largest_stage + scaling + block.linears.iter().map(LinearSpec::weights).sum::<u64>()
     }
 }

@@ -9,9 +9,10 @@ use crate::{
     Error, Result,
     export::{Format, Layout, QuantisedModel},
     grid::ScaleDtype,
-    methods::{Kind, LayerMethod, Needs},
+    methods::{Described, Kind, LayerMethod, Needs, Scaling, awq::Awq},
     model::decoder::Stage,
     recipe::Recipe,
+    scaling::{self, PlannedScaling, Unscaled},
     weight::Code,
 };
 
@@ -72,6 +73,10 @@ pub struct Plan {
     pub weight_dtype: Dtype,
     /// All linears that change, in the order of the data.
     pub linears: Vec<PlannedLinear>,
+    /// Inputs whose scales are searched, in the order of the data, block by block.
+    pub scalings: Vec<PlannedScaling>,
+    /// Linears whose inputs a method would scale and cannot.
+    pub unscaled: Vec<Unscaled>,
     /// Linears that stay dense: those that no stage names, and in a network that does not run those that a stage named
     /// with everything else and its method or the format cannot hold.
     pub left_dense: Vec<String>,
@@ -244,7 +249,13 @@ impl Plan {
                 ),
             }));
         }
-        let replaced: HashSet<String> = linears.iter().map(|linear| format!("{}.weight", linear.name)).collect();
+        let (scalings, unscaled) = match network.decoder() {
+            Some(config) => scaling::resolve(checkpoint, config, &linears, &methods),
+            None => Default::default(),
+        };
+        let weights = linears.iter().map(|linear| format!("{}.weight", linear.name));
+        let folded = scalings.iter().flat_map(|scaling| scaling.tensors.iter().cloned());
+        let replaced: HashSet<String> = weights.chain(folded).collect();
         let tensors = tensors(checkpoint, &linears, format);
         let plan = Self {
             beside: network.beside(checkpoint),
@@ -254,6 +265,8 @@ impl Plan {
             float_dtype,
             weight_dtype,
             linears,
+            scalings,
+            unscaled,
             left_dense,
             left_because,
             tensors,
@@ -268,6 +281,12 @@ impl Plan {
     /// Whether tensor `name` is written anew rather than copied.
     pub fn replaces(&self, name: &str) -> bool {
         self.replaced.contains(name)
+    }
+
+    /// The search for scales of the recipe's stage `method`.
+    pub(crate) fn scaling(&self, method: usize) -> Result<&dyn Scaling> {
+        let missing = || Error::Recipe(format!("stage {} searches no scales", method + 1));
+        self.methods.get(method).and_then(|method| method.scaling()).ok_or_else(missing)
     }
 
     /// The methods of `linear`, in order; at least one.
@@ -357,6 +376,12 @@ fn tensors(checkpoint: &Checkpoint, linears: &[PlannedLinear], format: Format) -
 
 /// The first format that can hold what `methods` make.
 fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
+    // Zero points of their own, which are AWQ's rule: more loaders take them in its own files.
+    let zero_points =
+        |method: &Box<dyn LayerMethod>| method.grid().is_some_and(|grid| grid.bits == 4 && !grid.symmetric);
+    if methods.iter().any(|method| method.name() == Awq::NAME) && methods.iter().all(zero_points) {
+        return Format::Awq;
+    }
     match methods.iter().any(|method| method.grid().is_some()) {
         true => Format::Gptq,
         false => Format::Dense,

@@ -65,11 +65,15 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     ));
     card.push_str(&format!(
         "{} of the linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \
-         other tensors are copies. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
+         other tensors are copies{}. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
          weight it dequantises to; `scruple verify` checks them.\n\n",
         provenance.linears.len(),
         plan.format,
-        provenance.bits_per_weight
+        provenance.bits_per_weight,
+        match provenance.scalings.is_empty() {
+            true => "",
+            false => " but the norms and biases that took up scales of inputs",
+        }
     ));
     for (index, stage) in plan.recipe.stages.iter().enumerate() {
         card.push_str(&format!(

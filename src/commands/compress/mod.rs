@@ -17,6 +17,7 @@ use scruple_compress::{
     model::{DecoderConfig, decoder::expect_ids, text::Text},
     plan::{Around, Forecast, Network, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
+    scaling::{ScalingRecord, Unscaled},
     sequential::{self, LinearRecord, Outcome},
 };
 use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
@@ -136,10 +137,16 @@ pub struct Provenance {
     pub calibration: Option<Value>,
     /// Linears of the blocks that stayed dense.
     pub left_dense: Vec<String>,
+    /// Linears whose inputs a method would have scaled and could not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unscaled: Vec<Unscaled>,
     /// Bits a compressed weight takes, scales included.
     pub bits_per_weight: f64,
     /// What was done to each linear.
     pub linears: Vec<LinearRecord>,
+    /// What was done to their inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scalings: Vec<ScalingRecord>,
 }
 
 impl Arguments {
@@ -422,8 +429,10 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         recipe: plan.recipe.clone(),
         calibration,
         left_dense: plan.left_dense.clone(),
+        unscaled: plan.unscaled.clone(),
         bits_per_weight: forecast.bits_per_weight,
         linears: outcome.linears.clone(),
+        scalings: outcome.scalings.clone(),
     };
     card::side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
     if let Some((budget, offers)) = &widths {
@@ -459,7 +468,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     if let Some(evaluation) = &cost.evaluation {
         record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
     }
-    let (faults, checked, _) = verify::check(&out, None)?;
+    let verify::Findings { faults, linears: checked, .. } = verify::check(&out, None)?;
     anyhow::ensure!(
         faults.is_empty(),
         "{}: the written file is not what was made: {}",
@@ -577,6 +586,27 @@ fn warn_of_experts(linears: &[LinearRecord]) {
     }
 }
 
+/// What was done to the inputs of linears, where a method scales any, and which it left as they are.
+fn report_scalings(plan: &Plan, scalings: &[ScalingRecord]) {
+    if plan.scalings.is_empty() && plan.unscaled.is_empty() {
+        return;
+    }
+    printer::data("");
+    let scaled = scalings.iter().filter(|record| record.duo || record.ratio > 0.0).count();
+    printer::data(format!("inputs scaled: {scaled} of {} whose scales the layer before can take up", scalings.len()));
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for left in &plan.unscaled {
+        reasons.entry(&left.reason).or_default().extend(left.linears.iter().map(String::as_str));
+    }
+    for (reason, linears) in reasons {
+        printer::data(format!(
+            "inputs left as they are: of {} linears, first `{}`: {reason}",
+            linears.len(),
+            linears[0]
+        ));
+    }
+}
+
 fn report(
     arguments: &Arguments,
     plan: &Plan,
@@ -596,6 +626,8 @@ fn report(
         return printer::json(&json!({
             "output": out.display().to_string(),
             "linears": outcome.linears,
+            "scalings": outcome.scalings,
+            "unscaled": plan.unscaled,
             "bits_per_weight": bits as f64 / weights as f64,
             "dense_bytes": dense_bytes,
             "output_bytes": written,
@@ -618,6 +650,7 @@ fn report(
         ]);
     }
     table.print();
+    report_scalings(plan, &outcome.scalings);
     printer::data("");
     let mb = |bytes: u64| format!("{:.2}", bytes as f64 / 1e6);
     let mut table = Table::new(["", "dense", "compressed"]);
