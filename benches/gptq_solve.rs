@@ -118,7 +118,7 @@ fn run() {
                 let mut values = weight.clone();
                 let start = cpu_seconds();
                 let (prepared, factor) = timed(|| method.prepare(&hessian, n).expect("a positive definite Hessian"));
-                let (quantised, error) = method.solve(&mut values, &prepared).expect("finite weights");
+                let (quantised, error) = method.solve(&mut values, &prepared, false).expect("finite weights");
                 totals.push(cpu_seconds() - start);
                 factors.push(factor);
                 solved = Some((quantised, error));
