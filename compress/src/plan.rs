@@ -174,12 +174,16 @@ impl Plan {
                         left_dense.push(name);
                         continue;
                     };
-                    let layout = methods[last].code(in_features).map(|code| Layout {
-                        out_features,
-                        in_features,
-                        code,
-                        dtype: float_dtype,
-                    });
+                    if chain.len() > 1 && !methods[last].keeps_zeros() {
+                        problems.push(format!(
+                            "linear `{name}` is pruned and then quantised by `{}`, whose codes need not keep zeros; quantise \
+                             it by another method or prune it alone",
+                            methods[last].name()
+                        ));
+                        continue;
+                    }
+                    let code = chain.iter().try_fold(Code::Dense, |_, &method| methods[method].code(in_features));
+                    let layout = code.map(|code| Layout { out_features, in_features, code, dtype: float_dtype });
                     let fits = |layout: Layout| match transposed
                         && format != Format::Dense
                         && layout.code != Code::Dense
@@ -354,7 +358,7 @@ impl Plan {
         };
 
         // Compressing: the group that takes most, either while its Hessian is summed (with the inputs of one update) or
-        // while it is solved (Hessian and factor; all its weights as f32 and as codes, the targets of one); beside it the
+        // while it is solved (Hessian and factor; all its weights as f32 and as codes or numbers, the targets of one); beside it the
         // block's linears that are packed already.
         let stage_bytes = |block: &BlockSpec, stage: Stage| {
             let (n, groups) = (block.in_features(stage) as u64, block.groups(stage));
@@ -368,7 +372,8 @@ impl Plan {
             // The linears of one expert are solved together.
             let group = |linear: &&LinearSpec| linear.expert.unwrap_or(0) == 0;
             let sizes = block.at(stage).iter().filter(group).map(LinearSpec::weights);
-            let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
+            let made = if self.methods.iter().any(|method| method.grid().is_none()) { 4 } else { 1 };
+            let solving = hessian + sizes.clone().sum::<u64>() * (4 + made) + sizes.max().unwrap_or(0) * 4;
             groups as u64 * hessian + inputs.max(solving)
         };
         let block_bytes = |block: &BlockSpec| {
