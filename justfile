@@ -16,6 +16,10 @@ fixture out="fixtures/tiny-world":
 bench-gptq:
     RAYON_NUM_THREADS=1 cargo bench --bench gptq_solve
 
+# One linear's pruning against the machine's limits and other programs (a Python with llmcompressor==0.14.0.1)
+bench-prune python:
+    RAYON_NUM_THREADS=1 cargo bench --bench prune -- --python {{python}}
+
 # Round-to-nearest and packing against memory speed
 bench-rtn:
     RAYON_NUM_THREADS=1 cargo bench --bench rtn_pack

@@ -12,62 +12,13 @@
 
 mod common;
 
-use common::{Random, cpu_seconds, flag, median, option, timed};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use common::linear::{generate, load, save};
+use common::{cpu_seconds, flag, median, option, timed};
 use scruple_compress::grid::{ScaleDtype, Search, round_to_nearest};
-use scruple_compress::kernel::gemm::{matmul_nt, quadratic_form, symmetrize, syrk_accumulate};
+use scruple_compress::kernel::gemm::quadratic_form;
 use scruple_compress::methods::LayerMethod;
 use scruple_compress::methods::gptq::Gptq;
 use serde_json::json;
-
-/// A Gaussian weight, and `2/t XᵀX` of correlated inputs with log-normal sizes.
-fn generate(rows: usize, n: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut random = Random(1);
-    let weight = (0..rows * n).map(|_| 0.02 * random.normal()).collect();
-    let rank = (n / 16).max(1);
-    let mix: Vec<f32> = (0..n * rank).map(|_| random.normal() / (rank as f32).sqrt()).collect(); // (n, rank)
-    let size: Vec<f32> = (0..n).map(|_| random.normal().exp()).collect();
-    let tokens = n * 5 / 4;
-    let mut hessian = vec![0.0; n * n];
-    let mut x = Vec::new();
-    for start in (0..tokens).step_by(1024) {
-        let t = 1024.min(tokens - start);
-        let factors: Vec<f32> = (0..t * rank).map(|_| random.normal()).collect();
-        x.resize(t * n, 0.0);
-        matmul_nt(&factors, &mix, &mut x, t, n, rank);
-        for row in x.chunks_exact_mut(n) {
-            row.iter_mut().zip(&size).for_each(|(x, size)| *x = (*x + 0.5 * random.normal()) * size);
-        }
-        syrk_accumulate(&x, &mut hessian, t, n, 2.0 / tokens as f32);
-    }
-    symmetrize(&mut hessian, n);
-    (weight, hessian)
-}
-
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn save(path: &str, tensors: &[(&str, [usize; 2], &[f32])]) {
-    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
-    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
-        (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).expect("the shape fits the values"))
-    });
-    safetensors::serialize_to_file(views, None, std::path::Path::new(path)).expect("the file can be written");
-}
-
-fn load(path: &str) -> (Vec<f32>, Vec<f32>, usize) {
-    let file = std::fs::read(path).expect("the file can be read");
-    let tensors = SafeTensors::deserialize(&file).expect("a safetensors file");
-    let values = |name: &str| -> (Vec<f32>, usize) {
-        let tensor = tensors.tensor(name).expect("`weight` and `hessian`");
-        assert_eq!(tensor.dtype(), Dtype::F32, "`{name}` is f32");
-        let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect();
-        (values, tensor.shape()[1])
-    };
-    let ((weight, n), (hessian, _)) = (values("weight"), values("hessian"));
-    (weight, hessian, n)
-}
 
 fn main() {
     if flag("--test") || flag("--list") {
@@ -86,7 +37,7 @@ fn run() {
         let (mut rows, mut n): (usize, usize) = (rows.parse().expect("rows"), n.parse().expect("columns"));
         let (weight, hessian) = match option("--file") {
             Some(path) => {
-                let (weight, hessian, columns) = load(&path);
+                let (weight, hessian, columns) = load(&path, true);
                 (rows, n) = (weight.len() / columns, columns);
                 (weight, hessian)
             }
@@ -118,7 +69,7 @@ fn run() {
                 let mut values = weight.clone();
                 let start = cpu_seconds();
                 let (prepared, factor) = timed(|| method.prepare(&hessian, n).expect("a positive definite Hessian"));
-                let (quantised, error) = method.solve(&mut values, &prepared).expect("finite weights");
+                let (quantised, error) = method.solve(&mut values, &prepared, false).expect("finite weights");
                 totals.push(cpu_seconds() - start);
                 factors.push(factor);
                 solved = Some((quantised, error));

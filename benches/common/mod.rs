@@ -7,6 +7,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+pub mod linear;
+
 pub mod synthetic;
 
 /// CPU seconds this process has used so far, all threads together.

@@ -23,6 +23,8 @@ pub mod grid;
 
 pub mod weight;
 
+pub mod mask;
+
 pub mod pack;
 
 pub mod methods;

@@ -367,6 +367,7 @@ fn compress_group(
         for (earlier, now) in earlier.into_iter().zip(&mut compressed) {
             now.report.method = format!("{}+{}", earlier.report.method, now.report.method);
             now.report.seconds += earlier.report.seconds;
+            now.report.escalations.splice(0..0, earlier.report.escalations);
             now.report.output_error = None; // it was measured against the pruned weight
         }
     }

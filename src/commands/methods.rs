@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use scruple_compress::methods::METHODS;
-use serde_json::{Value, json};
+use scruple_compress::methods::{Kind, METHODS, Needs};
+use serde_json::json;
 
 use crate::{
     printer::{self, Table},
@@ -25,10 +25,22 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("methods");
-    let list: Vec<Value> = METHODS
-        .iter()
-        .map(|entry| json!({ "name": entry.name, "summary": entry.summary, "paper": entry.paper }))
-        .collect();
+    let mut list = Vec::new();
+    let mut table = Table::new(["method", "kind", "needs", "what it does", "paper"]);
+    for entry in METHODS {
+        let method = entry.build(toml::Table::new())?;
+        let kind = match method.kind() {
+            Kind::Prune => "prunes",
+            Kind::Quantise => "quantises",
+        };
+        let needs = needs(method.needs());
+        list.push(json!({
+            "name": entry.name, "kind": kind, "needs": needs, "summary": entry.summary, "paper": entry.paper,
+            "parameters": method.parameters(),
+        }));
+        let needs = if needs.is_empty() { "no data".into() } else { needs.join(", ") };
+        table.row([entry.name.into(), kind.into(), needs, entry.summary.into(), entry.paper.into()]);
+    }
     if let Some(out) = &arguments.output {
         record::save(out, "methods", &list, &clock)?;
     }
@@ -36,10 +48,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::json(&list)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["method", "what it does", "paper"]);
-    for entry in METHODS {
-        table.row([entry.name.into(), entry.summary.into(), entry.paper.into()]);
-    }
     table.print();
     Ok(ExitCode::SUCCESS)
+}
+
+/// What must be observed of a linear's inputs on a calibration text.
+fn needs(needs: Needs) -> Vec<&'static str> {
+    let named = [
+        (needs.hessian, "Hessian"),
+        (needs.energies, "energies"),
+        (needs.magnitudes, "magnitudes"),
+        (needs.samples, "samples"),
+    ];
+    named.into_iter().filter(|(needed, _)| *needed).map(|(_, name)| name).collect()
 }

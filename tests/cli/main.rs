@@ -28,6 +28,7 @@ mod hub;
 mod inspect;
 mod measure;
 mod networks;
+mod prune;
 mod recipes;
 mod resume;
 mod verify;

@@ -183,9 +183,9 @@ impl LayerMethod for Awq {
                     let Some(prepared) = &prepared else { return Ok(quantised) };
                     report.dampening = Some(prepared.dampening);
                     report.escalations = prepared.escalations.clone();
-                    report.dead_inputs = prepared.dead_inputs();
+                    report.dead_inputs = prepared.dead.len();
                     let fitted = (quantised.scales, quantised.zeros);
-                    Ok(feedback.solve_on(weight.values, prepared, Some(fitted))?.0)
+                    Ok(feedback.solve_on(weight.values, prepared, weight.keep_zeros, Some(fitted))?.0)
                 });
                 let quantised = quantised.map_err(|cause| super::in_linear(weight.name, cause))?;
                 super::rtn::leave_dequantised(&quantised, weight.values);

@@ -4,9 +4,7 @@
 //! 2023, eq. 1 and 3) by the greedy sequence of `feedback.rs`, which gives the same codes as the paper's
 //! inverse-Hessian form (Chee et al. 2023, theorem 6) for a quarter of the factorisation and no inverse.
 //!
-//! Dampening adds `dampening · mean(diag H)` to the diagonal. If the factorisation still fails it is raised tenfold, at
-//! most six times, and every step is in the report. Inputs that were zero throughout calibration ("dead") have their
-//! weights set to zero, as the paper's code does, and are left out of the mean.
+//! The Hessian is dampened, and dead inputs are dealt with, as `prepared.rs` says.
 //!
 //! *Static* groups take their scales from the original weight, so columns may be processed in any order: with activation
 //! order (descending diag H) and no group index to store. *Fresh* groups take them from the weights as they stand when the
@@ -14,14 +12,13 @@
 
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::feedback::{self, Groups as FeedbackGroups, Problem};
-use super::{Compressed, Described, Escalation, GroupStats, LayerMethod, LinearReport, Needs, Weight};
+use super::feedback::{self, Problem};
+use super::prepared::{Prepared, check_dampening};
+use super::{Compressed, Described, GroupStats, LayerMethod, LinearReport, Needs, Weight};
 use crate::grid::{self, GridSpec, Quantised, ScaleDtype, Search};
-use crate::kernel::cholesky::Factor;
-use crate::kernel::gemm::{matmul_nt, quadratic_form};
+use crate::kernel::gemm::quadratic_form;
 use crate::kernel::tile::{PANEL_TILES, TILE};
 use crate::{Error, Result};
 
@@ -79,15 +76,6 @@ impl Default for Gptq {
     }
 }
 
-/// Times the dampening is raised before giving up.
-const MAX_ESCALATIONS: usize = 6;
-
-/// What a dampening is raised by.
-const ESCALATION: f64 = 10.0;
-
-/// What a dampening of zero is raised to first.
-const FIRST_DAMPENING: f64 = 1e-4;
-
 impl Described for Gptq {
     const NAME: &'static str = "gptq";
     const SUMMARY: &'static str =
@@ -96,9 +84,7 @@ impl Described for Gptq {
 
     fn validate(&self) -> Result<()> {
         self.spec().group_size_for(self.group_size)?;
-        if !(self.dampening >= 0.0 && self.dampening.is_finite()) {
-            return Err(Error::Recipe(format!("the dampening is {}, expected a number of at least 0", self.dampening)));
-        }
+        check_dampening(self.dampening)?;
         if !(0.0..=1.0).contains(&self.asymmetric_calibration) {
             return Err(Error::Recipe(format!(
                 "the asymmetric calibration is {}, expected a number from 0 to 1",
@@ -155,8 +141,9 @@ impl LayerMethod for Gptq {
                     prepared.aim_at_dense(weight, cross, self.asymmetric_calibration as f32);
                     original
                 });
-                let (quantised, mut error) =
-                    self.solve(weight.values, &prepared).map_err(|cause| super::in_linear(weight.name, cause))?;
+                let (quantised, mut error) = self
+                    .solve(weight.values, &prepared, weight.keep_zeros)
+                    .map_err(|cause| super::in_linear(weight.name, cause))?;
                 super::rtn::leave_dequantised(&quantised, weight.values);
                 if let Some(mut delta) = original {
                     delta.iter_mut().zip(&*weight.values).for_each(|(w, q)| *w -= q);
@@ -176,55 +163,6 @@ impl LayerMethod for Gptq {
     }
 }
 
-/// What the linears of a group share: the factor of their Hessian, and how it was had.
-#[derive(Debug)]
-pub struct Prepared {
-    factor: Factor,
-    order: Vec<u32>,
-    ridge: Vec<f32>,
-    dead: Vec<u32>,
-    /// The dampening used at last.
-    pub dampening: f64,
-    /// What failed before.
-    pub escalations: Vec<Escalation>,
-}
-
-impl Prepared {
-    /// Moves `weight` to `W + α W D H⁻¹`, the weight to be quantised for the dense model's outputs; `cross` is D.
-    fn aim_at_dense(&self, weight: &mut Weight<'_>, cross: &[f32], alpha: f32) {
-        let n = self.order.len();
-        let rows = weight.values.len() / n;
-        let mut turned = vec![0.0; n * n];
-        turned.par_chunks_exact_mut(n).enumerate().for_each(|(j, row)| {
-            row.iter_mut().enumerate().for_each(|(i, value)| *value = cross[i * n + j]);
-        });
-        let mut product = vec![0.0; rows * n];
-        matmul_nt(weight.values, &turned, &mut product, rows, n, n); // W D, (rows, n)
-        drop(turned);
-        // In the factor's positions: r is the column processed (n − 1 − r)-th.
-        let column = |position: usize| self.order[n - 1 - position] as usize;
-        let mut right = vec![0.0; rows * n];
-        right.par_chunks_exact_mut(n).zip(product.par_chunks_exact(n)).for_each(|(right, product)| {
-            right.iter_mut().enumerate().for_each(|(position, value)| *value = product[column(position)]);
-        });
-        scruple_weights::linalg::solve_by_cholesky(&self.factor.lower(n), n, &mut right);
-        let keep_zeros = weight.keep_zeros;
-        weight.values.par_chunks_exact_mut(n).zip(right.par_chunks_exact(n)).for_each(|(row, step)| {
-            for (position, step) in step.iter().enumerate() {
-                let value = &mut row[column(position)];
-                if !(keep_zeros && *value == 0.0) {
-                    *value += alpha * step;
-                }
-            }
-        });
-    }
-
-    /// Inputs that were zero throughout calibration.
-    pub fn dead_inputs(&self) -> usize {
-        self.dead.len()
-    }
-}
-
 impl Gptq {
     fn spec(&self) -> GridSpec {
         GridSpec {
@@ -238,56 +176,15 @@ impl Gptq {
 
     /// Orders, dampens and factors `hessian` (n, n).
     ///
-    /// Refuses a Hessian that is not finite, and one that stays indefinite after six tenfold raises of the dampening.
+    /// Refuses what [`Prepared::new`] does.
     pub fn prepare(&self, hessian: &[f32], n: usize) -> Result<Prepared> {
-        if let Some(at) = super::first_not_finite(hessian) {
-            return Err(Error::Numeric(format!("its Hessian is {} at ({}, {})", hessian[at], at / n, at % n)));
-        }
-        let diagonal: Vec<f32> = (0..n).map(|j| hessian[j * n + j]).collect();
-        let dead: Vec<u32> = (0..n as u32).filter(|&j| diagonal[j as usize] == 0.0).collect();
-        let live = n - dead.len();
-        let mut escalations = Vec::new();
-        let mean = match live {
-            0 => {
-                escalations.push(Escalation {
-                    dampening: self.dampening,
-                    reason: "every calibration input was zero, so the weights were rounded to nearest".to_owned(),
-                });
-                1.0
-            }
-            _ => diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / live as f64,
-        };
-        let mut order: Vec<u32> = (0..n as u32).collect();
-        if self.activation_order {
-            order.sort_by(|&a, &b| diagonal[b as usize].total_cmp(&diagonal[a as usize])); // stable
-        }
-        let mut dampening = self.dampening;
-        for _ in 0..=MAX_ESCALATIONS {
-            let ridge: Vec<f32> = diagonal
-                .iter()
-                .map(|&d| (mean * dampening) as f32 + if d == 0.0 { mean as f32 } else { 0.0 })
-                .collect();
-            match Factor::new(hessian, &order, &ridge) {
-                Ok(factor) => {
-                    let dead = if live == 0 { Vec::new() } else { dead };
-                    return Ok(Prepared { factor, order, ridge, dead, dampening, escalations });
-                }
-                Err(lost) => escalations.push(Escalation {
-                    dampening,
-                    reason: format!("the Hessian was not positive definite at column {}", lost.column),
-                }),
-            }
-            dampening = if dampening == 0.0 { FIRST_DAMPENING } else { dampening * ESCALATION };
-        }
-        Err(Error::Numeric(format!(
-            "its Hessian is not positive definite, even with a dampening of {:e}",
-            dampening / ESCALATION
-        )))
+        Prepared::new(hessian, n, self.dampening, self.activation_order)
     }
 
-    /// Quantises `weight` (rows, n), whose dead columns are set to zero; gives the codes and `tr(Δ H Δᵀ)`.
-    pub fn solve(&self, weight: &mut [f32], prepared: &Prepared) -> Result<(Quantised, f64)> {
-        self.solve_on(weight, prepared, None)
+    /// Quantises `weight` (rows, n), whose dead columns are set to zero; gives the codes and `tr(Δ H Δᵀ)`. With
+    /// `keep_zeros` weights that are zero stay zero, and others make up for them.
+    pub fn solve(&self, weight: &mut [f32], prepared: &Prepared, keep_zeros: bool) -> Result<(Quantised, f64)> {
+        self.solve_on(weight, prepared, keep_zeros, None)
     }
 
     /// The same on `fitted` scales and zero points, (rows, groups) each, where they are given: static groups.
@@ -295,37 +192,26 @@ impl Gptq {
         &self,
         weight: &mut [f32],
         prepared: &Prepared,
+        keep_zeros: bool,
         fitted: Option<(Vec<f32>, Vec<u8>)>,
     ) -> Result<(Quantised, f64)> {
         let n = prepared.order.len();
         let spec = self.spec();
         let group_size = spec.group_size_for(n)?;
-        if !prepared.dead.is_empty() {
-            for row in weight.chunks_exact_mut(n) {
-                prepared.dead.iter().for_each(|&column| row[column as usize] = 0.0);
-            }
-        }
+        prepared.clear_dead(weight);
         let fitted = match self.groups {
             _ if fitted.is_some() => fitted,
             Groups::Static => Some(grid::fit_rows(weight, n, &spec)?),
             Groups::Fresh => None,
         };
         let groups = match &fitted {
-            Some((scales, zeros)) => FeedbackGroups::Static { scales, zeros },
-            None => FeedbackGroups::Fresh,
+            Some((scales, zeros)) => feedback::Groups::Static { scales, zeros },
+            None => feedback::Groups::Fresh,
         };
-        let solved = feedback::solve(
-            weight,
-            &Problem {
-                factor: &prepared.factor,
-                order: &prepared.order,
-                ridge: &prepared.ridge,
-                spec: &spec,
-                group_size,
-                groups,
-                column_block: self.column_block,
-            },
-        )?;
+        let grid = feedback::Grid { spec: &spec, group_size, groups };
+        let mut problem = Problem::new(prepared, Some(grid), self.column_block);
+        problem.keep_zeros = keep_zeros;
+        let solved = feedback::solve(weight, &problem)?;
         let g_idx = self.stores_g_idx().then(|| {
             let mut g_idx = vec![0; n];
             for (position, &column) in prepared.order.iter().enumerate() {
@@ -778,7 +664,7 @@ mod tests {
         assert!(done.report.escalations.is_empty());
         let undamped = run(&Gptq { dampening: 0.0, ..method.clone() }, &weight, &deficient, n);
         assert!(!undamped.report.escalations.is_empty());
-        assert!(undamped.report.dampening.unwrap() >= FIRST_DAMPENING);
+        assert!(undamped.report.dampening.unwrap() >= super::super::prepared::FIRST_DAMPENING);
 
         // Nothing observed.
         let done = run(&method, &weight, &vec![0.0; n * n], n);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::grid::GridSpec;
 use crate::kernel::gemm::{matmul_nt, quadratic_form};
-use crate::weight::{Code, CompressedWeight, GridCode};
+use crate::weight::{Code, CompressedWeight, DenseWeight, GridCode};
 use crate::{Error, Result};
 
 pub mod rtn;
@@ -18,10 +18,25 @@ pub mod gptq;
 
 pub mod awq;
 
+pub mod magnitude;
+
+pub mod wanda;
+
+pub mod sparsegpt;
+
 mod feedback;
 
+pub mod prepared;
+
 /// Every method, in the order they are listed to users.
-pub const METHODS: &[MethodEntry] = &[entry::<rtn::Rtn>(), entry::<gptq::Gptq>(), entry::<awq::Awq>()];
+pub const METHODS: &[MethodEntry] = &[
+    entry::<rtn::Rtn>(),
+    entry::<gptq::Gptq>(),
+    entry::<awq::Awq>(),
+    entry::<magnitude::Magnitude>(),
+    entry::<wanda::Wanda>(),
+    entry::<sparsegpt::SparseGpt>(),
+];
 
 /// The statistics of a group's inputs a method asks for. Methods that look at weights alone ask for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -236,6 +251,11 @@ pub trait LayerMethod: fmt::Debug + Send + Sync {
         Kind::Quantise
     }
 
+    /// Whether it honours [`Weight::keep_zeros`], so that it may follow a stage that prunes.
+    fn keeps_zeros(&self) -> bool {
+        true
+    }
+
     /// The uniform grid the codes will be on, for methods that have one.
     fn grid(&self) -> Option<GridSpec> {
         None
@@ -326,6 +346,12 @@ pub fn build(name: &str, parameters: toml::Table) -> Result<Box<dyn LayerMethod>
     }
 }
 
+/// The weight as it now is, stored as plain numbers.
+fn plain(weight: &Weight<'_>) -> CompressedWeight {
+    let (out_features, in_features) = (weight.out_features, weight.in_features);
+    DenseWeight { out_features, in_features, values: weight.values.to_vec() }.into()
+}
+
 /// `cause` with the linear it concerns in front.
 fn in_linear(name: &str, cause: Error) -> Error {
     match cause {
@@ -412,14 +438,15 @@ mod tests {
             let method = entry.build(toml::Table::new()).unwrap();
             assert_eq!(method.name(), entry.name);
             let again = entry.build(method.parameters()).unwrap();
-            assert_eq!(format!("{method:?}"), format!("{again:?}"));
+            assert_eq!(method.parameters(), again.parameters());
+            assert_eq!(method.kind(), again.kind());
         }
     }
 
     #[test]
     fn unknown_names_and_parameters_are_refused() {
         let message = build("gtpq", toml::Table::new()).unwrap_err().to_string();
-        assert_eq!(message, "unknown method `gtpq`, expected `rtn` or `gptq` or `awq`");
+        assert!(message.starts_with("unknown method `gtpq`, expected `rtn` or `gptq` or"), "{message}");
         for entry in METHODS {
             let typo = "bitts = 4".parse::<toml::Table>().unwrap();
             let message = entry.build(typo).unwrap_err().to_string();
@@ -429,6 +456,11 @@ mod tests {
                 assert!(entry.build(five).unwrap_err().to_string().contains("5 bits"));
             }
         }
+    }
+
+    /// Whether the method prunes if nothing is said.
+    fn prunes(entry: &MethodEntry) -> bool {
+        entry.build(toml::Table::new()).unwrap().kind() == Kind::Prune
     }
 
     /// A group of two linears behind one input of 64, with its Hessian.
@@ -457,8 +489,9 @@ mod tests {
         for entry in METHODS {
             let (mut a, mut b, stats) = group();
             let original = a.clone();
-            let parameters = "bits = 4\ngroup_size = 32".parse::<toml::Table>().unwrap();
-            let method = entry.build(parameters).unwrap();
+            let prunes = prunes(entry);
+            let parameters = if prunes { "" } else { "bits = 4\ngroup_size = 32" };
+            let method = entry.build(parameters.parse().unwrap()).unwrap();
             let mut group = [
                 Weight { name: "a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: false },
                 Weight { name: "b", out_features: 8, in_features: 64, values: &mut b, keep_zeros: false },
@@ -468,8 +501,9 @@ mod tests {
             assert_eq!(done[0].weight.dequantize(), a);
             assert_eq!(done[1].weight.dequantize(), b);
             assert_eq!(done[0].weight.code(), method.code(64).unwrap());
-            let error = done[0].report.output_error.unwrap();
-            assert!(error > 0.0 && error < 0.02, "{}: {error}", entry.name);
+            // Methods that did not look at the Hessian leave the figure to the loop.
+            let error = done[0].report.output_error.or_else(|| stats.output_error(&original, &a)).unwrap();
+            assert!(error > 0.0 && error < if prunes { 0.2 } else { 0.02 }, "{}: {error}", entry.name);
             // The report's figure is the definition's.
             let delta: Vec<f32> = a.iter().zip(&original).map(|(a, b)| a - b).collect();
             let form = |w: &[f32]| quadratic_form(w, stats.hessian.as_ref().unwrap(), 64);
@@ -481,7 +515,9 @@ mod tests {
     #[test]
     fn every_method_refuses_what_is_not_finite_or_misshapen() {
         for entry in METHODS {
-            let method = entry.build("group_size = 32".parse().unwrap()).unwrap();
+            let prunes = prunes(entry);
+            let fitting = if prunes { "pattern = \"2:4\"" } else { "group_size = 32" };
+            let method = entry.build(fitting.parse().unwrap()).unwrap();
             let (mut a, _, stats) = group();
             a[70] = f32::NEG_INFINITY;
             let mut weights =
@@ -492,11 +528,132 @@ mod tests {
             let mut weights =
                 [Weight { name: "a", out_features: 16, in_features: 64, values: &mut a, keep_zeros: false }];
             assert!(method.compress(&mut weights, &stats).is_err());
-            let method = entry.build("group_size = 48".parse().unwrap()).unwrap();
+            let unfit = if prunes { "pattern = \"2:3\"" } else { "group_size = 48" };
+            let method = entry.build(unfit.parse().unwrap()).unwrap();
             let mut weights =
                 [Weight { name: "a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: false }];
             let message = method.compress(&mut weights, &stats).unwrap_err().to_string();
-            assert!(message.contains("`a`") && message.contains("16, 32, 64"), "{message}");
+            let remedy = if prunes { "64 input features do not divide into groups of 3" } else { "16, 32, 64" };
+            assert!(message.contains("`a`") && message.contains(remedy), "{message}");
         }
+    }
+
+    #[test]
+    fn every_method_that_may_follow_a_pruning_stage_keeps_its_zeros() {
+        let settings = ["", "bits = 4", "symmetric = false", "search = \"mse\"", "groups = \"fresh\"", "bits = 2"];
+        for entry in METHODS {
+            let mut tried = 0;
+            for (number, setting) in settings.iter().enumerate() {
+                for sizes in ["", "group_size = 32\n", "bits = 3\ngroup_size = 16\nsymmetric = false\n"] {
+                    // Settings that this method does not have, or twice the same, do not count.
+                    let parameters = format!("{sizes}{setting}").parse::<toml::Table>();
+                    let method = parameters.ok().and_then(|parameters| entry.build(parameters).ok());
+                    let Some(method) = method.filter(|m| m.kind() == Kind::Quantise && m.keeps_zeros()) else {
+                        continue;
+                    };
+                    if method.code(64).is_err() {
+                        continue;
+                    }
+                    tried += 1;
+                    let (mut a, mut b, stats) = group();
+                    // Every third weight, a whole group of columns, a whole row; and a matrix of one sign.
+                    a.iter_mut().for_each(|w| *w = w.abs() + 0.5);
+                    let gone = |i: usize| (i + number) % 3 == 0 || i % 64 < 20 || i / 64 == 2;
+                    for weight in [&mut a, &mut b] {
+                        weight.iter_mut().enumerate().filter(|(i, _)| gone(*i)).for_each(|(_, w)| *w = 0.0);
+                    }
+                    let mut weights = [
+                        Weight { name: "a", out_features: 32, in_features: 64, values: &mut a, keep_zeros: true },
+                        Weight { name: "b", out_features: 8, in_features: 64, values: &mut b, keep_zeros: true },
+                    ];
+                    let done = method.compress(&mut weights, &stats).unwrap();
+                    for (values, done) in [(&a, &done[0]), (&b, &done[1])] {
+                        assert_eq!(&done.weight.dequantize(), values);
+                        let zeros = values.iter().enumerate().filter(|(i, w)| gone(*i) && **w != 0.0).count();
+                        assert_eq!(zeros, 0, "{method:?} changed zeros");
+                        assert!(values.iter().any(|w| *w != 0.0), "{method:?} left nothing");
+                    }
+                }
+            }
+            let default = entry.build(toml::Table::new()).unwrap();
+            assert!(
+                tried > 0 || default.kind() == Kind::Prune || !default.keeps_zeros(),
+                "{} was not tried",
+                entry.name
+            );
+        }
+    }
+
+    #[test]
+    fn every_pruner_sets_exactly_as_many_to_zero_as_asked() {
+        let constant = |rows: usize| vec![0.5f32; rows * 64];
+        let nothing = |rows: usize| vec![0.0f32; rows * 64];
+        for entry in METHODS.iter().filter(|entry| prunes(entry)) {
+            for (parameters, expected) in [
+                ("", 1024),
+                ("sparsity = 0.3", if entry.name == "wanda" { 32 * 19 } else { 614 }),
+                ("sparsity = 0.0", 0),
+                ("pattern = \"2:4\"", 1024),
+                ("pattern = \"1:4\"", 1536),
+                ("pattern = \"3:8\"", 1280),
+                ("pattern = \"7:16\"", 1152),
+                ("pattern = \"1:64\"", 63 * 32),
+            ] {
+                let method = entry.build(parameters.parse().unwrap()).unwrap();
+                assert_eq!(method.code(64).unwrap(), Code::Dense);
+                let (random, _, mut stats) = group();
+                let prune = |mut values: Vec<f32>, stats: &GroupStats| {
+                    let mut weights = [Weight {
+                        name: "a",
+                        out_features: 32,
+                        in_features: 64,
+                        values: &mut values,
+                        keep_zeros: false,
+                    }];
+                    let done = method.compress(&mut weights, stats).unwrap().remove(0);
+                    assert_eq!(done.weight.dequantize(), values);
+                    values
+                };
+                let zeros = |values: &[f32]| values.iter().filter(|w| **w == 0.0).count();
+                let done = prune(random.clone(), &stats);
+                assert_eq!(zeros(&done), expected, "{} {parameters}", entry.name);
+                if let Ok(pattern) = method.parameters().get("pattern").and_then(|p| p.as_str()).unwrap_or("").parse() {
+                    let pattern: crate::mask::NOfM = pattern;
+                    assert!(done.chunks(pattern.of()).all(|group| zeros(group) == pattern.drop()), "{parameters}");
+                }
+                assert_eq!(zeros(&prune(constant(32), &stats)), expected, "{} {parameters}, constant", entry.name);
+                assert_eq!(zeros(&prune(nothing(32), &stats)), 32 * 64);
+                // Five inputs that never fired, for whose weights scores are zero.
+                let mut hessian = stats.hessian.take().unwrap();
+                for j in [0, 3, 4, 17, 63] {
+                    (0..64).for_each(|i| (hessian[i * 64 + j], hessian[j * 64 + i]) = (0.0, 0.0));
+                    stats.energies.as_mut().unwrap()[j] = 0.0;
+                }
+                stats.hessian = Some(hessian);
+                let done = prune(random.clone(), &stats);
+                // SparseGPT takes the weights of dead inputs whatever is asked.
+                let taken = (0..32 * 64).filter(|i| [0, 3, 4, 17, 63].contains(&(i % 64)) && done[*i] == 0.0).count();
+                match entry.name {
+                    "sparsegpt" => assert!(taken == 160 && zeros(&done) >= expected && zeros(&done) <= expected + 160),
+                    _ => assert_eq!(zeros(&done), expected),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pruners_say_what_is_wrong_with_their_parameters() {
+        for entry in METHODS.iter().filter(|entry| prunes(entry)) {
+            let refused = |parameters: &str| entry.build(parameters.parse().unwrap()).unwrap_err().to_string();
+            assert!(refused("sparsity = 50.0").contains("the sparsity is 50, expected the fraction"));
+            assert!(refused("sparsity = 0.5\npattern = \"2:4\"").contains("give one of them"));
+            assert!(refused("pattern = \"4:2\"").contains("the pattern 4:2 keeps every weight"));
+        }
+        let refused = |name: &str, parameters: &str| build(name, parameters.parse().unwrap()).unwrap_err().to_string();
+        assert!(refused("magnitude", "pattern = \"2:4\"\nscope = \"row\"").contains("leave one out"));
+        assert!(refused("sparsegpt", "group_size = 64").starts_with("`group_size` is given without `bits`"));
+        assert!(refused("sparsegpt", "dampening = -1.0").contains("dampening is -1"));
+        assert!(refused("sparsegpt", "column_block = 0").contains("column block is 0"));
+        assert!(refused("sparsegpt", "bits = 5").contains("5 bits"));
     }
 }

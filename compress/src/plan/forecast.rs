@@ -113,7 +113,8 @@ impl Plan {
             // The linears of one expert are solved together.
             let group = |linear: &&LinearSpec| linear.expert.unwrap_or(0) == 0;
             let sizes = block.at(stage).iter().filter(group).map(LinearSpec::weights);
-            let solving = hessian + sizes.clone().sum::<u64>() * (4 + 1) + sizes.max().unwrap_or(0) * 4;
+            let made = if self.methods.iter().any(|method| method.grid().is_none()) { 4 } else { 1 };
+            let solving = hessian + sizes.clone().sum::<u64>() * (4 + made) + sizes.max().unwrap_or(0) * 4;
             groups as u64 * hessian + samples + inputs.max(solving)
         };
         let largest_stage = Stage::ALL.iter().map(|&stage| stage_bytes(stage)).max().unwrap_or(0);

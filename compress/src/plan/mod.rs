@@ -117,14 +117,24 @@ impl Stages<'_> {
         [Kind::Prune, Kind::Quantise].into_iter().filter_map(first).collect()
     }
 
-    /// How `candidate` will be stored after its last method, number `last`.
-    fn layout(&self, candidate: &Candidate, last: usize) -> Result<Layout> {
+    /// How `candidate` will be stored after the methods of `chain`.
+    fn layout(&self, candidate: &Candidate, chain: &[usize]) -> Result<Layout> {
         let &Candidate { out_features, in_features, transposed, ref name, .. } = candidate;
         let in_linear = |error: Error| match error.to_string().contains(name) {
             true => error,
             false => Error::Recipe(format!("linear `{name}`: {error}")),
         };
-        let code = self.methods[last].code(in_features).map_err(in_linear)?;
+        if let [_, last] = chain[..]
+            && !self.methods[last].keeps_zeros()
+        {
+            return Err(Error::Recipe(format!(
+                "linear `{name}` is pruned and then quantised by `{}`, whose codes need not keep zeros; quantise it by \
+                 another method or prune it alone",
+                self.methods[last].name()
+            )));
+        }
+        let code = chain.iter().try_fold(Code::Dense, |_, &method| self.methods[method].code(in_features));
+        let code = code.map_err(in_linear)?;
         let layout = Layout { out_features, in_features, code, dtype: self.float_dtype };
         if transposed && self.format != Format::Dense && code != Code::Dense {
             return Err(Error::Recipe(format!(
@@ -205,7 +215,7 @@ impl Plan {
                 }
                 continue;
             };
-            match stages.layout(candidate, last) {
+            match stages.layout(candidate, &chain) {
                 Ok(layout) => linears.push(PlannedLinear {
                     name: candidate.name.clone(),
                     block: candidate.block,

@@ -62,6 +62,12 @@ pub struct Arguments {
     /// Zero points of their own instead of symmetric grids
     #[arg(long)]
     asymmetric: bool,
+    /// Fraction of the weights set to zero, for methods that prune; 0.5 without it and --pattern
+    #[arg(long)]
+    sparsity: Option<f64>,
+    /// Weights kept of every few neighbours in a row, as 2:4, instead of a sparsity
+    #[arg(long, conflicts_with = "sparsity")]
+    pattern: Option<String>,
     /// Text to calibrate on
     #[arg(long)]
     calibration: Option<PathBuf>,
@@ -96,7 +102,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "bits")]
     target_size: Option<String>,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
     /// Print the plan and what it will take, and stop
     #[arg(long)]
@@ -169,6 +175,12 @@ impl Arguments {
         }
         if self.asymmetric {
             params.insert("symmetric".into(), false.into());
+        }
+        if let Some(sparsity) = self.sparsity {
+            params.insert("sparsity".into(), sparsity.into());
+        }
+        if let Some(pattern) = &self.pattern {
+            params.insert("pattern".into(), pattern.clone().into());
         }
         let stage = StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
         let format = self.format.as_ref().map(|name| name.parse::<Format>()).transpose().map_err(anyhow::Error::msg)?;
