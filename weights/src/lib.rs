@@ -47,6 +47,8 @@ pub mod name;
 
 pub mod writer;
 
+pub mod ggml;
+
 pub mod gguf_to_hf;
 
 #[doc(hidden)] // shared with the crate that runs models
