@@ -60,8 +60,8 @@ fn main() {
             let path = scratch.path().join(format!("blocks.{dtype}"));
             let theirs = fs::read(path).expect("the peer's blocks");
             let size = dtype.block().1;
-            let differing = out.chunks(size).zip(theirs.chunks(size)).filter(|(a, b)| a != b).count();
-            assert_eq!(differing, 0, "{dtype}: {differing} of {} blocks differ", out.len() / size);
+            let first = out.chunks(size).zip(theirs.chunks(size)).position(|(ours, theirs)| ours != theirs);
+            assert_eq!((first, out.len()), (None, theirs.len()), "{dtype}: the first block that differs, and the sizes");
             true
         });
         let least = |run: &mut dyn FnMut()| (0..repeat).map(|_| timed(&mut *run).1).fold(f64::MAX, f64::min);

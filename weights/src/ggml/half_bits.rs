@@ -13,7 +13,7 @@ pub(super) fn f16_bits(value: f32) -> u16 {
     // The last place of 0.5 is worth 2⁻²⁴, as is a subnormal f16's: the addition rounds to it.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     // The exponents' biases differ by 112; 13 bits go, and the last that stays breaks ties.
-    let normal = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
+    let normal = magnitude.wrapping_add(0xfff).wrapping_add((magnitude >> 13) & 1).wrapping_sub(112 << 23) >> 13;
     let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
     let rounded = if magnitude < NORMAL { subnormal } else { normal };
     (sign | if magnitude >= INFINITE { special } else { rounded }) as u16

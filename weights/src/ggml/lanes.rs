@@ -13,7 +13,7 @@ const MAGIC: f32 = 12_582_912.0;
 /// is what ggml goes on with too.
 #[inline(always)]
 pub(super) fn nearest(x: f32) -> i32 {
-    ((x + MAGIC).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+    (((x + MAGIC).to_bits() & 0x007f_ffff) as i32).wrapping_sub(0x0040_0000)
 }
 
 /// The low byte (two's complement) of a number without a fraction, below 2²² in magnitude.

@@ -132,7 +132,7 @@ fn line(x: &[f32], w: &[f32], most: i32, first: f32, last: i32, absolute: bool) 
     if max == min {
         return (0.0, -min, vec![0; x.len()]);
     }
-    let code = |slope: f32, x: f32| nearest(slope * (x - min)).clamp(0, most);
+    let code = |slope: f32, least: f32, x: f32| nearest(slope * (x - least)).clamp(0, most);
     let error = |scale: f32, least: f32, codes: &[i32]| {
         let mut sum = 0.0;
         for i in 0..x.len() {
@@ -142,12 +142,12 @@ fn line(x: &[f32], w: &[f32], most: i32, first: f32, last: i32, absolute: bool) 
         sum
     };
     let slope = most as f32 / (max - min);
-    let mut codes: Vec<i32> = x.iter().map(|&x| code(slope, x)).collect();
+    let mut codes: Vec<i32> = x.iter().map(|&x| code(slope, min, x)).collect();
     let (mut scale, mut least) = (1.0 / slope, min);
     let mut best = error(scale, least, &codes);
     for step in 0..=last {
-        let slope = (first + 0.1 * step as f32 + most as f32) / (max - min);
-        let tried: Vec<i32> = x.iter().map(|&x| code(slope, x)).collect();
+        let slope = (first + 0.1 * step as f32 + most as f32) / (max - least);
+        let tried: Vec<i32> = x.iter().map(|&x| code(slope, least, x)).collect();
         let (mut sum_q, mut sum_qq, mut sum_qx) = (0.0, 0.0, 0.0);
         for i in 0..x.len() {
             let q = tried[i] as f32;

@@ -18,79 +18,73 @@ use crate::dispatch;
 
 dispatch! {
     /// Q4_0; false if a scale is beyond f16. So are the others here.
-    pub(super) fn q4_0(values: &[f32], out: &mut [u8]) -> bool = q4_0_body
+    pub(super) fn q4_0(values: &[f32], out: &mut [u8]) -> bool = signed::<4, 18>
 }
-dispatch! { pub(super) fn q4_1(values: &[f32], out: &mut [u8]) -> bool = q4_1_body }
-dispatch! { pub(super) fn q5_0(values: &[f32], out: &mut [u8]) -> bool = q5_0_body }
-dispatch! { pub(super) fn q5_1(values: &[f32], out: &mut [u8]) -> bool = q5_1_body }
+dispatch! { pub(super) fn q4_1(values: &[f32], out: &mut [u8]) -> bool = from_least::<4, 20> }
+dispatch! { pub(super) fn q5_0(values: &[f32], out: &mut [u8]) -> bool = signed::<5, 22> }
+dispatch! { pub(super) fn q5_1(values: &[f32], out: &mut [u8]) -> bool = from_least::<5, 24> }
 dispatch! { pub(super) fn q8_0(values: &[f32], out: &mut [u8]) -> bool = q8_0_body }
 
-/// Runs `encode` over blocks of 32 values and `B` bytes.
+// No closures below: one that is not inlined is compiled without the instructions that `dispatch!` chose.
+
+/// Q4_0 and Q5_0, whose blocks take `B` bytes.
 #[inline(always)]
-fn each<const B: usize>(values: &[f32], out: &mut [u8], encode: impl Fn(&[f32; 32], &mut [u8; B]) -> bool) -> bool {
+fn signed<const BITS: usize, const B: usize>(values: &[f32], out: &mut [u8]) -> bool {
+    let zero = (1 << (BITS - 1)) as f32;
     let mut held = true;
-    for (values, out) in values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<B>().0) {
-        held &= encode(values, out);
+    for (x, out) in values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<B>().0) {
+        let (d, inverse) = scale(extreme(x) / -zero);
+        let mut codes = [0; 32];
+        if inverse.is_finite() {
+            for i in 0..32 {
+                codes[i] = cut(x[i] * inverse + (zero + 0.5), 2.0 * zero - 1.0);
+            }
+        }
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        pack::<BITS>(&codes, &mut out[2..]);
+        held &= is_finite(d);
+    }
+    held
+}
+
+/// Q4_1 and Q5_1, whose blocks take `B` bytes.
+#[inline(always)]
+fn from_least<const BITS: usize, const B: usize>(values: &[f32], out: &mut [u8]) -> bool {
+    let most = ((1 << BITS) - 1) as f32;
+    let mut held = true;
+    for (x, out) in values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<B>().0) {
+        let (min, max) = range(x);
+        let ((d, inverse), m) = (scale((max - min) / most), f16_bits(min));
+        let mut codes = [0; 32];
+        if inverse.is_finite() {
+            for i in 0..32 {
+                codes[i] = cut((x[i] - min) * inverse + 0.5, most);
+            }
+        }
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..4].copy_from_slice(&m.to_le_bytes());
+        pack::<BITS>(&codes, &mut out[4..]);
+        held &= is_finite(d) & is_finite(m);
     }
     held
 }
 
 #[inline(always)]
-fn q4_0_body(values: &[f32], out: &mut [u8]) -> bool {
-    each(values, out, |x, out: &mut [u8; 18]| {
-        let (d, inverse) = scale(extreme(x) / -8.0);
-        out[..2].copy_from_slice(&d.to_le_bytes());
-        pack_nibbles(&codes(x, |x| cut(x * inverse + 8.5).min(15), inverse), &mut out[2..]);
-        is_finite(d)
-    })
-}
-
-#[inline(always)]
-fn q4_1_body(values: &[f32], out: &mut [u8]) -> bool {
-    each(values, out, |x, out: &mut [u8; 20]| {
-        let (min, max) = range(x);
-        let ((d, inverse), m) = (scale((max - min) / 15.0), f16_bits(min));
-        out[..2].copy_from_slice(&d.to_le_bytes());
-        out[2..4].copy_from_slice(&m.to_le_bytes());
-        pack_nibbles(&codes(x, |x| cut((x - min) * inverse + 0.5).min(15), inverse), &mut out[4..]);
-        is_finite(d) && is_finite(m)
-    })
-}
-
-#[inline(always)]
-fn q5_0_body(values: &[f32], out: &mut [u8]) -> bool {
-    each(values, out, |x, out: &mut [u8; 22]| {
-        let (d, inverse) = scale(extreme(x) / -16.0);
-        let codes = codes(x, |x| cut(x * inverse + 16.5).min(31), inverse);
-        out[..2].copy_from_slice(&d.to_le_bytes());
-        out[2..6].copy_from_slice(&fifth_bits(&codes).to_le_bytes());
-        pack_nibbles(&codes, &mut out[6..]);
-        is_finite(d)
-    })
-}
-
-#[inline(always)]
-fn q5_1_body(values: &[f32], out: &mut [u8]) -> bool {
-    each(values, out, |x, out: &mut [u8; 24]| {
-        let (min, max) = range(x);
-        let ((d, inverse), m) = (scale((max - min) / 31.0), f16_bits(min));
-        let codes = codes(x, |x| cut((x - min) * inverse + 0.5), inverse);
-        out[..2].copy_from_slice(&d.to_le_bytes());
-        out[2..4].copy_from_slice(&m.to_le_bytes());
-        out[4..8].copy_from_slice(&fifth_bits(&codes).to_le_bytes());
-        pack_nibbles(&codes, &mut out[8..]);
-        is_finite(d) && is_finite(m)
-    })
-}
-
-#[inline(always)]
 fn q8_0_body(values: &[f32], out: &mut [u8]) -> bool {
-    each(values, out, |x, out: &mut [u8; 34]| {
-        let (d, inverse) = scale(largest(&x.map(f32::abs)) / 127.0);
+    let mut held = true;
+    for (x, out) in values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<34>().0) {
+        let (d, inverse) = scale(f32::from_bits(largest(x)) / 127.0);
+        let mut codes = [0; 32];
+        if inverse.is_finite() {
+            for i in 0..32 {
+                codes[i] = low_byte((x[i] * inverse).round());
+            }
+        }
         out[..2].copy_from_slice(&d.to_le_bytes());
-        out[2..].copy_from_slice(&codes(x, |x| low_byte((x * inverse).round()), inverse));
-        is_finite(d)
-    })
+        out[2..].copy_from_slice(&codes);
+        held &= is_finite(d);
+    }
+    held
 }
 
 /// The f16 of a scale, and 1/d (0 for 0).
@@ -99,76 +93,78 @@ fn scale(d: f32) -> (u16, f32) {
     (f16_bits(d), if d == 0.0 { 0.0 } else { 1.0 / d })
 }
 
-/// The codes of a block, all 0 if 1/d is infinite.
+/// The whole part of a number ≥ 0, at most `most`.
 #[inline(always)]
-fn codes(x: &[f32; 32], code: impl Fn(f32) -> u8, inverse: f32) -> [u8; 32] {
-    let mut codes = [0; 32];
-    if inverse.is_finite() {
-        for (code_out, &x) in codes.iter_mut().zip(x) {
-            *code_out = code(x);
+fn cut(x: f32, most: f32) -> u8 {
+    let whole = x.trunc();
+    low_byte(if whole < most { whole } else { most })
+}
+
+/// Of codes of five bits first the fifth bits, as a word; then nibbles: byte j holds code j low and code j + 16 high.
+#[inline(always)]
+fn pack<const BITS: usize>(codes: &[u8; 32], mut out: &mut [u8]) {
+    if BITS == 5 {
+        let (high, rest) = out.split_at_mut(4);
+        for (codes, high) in codes.as_chunks::<8>().0.iter().zip(high) {
+            // The multiplication brings bit 0 of byte i to bit 56 + i.
+            let fifth = (u64::from_le_bytes(*codes) >> 4) & 0x0101_0101_0101_0101;
+            *high = (fifth.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
         }
+        out = rest;
     }
-    codes
-}
-
-/// The whole part of a number from 0 to 255.
-#[inline(always)]
-fn cut(x: f32) -> u8 {
-    low_byte(x.trunc())
-}
-
-/// Byte j: code j low, code j + 16 high; of wider codes the low four bits.
-#[inline(always)]
-fn pack_nibbles(codes: &[u8; 32], out: &mut [u8]) {
-    for (j, out) in out.iter_mut().enumerate() {
-        *out = (codes[j] & 15) | (codes[j + 16] << 4);
+    let Some(out) = out.first_chunk_mut::<16>() else { return };
+    for j in 0..16 {
+        out[j] = (codes[j] & 15) | (codes[j + 16] << 4);
     }
 }
 
-/// Bit i: the fifth bit of code i.
+/// The largest magnitude. Magnitudes have the order of their bits, and integers may be compared in any order, so
+/// these are vector loops.
 #[inline(always)]
-fn fifth_bits(codes: &[u8; 32]) -> u32 {
-    codes.iter().enumerate().fold(0, |bits, (i, &code)| bits | (u32::from(code >> 4) & 1) << i)
-}
-
-/// The largest of 32 numbers, in a tree, which the order does not matter to.
-#[inline(always)]
-fn largest(x: &[f32; 32]) -> f32 {
-    fold(x, |a, b| if b > a { b } else { a })
-}
-
-#[inline(always)]
-fn fold(x: &[f32; 32], pick: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut x = *x;
-    let mut half = 16;
-    while half > 0 {
-        for i in 0..half {
-            x[i] = pick(x[i], x[i + half]);
-        }
-        half /= 2;
+fn largest(x: &[f32; 32]) -> u32 {
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    x[0]
+    largest
 }
 
 /// The value of largest magnitude, with its sign; the first if there are several.
 #[inline(always)]
 fn extreme(x: &[f32; 32]) -> f32 {
-    let (low, high) = (fold(x, |a, b| if b < a { b } else { a }), largest(x));
+    let (low, high) = ends(x);
     if high > -low {
         high
     } else if -low > high {
         low
-    } else if high == 0.0 {
-        0.0
     } else {
-        x.iter().copied().find(|value| value.abs() == high).unwrap_or(high)
+        // Both signs reach it. Of zeros ggml takes none, and keeps its first guess, which is positive.
+        x.iter().copied().find(|value| value.abs() == high && high > 0.0).unwrap_or(0.0)
     }
+}
+
+/// An integer of the order that the number of these bits has; twice, the bits again.
+#[inline(always)]
+fn turn(bits: i32) -> i32 {
+    bits ^ (bits >> 31 & 0x7fff_ffff)
+}
+
+/// Smallest and largest value. Integers may be compared in any order, so this is a vector loop.
+#[inline(always)]
+fn ends(x: &[f32; 32]) -> (f32, f32) {
+    let (mut low, mut high) = (i32::MAX, i32::MIN);
+    for x in x {
+        let key = turn(x.to_bits() as i32);
+        low = low.min(key);
+        high = high.max(key);
+    }
+    (f32::from_bits(turn(low) as u32), f32::from_bits(turn(high) as u32))
 }
 
 /// Smallest and largest value. Of zeros of both signs the first counts: its sign is stored.
 #[inline(always)]
 fn range(x: &[f32; 32]) -> (f32, f32) {
-    let (low, high) = (fold(x, |a, b| if b < a { b } else { a }), largest(x));
+    let (low, high) = ends(x);
     if low != 0.0 {
         return (low, high);
     }

@@ -5,7 +5,8 @@
 //! fit    for candidate slopes i = (r + 0.1 t + Q) / (max − min), t = 0, 1, …:
 //!            q = i (x − min) rounded, kept within 0..Q
 //!            s, −m = the weighted least squares line through (q, x); a line with m < 0 goes through 0 instead
-//!        and the first of the smallest Σ w |s q − m − x|^p wins, the slope Q / (max − min) itself included
+//!        and the first of the smallest Σ w |s q − m − x|^p wins, the slope Q / (max − min) itself included;
+//!        a line that is better than those before it also gives the candidates after it their min, −m
 //! store  d = max s / S, dmin = max m / S, codes of s and m by rounding s (S / max s) and m (S / max m)
 //! codes  q = (x + dmin·mc) / (d·sc) rounded, kept within 0..Q
 //!
@@ -51,9 +52,9 @@ struct Fit {
     scale: Lanes,
     /// What is taken away, so ≥ 0.
     min: Lanes,
-    /// The slope and the least value whose codes won; a slope of 0 where all codes are 0.
+    /// The slope and the start whose codes won; a slope of 0 where all codes are 0.
     slope: Lanes,
-    least: Lanes,
+    start: Lanes,
 }
 
 #[inline(always)]
@@ -73,13 +74,11 @@ fn fit<const N: usize>(x: &[Lanes; N], w: &[Lanes; N], search: &Search) -> Fit {
             sum_x[l] += w * x;
         }
     }
-    let mut range = [0.0; LANES];
     let mut slope = [0.0; LANES];
     let mut scale = [0.0; LANES];
     for l in 0..LANES {
         least[l] = if least[l] > 0.0 { 0.0 } else { least[l] };
-        range[l] = greatest[l] - least[l];
-        slope[l] = most / range[l];
+        slope[l] = most / (greatest[l] - least[l]);
         scale[l] = 1.0 / slope[l];
     }
     let mut best = [0.0; LANES];
@@ -90,13 +89,14 @@ fn fit<const N: usize>(x: &[Lanes; N], w: &[Lanes; N], search: &Search) -> Fit {
         }
     }
 
-    let mut min = least;
+    let smallest = least;
+    let mut start = least;
     let mut codes = [[0.0; LANES]; N];
     for step in 0..=search.last {
         let wanted = search.first + 0.1 * step as f32 + most;
         let (mut tried, mut sum_q, mut sum_qq, mut sum_qx) = ([0.0; LANES], [0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for l in 0..LANES {
-            tried[l] = wanted / range[l];
+            tried[l] = wanted / (greatest[l] - least[l]);
         }
         for i in 0..N {
             for l in 0..LANES {
@@ -127,17 +127,19 @@ fn fit<const N: usize>(x: &[Lanes; N], w: &[Lanes; N], search: &Search) -> Fit {
             let better = (determinant[l] > 0.0) & (error[l] < best[l]);
             best[l] = if better { error[l] } else { best[l] };
             scale[l] = if better { a[l] } else { scale[l] };
-            min[l] = if better { b[l] } else { min[l] };
             slope[l] = if better { tried[l] } else { slope[l] };
+            start[l] = if better { least[l] } else { start[l] };
+            least[l] = if better { b[l] } else { least[l] };
         }
     }
+    let mut min = [0.0; LANES];
     for l in 0..LANES {
-        let flat = greatest[l] == least[l];
+        let flat = greatest[l] == smallest[l];
         scale[l] = if flat { 0.0 } else { scale[l] };
         slope[l] = if flat { 0.0 } else { slope[l] };
-        min[l] = if flat { -least[l] } else { -min[l] };
+        min[l] = if flat { -smallest[l] } else { -least[l] };
     }
-    Fit { scale, min, slope, least }
+    Fit { scale, min, slope, start }
 }
 
 #[inline(always)]
@@ -150,7 +152,7 @@ impl Fit {
     #[inline(always)]
     fn kept(&self, l: usize, x: &[f32], most: i32, codes: &mut [u8]) {
         for (code, &x) in codes.iter_mut().zip(x) {
-            let line = if self.slope[l] == 0.0 { 0.0 } else { self.slope[l] * (x - self.least[l]) };
+            let line = if self.slope[l] == 0.0 { 0.0 } else { self.slope[l] * (x - self.start[l]) };
             *code = clamped(line, 0, most) as u8;
         }
     }
