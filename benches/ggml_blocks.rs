@@ -38,7 +38,8 @@ fn main() {
         }
         Some(model) => {
             let checkpoint = Checkpoint::open(model).expect("a model");
-            let matrices = checkpoint.tensors().filter(|view| view.shape().len() == 2 && view.elements() % COLUMNS == 0);
+            let matrices =
+                checkpoint.tensors().filter(|view| view.shape().len() == 2 && view.elements() % COLUMNS == 0);
             matrices
                 .flat_map(|view| view.to_f32().expect("real numbers"))
                 .map(|value| bf16::from_f32(value).to_f32())
@@ -61,7 +62,11 @@ fn main() {
             let theirs = fs::read(path).expect("the peer's blocks");
             let size = dtype.block().1;
             let first = out.chunks(size).zip(theirs.chunks(size)).position(|(ours, theirs)| ours != theirs);
-            assert_eq!((first, out.len()), (None, theirs.len()), "{dtype}: the first block that differs, and the sizes");
+            assert_eq!(
+                (first, out.len()),
+                (None, theirs.len()),
+                "{dtype}: the first block that differs, and the sizes"
+            );
             true
         });
         let least = |run: &mut dyn FnMut()| (0..repeat).map(|_| timed(&mut *run).1).fold(f64::MAX, f64::min);
@@ -74,12 +79,17 @@ fn main() {
                 ggml::quantize(dtype, &chunk, out).expect("finite weights");
             }
         });
-        let ggml_seconds = theirs.as_ref().map(|theirs| theirs["cpu_seconds"][dtype.to_string()].as_f64().expect("seconds"));
+        let ggml_seconds =
+            theirs.as_ref().map(|theirs| theirs["cpu_seconds"][dtype.to_string()].as_f64().expect("seconds"));
         let rate = |seconds: f64| 4.0 * values.len() as f64 / seconds / 1e9;
         print!("  {dtype}: {from_f32:.4} CPU s from f32 ({:.2} GB/s)", rate(from_f32));
         print!(", {from_bf16:.4} from bf16 ({:.2} GB/s)", rate(from_bf16) / 2.0);
         if let Some(theirs) = ggml_seconds {
-            print!("; ggml {theirs:.4} CPU s ({:.3} GB/s), {:.1} times as much, bytes equal", rate(theirs), theirs / from_f32);
+            print!(
+                "; ggml {theirs:.4} CPU s ({:.3} GB/s), {:.1} times as much, bytes equal",
+                rate(theirs),
+                theirs / from_f32
+            );
         }
         println!();
         results.push(json!({ "type": dtype.to_string(), "values": values.len(), "f32_cpu_seconds": from_f32,

@@ -86,6 +86,15 @@ pub fn quantize(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<(), usiz
     Err(blocks.position(|(values, out)| !encode(values, out)).unwrap_or(0) * block)
 }
 
+/// Writes a block of 32 numbers `d · integers` as they are: `scale` are the bits of `d` as f16. False, and nothing written,
+/// if `dtype` is none of Q4_0, Q5_0 and Q8_0, or cannot hold one of the integers.
+///
+/// # Panics
+/// If `out` is not one block of `dtype`.
+pub fn write_integers(dtype: Dtype, scale: u16, integers: &[i8; 32], out: &mut [u8]) -> bool {
+    small::write_integers(dtype, scale, integers, out)
+}
+
 /// bf16 as stored (little endian) to f32, exactly.
 ///
 /// # Panics

@@ -191,10 +191,8 @@ fn crumbs(codes: &[u8]) -> Vec<u8> {
 }
 
 fn q2_k(x: &[f32]) -> Vec<u8> {
-    let lines: Vec<_> = x
-        .chunks(16)
-        .map(|x| line(x, &x.iter().map(|x| x.abs()).collect::<Vec<_>>(), 3, -0.5, 15, true))
-        .collect();
+    let lines: Vec<_> =
+        x.chunks(16).map(|x| line(x, &x.iter().map(|x| x.abs()).collect::<Vec<_>>(), 3, -0.5, 15, true)).collect();
     let scales: Vec<f32> = lines.iter().map(|line| line.0).collect();
     let mins: Vec<f32> = lines.iter().map(|line| line.1).collect();
     let (max_scale, max_min) = (greatest(&scales), greatest(&mins));

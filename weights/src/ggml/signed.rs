@@ -66,11 +66,8 @@ fn fit_q6(x: &[Lanes; 16], extreme: &Lanes) -> (Lanes, Lanes) {
         }
         for l in 0..LANES {
             let fitted = sum_xq[l] / sum_qq[l];
-            let better = if step == 0 {
-                true
-            } else {
-                (sum_qq[l] > 0.0) & (sum_xq[l] * sum_xq[l] > best[l] * sum_qq[l])
-            };
+            let better =
+                if step == 0 { true } else { (sum_qq[l] > 0.0) & (sum_xq[l] * sum_xq[l] > best[l] * sum_qq[l]) };
             let fitted = if (step == 0) & (sum_qq[l] == 0.0) { 0.0 } else { fitted };
             scale[l] = if better { fitted } else { scale[l] };
             best[l] = if better { fitted * sum_xq[l] } else { best[l] };

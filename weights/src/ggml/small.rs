@@ -14,7 +14,7 @@ use super::{
     half_bits::{f16_bits, is_finite},
     lanes::low_byte,
 };
-use crate::dispatch;
+use crate::{Dtype, dispatch};
 
 dispatch! {
     /// Q4_0; false if a scale is beyond f16. So are the others here.
@@ -85,6 +85,28 @@ fn q8_0_body(values: &[f32], out: &mut [u8]) -> bool {
         held &= is_finite(d);
     }
     held
+}
+
+/// See [`super::write_integers`].
+pub(super) fn write_integers(dtype: Dtype, scale: u16, integers: &[i8; 32], out: &mut [u8]) -> bool {
+    let zero = match dtype {
+        Dtype::Q4_0 => 8,
+        Dtype::Q5_0 => 16,
+        Dtype::Q8_0 => 0,
+        _ => return false,
+    };
+    if zero != 0 && integers.iter().any(|&integer| integer < -zero || integer >= zero) {
+        return false;
+    }
+    assert_eq!(out.len(), dtype.block().1, "a block of {dtype}");
+    let codes = integers.map(|integer| integer.wrapping_add(zero) as u8);
+    out[..2].copy_from_slice(&scale.to_le_bytes());
+    match dtype {
+        Dtype::Q4_0 => pack::<4>(&codes, &mut out[2..]),
+        Dtype::Q5_0 => pack::<5>(&codes, &mut out[2..]),
+        _ => out[2..].copy_from_slice(&codes),
+    }
+    true
 }
 
 /// The f16 of a scale, and 1/d (0 for 0).
