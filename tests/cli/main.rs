@@ -22,6 +22,7 @@ mod determinism;
 mod diff;
 mod embedded;
 mod families;
+mod gguf_out;
 mod hostile;
 mod hub;
 mod inspect;

@@ -61,7 +61,7 @@ fn values() -> impl Strategy<Value = Vec<f32>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn every_type_matches_its_twin(values in values()) {
@@ -137,4 +137,51 @@ fn says_where_a_value_is_too_large() {
         let mut out = vec![0; dtype.bytes(values.len()).unwrap()];
         assert_eq!(quantize(dtype, &values, &mut out), expected, "{dtype}");
     }
+}
+
+/// The beginning of the SHA-256 of what ggml's own quantiser (llama-cpp-python 0.3.36, `ggml_quantize_chunk`, 16 rows of
+/// 256, no importance matrix) makes of the numbers of [`formula`]:
+///
+/// ```text
+/// state = 12345; values = []
+/// for i in range(4096):
+///     state = (state * 1664525 + 1013904223) % 2**32
+///     values.append(((state >> 8) / 8388608 - 1) * (1 + i // 32 % 7) * 0.015625)
+/// x = np.array(values, np.float32)
+/// n = lib.ggml_quantize_chunk(kind, x.ctypes.data, out.ctypes.data, 0, 16, 256, None)
+/// print(hashlib.sha256(out[:n].tobytes()).hexdigest()[:16])
+/// ```
+#[test]
+fn the_bytes_are_those_of_ggml() {
+    let values = formula(4096);
+    for (dtype, expected) in [
+        (Dtype::Q4_0, "166012bf9d060475"),
+        (Dtype::Q4_1, "a3a9b108f239b984"),
+        (Dtype::Q5_0, "c7915dcdb46712f6"),
+        (Dtype::Q5_1, "086d526bb395d783"),
+        (Dtype::Q8_0, "7171cc8b1dd69b12"),
+        (Dtype::Q2K, "373ed9a5c106ed62"),
+        (Dtype::Q3K, "d5760a700578882a"),
+        (Dtype::Q4K, "edc2fec6fc453b01"),
+        (Dtype::Q5K, "5515e0ead26f6998"),
+        (Dtype::Q6K, "37ff4a8aa9e5da8f"),
+    ] {
+        assert_eq!(digest::sha256(&encoded(dtype, &values))[..16], *expected, "{dtype}");
+    }
+}
+
+#[test]
+fn integers_are_written_as_they_are() {
+    let integers: [i8; 32] = std::array::from_fn(|i| i as i8 / 2 - 8);
+    let scale = half::f16::from_f32(0.0625);
+    for dtype in [Dtype::Q4_0, Dtype::Q5_0, Dtype::Q8_0] {
+        let mut block = vec![0; dtype.block().1];
+        assert!(super::write_integers(dtype, scale.to_bits(), &integers, &mut block), "{dtype}");
+        let mut back = [0.0; 32];
+        dequantize(dtype, &block, &mut back);
+        assert_eq!(back, integers.map(|integer| 0.0625 * f32::from(integer)), "{dtype}");
+    }
+    let large = integers.map(|integer| integer * 2);
+    assert!(!super::write_integers(Dtype::Q4_0, scale.to_bits(), &large, &mut [0; 18]));
+    assert!(!super::write_integers(Dtype::Q4_1, scale.to_bits(), &integers, &mut [0; 20]));
 }

@@ -440,9 +440,11 @@ impl Special {
     /// Tokens that are found in a text before it is cut, by id.
     fn added_tokens<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<AddedToken<'a>> {
         let mut added = Vec::new();
+        let told = vocabulary.kinds.contains(&Kind::Control);
         for (id, (token, &kind)) in vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate() {
-            let named = [self.ids.bos, self.ids.pad, self.unk].contains(&Some(id as u64))
-                || self.ids.ends.contains(&(id as u64));
+            // A word of the language may end an answer; where the file tells what tokens are, it stays a word.
+            let ends = self.ids.ends.contains(&(id as u64)) && !(kind == Kind::Normal && told);
+            let named = [self.ids.bos, self.ids.eos, self.ids.pad, self.unk].contains(&Some(id as u64)) || ends;
             let special = named || matches!(kind, Kind::Control | Kind::Unknown);
             // A SentencePiece piece of spaces is written with `▁`, which no text has; its merges find it.
             let plain = kind == Kind::UserDefined && !token.contains('▁');

@@ -38,8 +38,9 @@ pub(super) fn metadata(
     let config = notes.file("tokenizer_config.json")?.unwrap_or_default();
     let generation = notes.file("generation_config.json")?.unwrap_or_default();
     let template = template(notes, &config)?;
-    let Some(vocabulary) = Vocabulary::new(notes, &tokenizer, vocab_size) else { return Ok(None) };
-    let known = match vocabulary.byte_fallback || is_sentence_piece(&tokenizer["normalizer"]) {
+    let pieces = tokenizer["model"]["byte_fallback"] == true || is_sentence_piece(&tokenizer);
+    let Some(vocabulary) = Vocabulary::new(notes, &tokenizer, vocab_size, pieces) else { return Ok(None) };
+    let known = match pieces {
         false => byte_level(notes, &tokenizer, &vocabulary, metadata),
         true => sentence_piece(notes, &tokenizer, &vocabulary, metadata),
     };
@@ -71,11 +72,10 @@ struct Vocabulary<'a> {
     kinds: Vec<Kind>,
     ids: HashMap<&'a str, usize>,
     merges: Vec<(&'a str, &'a str)>,
-    byte_fallback: bool,
 }
 
 impl<'a> Vocabulary<'a> {
-    fn new(notes: &mut Notes<'_>, tokenizer: &'a Json, vocab_size: usize) -> Option<Self> {
+    fn new(notes: &mut Notes<'_>, tokenizer: &'a Json, vocab_size: usize, pieces: bool) -> Option<Self> {
         let model = &tokenizer["model"];
         let (Some(vocab), "BPE") = (model["vocab"].as_object(), text(model, "type")) else {
             let found = shown(text(model, "type"));
@@ -93,7 +93,6 @@ impl<'a> Vocabulary<'a> {
             }
         }
         let unk = model["unk_token"].as_str();
-        let byte_fallback = model["byte_fallback"].as_bool().unwrap_or(false);
         let mut tokens: Vec<Option<&str>> = vec![None; vocab_size];
         let mut kinds = vec![Kind::Unused; vocab_size];
         let mut ids = HashMap::with_capacity(vocab.len());
@@ -101,13 +100,13 @@ impl<'a> Vocabulary<'a> {
         let added = tokenizer["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut entries: Vec<(&str, &Json, Kind)> = Vec::with_capacity(vocab.len() + added.len());
         for (token, id) in vocab {
-            let kind = if byte_fallback && is_byte(token) { Kind::Byte } else { Kind::Normal };
+            let kind = if pieces && is_byte(token) { Kind::Byte } else { Kind::Normal };
             entries.push((token, id, kind));
         }
         for token in added {
             let content = text(token, "content");
             let kind = match token["special"].as_bool() {
-                _ if byte_fallback && Some(content) == unk => Kind::Unknown,
+                _ if pieces && Some(content) == unk => Kind::Unknown,
                 Some(true) => Kind::Control,
                 _ => Kind::UserDefined,
             };
@@ -150,7 +149,7 @@ impl<'a> Vocabulary<'a> {
         }
         let filled = |(id, token): (usize, Option<&str>)| token.map_or_else(|| format!("[PAD{id}]"), str::to_owned);
         let tokens = tokens.into_iter().enumerate().map(filled).collect();
-        Some(Self { tokens, kinds, ids, merges, byte_fallback })
+        Some(Self { tokens, kinds, ids, merges })
     }
 
     fn write(&self, model: &str, pre: &str, metadata: &mut GgufMetadata) {
@@ -246,8 +245,11 @@ fn byte_level(
 }
 
 /// Whether spaces become `▁`, as SentencePiece has them.
-fn is_sentence_piece(normalizer: &Json) -> bool {
-    steps(normalizer, "normalizers").iter().any(|step| text(step, "type") == "Replace" && step["content"] == "▁")
+fn is_sentence_piece(tokenizer: &Json) -> bool {
+    let replaces = |step: &&Json| text(step, "type") == "Replace" && step["content"] == "▁";
+    let metaspace = |step: &&Json| text(step, "type") == "Metaspace";
+    steps(&tokenizer["normalizer"], "normalizers").iter().any(replaces)
+        || steps(&tokenizer["pre_tokenizer"], "pretokenizers").iter().any(metaspace)
 }
 
 /// Whether a text gets a space in front, if the steps before the merging are SentencePiece's at all.
