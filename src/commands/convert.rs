@@ -1,7 +1,8 @@
 //! `scruple convert`: any container to a Hugging Face folder of safetensors, or such a folder to a GGUF file.
 //!
 //! A GGUF file becomes the model it was made from: names, row order, configuration, tokenizer. Every other container
-//! keeps its tensors' names, and the files beside it go along. An output whose name ends in `.gguf` is a GGUF file, which `gguf` writes.
+//! keeps its tensors' names, and the files beside it go along. An output whose name ends in `.gguf` is a GGUF file, which
+//! `gguf` writes.
 
 use std::{
     io::Read,

@@ -28,7 +28,9 @@ fn model(place: &Place, change: impl FnOnce(Model) -> Model) -> PathBuf {
         }
     }
     let folder = change(model).write(place.path("model"));
-    fs::copy(tiny_world().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tiny_world().join(name), folder.join(name)).unwrap();
+    }
     folder
 }
 
@@ -74,7 +76,8 @@ fn a_folder_comes_back_from_gguf_and_makes_the_same_file_again() {
 fn every_type_is_written_read_and_answers() {
     let place = Place::new();
     let prompt = "The capital of";
-    let answer = |folder: &Path| scruple!["generate", folder, "--prompt", prompt, "--max-tokens 8"].succeeds().stdout;
+    let answer =
+        |folder: &Path| scruple!["generate", folder, "--prompt", prompt.to_owned(), "--max-tokens 8"].succeeds().stdout;
     let dense = answer(&tiny_world());
     for (dtype, stored, same) in [
         ("f16", Dtype::F16, true),

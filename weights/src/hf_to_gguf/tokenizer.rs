@@ -345,7 +345,7 @@ fn scores(vocabulary: &Vocabulary<'_>) -> Option<Vec<f32>> {
     }
     let unmade = -(places.len() as f32);
     let score = |(id, kind): (usize, &Kind)| match (places.get(&id), kind) {
-        (Some(&place), _) => -(place as f32),
+        (Some(&place), _) => 0.0 - place as f32, // the first has +0, not −0
         (None, Kind::Normal) => unmade,
         (None, _) => 0.0,
     };
