@@ -1,7 +1,8 @@
-//! `scruple convert`: any container to a Hugging Face folder of safetensors.
+//! `scruple convert`: any container to a Hugging Face folder of safetensors, or such a folder to a GGUF file.
 //!
 //! A GGUF file becomes the model it was made from: names, row order, configuration, tokenizer. Every other container
-//! keeps its tensors' names, and the files beside it go along.
+//! keeps its tensors' names, and the files beside it go along. An output whose name ends in `.gguf` is a GGUF file, which
+//! `gguf` writes.
 
 use std::{
     io::Read,
@@ -12,9 +13,9 @@ use std::{
 use anyhow::{Context, Result};
 use half::{bf16, f16};
 use scruple_weights::{
-    Checkpoint, CheckpointWriter, Dtype, Shard, TensorSpec, TensorView,
-    format::gguf,
+    Checkpoint, CheckpointWriter, Dtype, Shard, TensorSpec, TensorView, format,
     gguf_to_hf::{self, HfModel, HfTensor},
+    hf_to_gguf::Scheme,
     writer::WriterOptions,
 };
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ use crate::{
     record::{self, Run},
     source,
 };
+
+mod gguf;
 
 /// Values decoded at a time.
 const VALUES_AT_ONCE: usize = 1 << 20;
@@ -36,10 +39,11 @@ const BYTES_AT_ONCE: usize = 8 << 20;
 pub struct Arguments {
     /// The file or the folder to convert, or `org/name[@revision][:file]` of a hub
     input: PathBuf,
-    /// Folder to write; it must not exist
+    /// Folder to write, or GGUF file (`NAME.gguf`); it must not exist
     #[arg(short, long)]
     output: PathBuf,
-    /// Type of the written weights; without it f16 for GGUF, and the type they have for everything else
+    /// Type of the written weights; without it f16 from GGUF, and the type they have from everything else. The q types
+    /// are for a GGUF file: one type for all matrices, or (q4_k_s, q4_k_m, q5_k_m) llama.cpp's mixtures
     #[arg(long, value_enum)]
     dtype: Option<Target>,
     /// Go on when a weight is NaN or infinite
@@ -50,14 +54,84 @@ pub struct Arguments {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Target {
+/// The types of a folder.
+#[derive(Debug, Clone, Copy)]
+enum Plain {
     F16,
     Bf16,
     F32,
 }
 
+/// What `--dtype` can be.
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Target {
+    F16,
+    Bf16,
+    F32,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q4_1")]
+    Q4_1,
+    #[value(name = "q5_0")]
+    Q5_0,
+    #[value(name = "q5_1")]
+    Q5_1,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q2_k")]
+    Q2K,
+    #[value(name = "q3_k")]
+    Q3K,
+    #[value(name = "q4_k")]
+    Q4K,
+    #[value(name = "q5_k")]
+    Q5K,
+    #[value(name = "q6_k")]
+    Q6K,
+    #[value(name = "q4_k_s")]
+    Q4KS,
+    #[value(name = "q4_k_m")]
+    Q4KM,
+    #[value(name = "q5_k_m")]
+    Q5KM,
+}
+
 impl Target {
+    /// The type of a folder, if it is one.
+    const fn plain(self) -> Option<Plain> {
+        match self {
+            Self::F16 => Some(Plain::F16),
+            Self::Bf16 => Some(Plain::Bf16),
+            Self::F32 => Some(Plain::F32),
+            _ => None,
+        }
+    }
+
+    /// What it means for a GGUF file.
+    const fn scheme(self) -> Scheme {
+        Scheme::Pure(match self {
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+            Self::F32 => Dtype::F32,
+            Self::Q4_0 => Dtype::Q4_0,
+            Self::Q4_1 => Dtype::Q4_1,
+            Self::Q5_0 => Dtype::Q5_0,
+            Self::Q5_1 => Dtype::Q5_1,
+            Self::Q8_0 => Dtype::Q8_0,
+            Self::Q2K => Dtype::Q2K,
+            Self::Q3K => Dtype::Q3K,
+            Self::Q4K => Dtype::Q4K,
+            Self::Q5K => Dtype::Q5K,
+            Self::Q6K => Dtype::Q6K,
+            Self::Q4KS => return Scheme::Q4KS,
+            Self::Q4KM => return Scheme::Q4KM,
+            Self::Q5KM => return Scheme::Q5KM,
+        })
+    }
+}
+
+impl Plain {
     const fn dtype(self) -> Dtype {
         match self {
             Self::F16 => Dtype::F16,
@@ -146,10 +220,10 @@ fn gguf_file(path: &Path) -> Option<PathBuf> {
     }
 }
 
-fn read(input: &Path, dtype: Option<Target>) -> Result<(Vec<Item>, Beside)> {
+fn read(input: &Path, dtype: Option<Plain>) -> Result<(Vec<Item>, Beside)> {
     if let Some(file) = gguf_file(input) {
-        let mut model = gguf_to_hf::convert(&gguf::read(&Shard::open(file)?)?)?;
-        let dtype = dtype.unwrap_or(Target::F16);
+        let mut model = gguf_to_hf::convert(&format::gguf::read(&Shard::open(file)?)?)?;
+        let dtype = dtype.unwrap_or(Plain::F16);
         model.config["torch_dtype"] = Value::from(dtype.torch_name());
         let item = |tensor: HfTensor| Item {
             spec: TensorSpec { name: tensor.name.clone(), dtype: dtype.dtype(), shape: tensor.shape().to_vec() },
@@ -161,7 +235,7 @@ fn read(input: &Path, dtype: Option<Target>) -> Result<(Vec<Item>, Beside)> {
     let checkpoint = Checkpoint::open(input)?;
     let item = |view: &TensorView| -> Result<Item> {
         let target = dtype.filter(|target| view.dtype().is_float() && target.dtype() != view.dtype());
-        let kept = target.map_or(view.dtype(), Target::dtype);
+        let kept = target.map_or(view.dtype(), Plain::dtype);
         if kept.safetensors_name().is_none() {
             let what = format!("has the type {kept}, which safetensors cannot hold; give --dtype f16, bf16 or f32");
             return Err(view.error(what).into());
@@ -182,7 +256,7 @@ fn refuse_nonfinite(view: &TensorView, at: usize, value: f32) -> anyhow::Error {
     view.error(what).into()
 }
 
-fn write_item(item: &Item, target: Target, allow_nonfinite: bool, writer: &mut CheckpointWriter) -> Result<()> {
+fn write_item(item: &Item, target: Plain, allow_nonfinite: bool, writer: &mut CheckpointWriter) -> Result<()> {
     let name = &item.spec.name;
     let view = item.source.view();
     if let Source::Copy(view) = &item.source {
@@ -227,7 +301,7 @@ fn write_item(item: &Item, target: Target, allow_nonfinite: bool, writer: &mut C
 }
 
 /// Writes the files beside the tensors; returns what the model is called.
-fn write_beside(beside: &Beside, dtype: Option<Target>, writer: &mut CheckpointWriter) -> Result<String> {
+fn write_beside(beside: &Beside, dtype: Option<Plain>, writer: &mut CheckpointWriter) -> Result<String> {
     let architecture = |config: &Value| config["architectures"][0].as_str().unwrap_or("a model").to_string();
     match beside {
         Beside::Made(model) => {
@@ -260,7 +334,29 @@ fn write_beside(beside: &Beside, dtype: Option<Target>, writer: &mut CheckpointW
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("convert");
     let located = source::locate(&arguments.input)?;
-    let (items, beside) = read(located.path(), arguments.dtype)?;
+    if arguments.output.extension().is_some_and(|extension| extension == "gguf") {
+        anyhow::ensure!(
+            gguf_file(located.path()).is_none(),
+            "{}: the file is GGUF already; convert it to a folder first, and the folder to GGUF",
+            located.path().display()
+        );
+        let scheme = arguments.dtype.map(Target::scheme);
+        let mut summary = gguf::write(located.path(), &arguments.output, scheme, arguments.allow_nonfinite)?;
+        if let Some(origin) = located.origin() {
+            summary["source"] = serde_json::to_value(origin)?;
+        }
+        return report(arguments, &summary);
+    }
+    let dtype = match arguments.dtype.map(|target| (target, target.plain())) {
+        None => None,
+        Some((_, Some(plain))) => Some(plain),
+        Some((target, None)) => anyhow::bail!(
+            "{}: a folder cannot hold {}, only a GGUF file can; name the output NAME.gguf, or use `scruple compress`",
+            arguments.output.display(),
+            clap::ValueEnum::to_possible_value(&target).map(|value| value.get_name().to_string()).unwrap_or_default()
+        ),
+    };
+    let (items, beside) = read(located.path(), dtype)?;
     anyhow::ensure!(!items.is_empty(), "{}: the file holds no tensors; name one that does", located.path().display());
     let metadata = [("format".to_string(), "pt".to_string())].into_iter().collect();
     let options = WriterOptions { metadata, ..WriterOptions::default() };
@@ -268,12 +364,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut writer = CheckpointWriter::create(&arguments.output, specs, options)?;
     let mut progress = Progress::new("convert", items.len() as u64);
     for (done, item) in items.iter().enumerate() {
-        let target = arguments.dtype.unwrap_or(Target::F16);
+        let target = dtype.unwrap_or(Plain::F16);
         write_item(item, target, arguments.allow_nonfinite, &mut writer)?;
         progress.at(done as u64 + 1, &item.spec.name);
     }
     progress.finish();
-    let architecture = write_beside(&beside, arguments.dtype, &mut writer)
+    let architecture = write_beside(&beside, dtype, &mut writer)
         .with_context(|| format!("{}: cannot write the files beside the weights", arguments.output.display()))?;
     writer.add_file("run.json", &record::pretty(&clock.to_json())?)?;
     let written = writer.finish()?;
@@ -293,14 +389,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(origin) = located.origin() {
         summary["source"] = serde_json::to_value(origin)?;
     }
+    report(arguments, &summary)
+}
+
+/// Says what was written.
+fn report(arguments: &Arguments, summary: &Value) -> Result<ExitCode> {
     if arguments.json {
-        printer::json(&summary)?;
+        printer::json(summary)?;
     } else {
+        let text = |key: &str| summary[key].as_str().unwrap_or_default().to_string();
         printer::data(format!(
-            "{}: {architecture} with {parameters} parameters in {} tensors, {dtypes}, {:.1} MB",
-            arguments.output.display(),
-            items.len(),
-            written.bytes as f64 / 1e6
+            "{}: {} with {} parameters in {} tensors, {}, {:.1} MB",
+            text("output"),
+            text("architecture"),
+            summary["parameters"],
+            summary["tensors"],
+            text("dtype"),
+            summary["bytes"].as_f64().unwrap_or_default() / 1e6
         ));
     }
     Ok(ExitCode::SUCCESS)

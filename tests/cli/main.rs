@@ -23,6 +23,7 @@ mod determinism;
 mod diff;
 mod embedded;
 mod families;
+mod gguf_out;
 mod hostile;
 mod hub;
 mod inspect;

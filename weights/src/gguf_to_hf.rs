@@ -22,9 +22,9 @@ use crate::{
     },
 };
 
-mod architecture;
-mod rope;
-mod tokenizer;
+pub(crate) mod architecture;
+pub(crate) mod rope;
+pub(crate) mod tokenizer;
 
 /// What a Hugging Face folder of the model holds.
 #[derive(Debug, Clone)]
@@ -72,6 +72,17 @@ impl RowOrder {
                 let (head, within) = (row / head_dim, row % head_dim);
                 let (partner, k) = (within / (head_dim / 2), within % (head_dim / 2));
                 head * head_dim + 2 * k + partner
+            }
+        }
+    }
+
+    /// The row of Hugging Face's tensor that is the GGUF tensor's row `row`: the inverse.
+    pub(crate) fn hf_row(self, row: usize) -> usize {
+        match self {
+            Self::Same => row,
+            Self::AdjacentPairs { head_dim } => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                head * head_dim + within % 2 * (head_dim / 2) + within / 2
             }
         }
     }
@@ -169,11 +180,11 @@ pub fn convert(gguf: &Gguf) -> Result<HfModel> {
 /// The tokens generation needs, by id.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TokenIds {
-    bos: Option<u64>,
-    eos: Option<u64>,
-    pad: Option<u64>,
+    pub(crate) bos: Option<u64>,
+    pub(crate) eos: Option<u64>,
+    pub(crate) pad: Option<u64>,
     /// All that end an answer: `eos` first, then the end of a turn or message where they differ.
-    ends: Vec<u64>,
+    pub(crate) ends: Vec<u64>,
 }
 
 fn generation_config(ids: &TokenIds) -> serde_json::Value {

@@ -47,7 +47,11 @@ pub mod name;
 
 pub mod writer;
 
+pub mod ggml;
+
 pub mod gguf_to_hf;
+
+pub mod hf_to_gguf;
 
 #[doc(hidden)] // shared with the crate that runs models
 pub mod kernel;

@@ -473,6 +473,11 @@ fn believable(count: u64, what: &str, most: u64, least: usize, left: usize) -> R
     }
 }
 
+/// ggml's number of a type, or `None` if it has none.
+pub fn ggml_number(dtype: Dtype) -> Option<u32> {
+    (0..64).find(|&number| ggml_type(number) == Ok(dtype))
+}
+
 /// The type behind ggml's number, or its name if it is not read.
 fn ggml_type(id: u32) -> Result<Dtype, &'static str> {
     Ok(match id {

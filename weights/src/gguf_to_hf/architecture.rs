@@ -7,33 +7,35 @@ use serde_json::{Map, Value as Json, json};
 use super::{Facts, HfTensor, RowOrder, TokenIds, as_size, rope};
 use crate::format::gguf::Value;
 
-/// A model family that is converted.
-struct Family {
+/// A model family that is converted, in either direction.
+pub(crate) struct Family {
     /// `general.architecture`.
-    gguf: &'static str,
+    pub(crate) gguf: &'static str,
     /// `model_type` and `architectures` of `config.json`.
-    model_type: &'static str,
-    class: &'static str,
+    pub(crate) model_type: &'static str,
+    /// A further `model_type` of the same mathematics, read from `config.json` only.
+    pub(crate) also: &'static [&'static str],
+    pub(crate) class: &'static str,
     /// Whether llama.cpp reorders the rows of Q and K for this architecture.
-    adjacent_pairs: bool,
-    qkv_bias: Bias,
+    pub(crate) adjacent_pairs: bool,
+    pub(crate) qkv_bias: Bias,
     /// Whether the output projection has a bias when Q, K and V have.
-    output_bias: bool,
+    pub(crate) output_bias: bool,
     /// Whether the MLP may have biases.
-    mlp_bias: bool,
-    qk_norm: bool,
-    norms: Norms,
+    pub(crate) mlp_bias: bool,
+    pub(crate) qk_norm: bool,
+    pub(crate) norms: Norms,
     /// What `config.json` calls the activation, and the key it stands under.
-    activation: (&'static str, &'static str),
+    pub(crate) activation: (&'static str, &'static str),
     /// Metadata of the list [`REFUSED`] that this family does have.
-    has: &'static [&'static str],
+    pub(crate) has: &'static [&'static str],
     /// Keys of `config.json` beyond the common ones.
     extra: fn(&Network) -> Vec<(&'static str, Json)>,
 }
 
 /// Where a layer has its norms, and how their weights are stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Norms {
+pub(crate) enum Norms {
     /// Before attention and before the MLP.
     Before,
     /// Before and after each (Gemma). Hugging Face stores weights whose 1 is left out, llama.cpp puts it in.
@@ -42,17 +44,18 @@ enum Norms {
 
 /// Whether a family has biases on Q, K and V.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Bias {
+pub(crate) enum Bias {
     /// The file decides: all layers have them, or none.
     Maybe,
     Always,
     Never,
 }
 
-const FAMILIES: &[Family] = &[
+pub(crate) const FAMILIES: &[Family] = &[
     Family {
         gguf: "llama",
         model_type: "llama",
+        also: &["mistral"],
         class: "LlamaForCausalLM",
         adjacent_pairs: true,
         qkv_bias: Bias::Maybe,
@@ -74,6 +77,7 @@ const FAMILIES: &[Family] = &[
     Family {
         gguf: "qwen2",
         model_type: "qwen2",
+        also: &[],
         class: "Qwen2ForCausalLM",
         adjacent_pairs: false,
         qkv_bias: Bias::Always,
@@ -94,6 +98,7 @@ const FAMILIES: &[Family] = &[
     Family {
         gguf: "qwen3",
         model_type: "qwen3",
+        also: &[],
         class: "Qwen3ForCausalLM",
         adjacent_pairs: false,
         qkv_bias: Bias::Maybe,
@@ -113,6 +118,7 @@ const FAMILIES: &[Family] = &[
     Family {
         gguf: "gemma3",
         model_type: "gemma3_text",
+        also: &[],
         class: "Gemma3ForCausalLM",
         adjacent_pairs: false,
         qkv_bias: Bias::Never,
@@ -168,6 +174,9 @@ const REFUSED: &[&str] = &[
     "rope.dimension_sections",
     "use_parallel_residual",
 ];
+
+/// The divisors of rope's frequencies, which are no weight.
+pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// A dimension of an expected shape.
 #[derive(Clone, Copy)]
@@ -228,29 +237,40 @@ const LAYER: &[LayerTensor] = {
 };
 
 /// Everything about the network: its sizes, switches and tensors.
-pub(super) struct Network {
-    family: &'static Family,
-    layers: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    pub(super) vocab_size: usize,
-    pub(super) context_length: usize,
-    rms_norm_eps: f64,
-    rope_theta: f64,
-    rope_scaling: Json,
-    attention_bias: bool,
-    mlp_bias: bool,
-    tied: bool,
+pub(crate) struct Network {
+    pub(crate) family: &'static Family,
+    pub(crate) layers: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) vocab_size: usize,
+    pub(crate) context_length: usize,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) rope_theta: f64,
+    pub(crate) rope_scaling: Json,
+    pub(crate) attention_bias: bool,
+    pub(crate) mlp_bias: bool,
+    pub(crate) tied: bool,
     /// Keys a query of a sliding layer sees; 0 if no layer slides.
-    window: usize,
+    pub(crate) window: usize,
     /// Each layer of this number does not slide; 0 if no layer slides.
-    window_period: usize,
+    pub(crate) window_period: usize,
     /// Base of the rotation in sliding layers.
-    window_rope_theta: f64,
-    pub(super) tensors: Vec<HfTensor>,
+    pub(crate) window_rope_theta: f64,
+    /// Where it was read off a GGUF file, its tensors.
+    pub(crate) tensors: Vec<HfTensor>,
+}
+
+/// One tensor of a network under both its names.
+pub(crate) struct Place {
+    pub(crate) gguf: String,
+    pub(crate) hf: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) order: RowOrder,
+    /// What Hugging Face's numbers are, less GGUF's.
+    pub(crate) shift: f32,
 }
 
 /// Reads the network off metadata and tensor table. `None` if a problem (noted) leaves nothing to go on with.
@@ -388,32 +408,20 @@ fn is_off(value: &Value) -> bool {
 }
 
 impl Network {
-    /// Pairs the file's tensors with the family's table; missing, surplus and misshapen ones are noted.
-    fn collect(&mut self, facts: &mut Facts<'_>) {
-        let mut used = HashSet::from(["rope_freqs.weight".to_owned()]);
-        let (vocab_size, hidden_size) = (self.vocab_size, self.hidden_size);
+    /// Every tensor of the network, in its order.
+    pub(crate) fn places(&self) -> Vec<Place> {
         let from_zero = self.family.norms == Norms::AroundFromZero;
-        let mut take = |facts: &mut Facts<'_>, gguf: String, hf: String, shape: &[usize], order| {
-            match facts.gguf.tensor(&gguf) {
-                None => facts.problem(Some(&gguf), format!("is missing, expected with shape {shape:?}")),
-                Some(tensor) if tensor.shape() != shape => {
-                    let found = tensor.shape();
-                    facts.problem(Some(&gguf), format!("has shape {found:?}, expected {shape:?} from the metadata"));
-                }
-                Some(tensor) if !tensor.dtype().is_float() => {
-                    let dtype = tensor.dtype();
-                    facts.problem(Some(&gguf), format!("has the type {dtype}, expected real numbers"));
-                }
-                Some(tensor) => {
-                    let shift = if from_zero && gguf.ends_with("norm.weight") { -1.0 } else { 0.0 };
-                    self.tensors.push(HfTensor { name: hf, source: tensor.clone(), order, shift });
-                }
-            }
-            used.insert(gguf);
+        let place = |gguf: String, hf: String, shape: Vec<usize>, order| {
+            let shift = if from_zero && gguf.ends_with("norm.weight") { -1.0 } else { 0.0 };
+            Place { gguf, hf, shape, order, shift }
         };
-
-        let embeddings = [vocab_size, hidden_size];
-        take(facts, "token_embd.weight".into(), "model.embed_tokens.weight".into(), &embeddings, RowOrder::Same);
+        let embeddings = vec![self.vocab_size, self.hidden_size];
+        let mut places = vec![place(
+            "token_embd.weight".into(),
+            "model.embed_tokens.weight".into(),
+            embeddings.clone(),
+            RowOrder::Same,
+        )];
         for layer in 0..self.layers {
             for &(gguf, hf, shape, when, rotated) in LAYER {
                 let wanted = match when {
@@ -431,7 +439,7 @@ impl Network {
                 let shape: Vec<usize> = shape
                     .iter()
                     .map(|dim| match dim {
-                        Dim::Hidden => hidden_size,
+                        Dim::Hidden => self.hidden_size,
                         Dim::Intermediate => self.intermediate_size,
                         Dim::Queries => self.heads * self.head_dim,
                         Dim::Keys => self.kv_heads * self.head_dim,
@@ -443,21 +451,42 @@ impl Network {
                 } else {
                     RowOrder::Same
                 };
-                take(facts, format!("blk.{layer}.{gguf}"), format!("model.layers.{layer}.{hf}"), &shape, order);
+                places.push(place(format!("blk.{layer}.{gguf}"), format!("model.layers.{layer}.{hf}"), shape, order));
             }
         }
-        take(facts, "output_norm.weight".into(), "model.norm.weight".into(), &[hidden_size], RowOrder::Same);
+        let norm = ("output_norm.weight".into(), "model.norm.weight".into());
+        places.push(place(norm.0, norm.1, vec![self.hidden_size], RowOrder::Same));
         if !self.tied {
-            take(facts, "output.weight".into(), "lm_head.weight".into(), &embeddings, RowOrder::Same);
+            places.push(place("output.weight".into(), "lm_head.weight".into(), embeddings, RowOrder::Same));
         }
+        places
+    }
 
+    /// Pairs the file's tensors with the family's table; missing, surplus and misshapen ones are noted.
+    fn collect(&mut self, facts: &mut Facts<'_>) {
+        let mut used = HashSet::from([ROPE_FREQS.to_owned()]);
+        for Place { gguf, hf, shape, order, shift } in self.places() {
+            match facts.gguf.tensor(&gguf) {
+                None => facts.problem(Some(&gguf), format!("is missing, expected with shape {shape:?}")),
+                Some(tensor) if tensor.shape() != shape => {
+                    let found = tensor.shape();
+                    facts.problem(Some(&gguf), format!("has shape {found:?}, expected {shape:?} from the metadata"));
+                }
+                Some(tensor) if !tensor.dtype().is_float() => {
+                    let dtype = tensor.dtype();
+                    facts.problem(Some(&gguf), format!("has the type {dtype}, expected real numbers"));
+                }
+                Some(tensor) => self.tensors.push(HfTensor { name: hf, source: tensor.clone(), order, shift }),
+            }
+            used.insert(gguf);
+        }
         for tensor in facts.gguf.tensors().iter().filter(|tensor| !used.contains(tensor.name())) {
             facts.problem(Some(tensor.name()), format!("has no place in {}", self.family.class));
         }
     }
 
     /// `config.json`, keys in alphabetical order as transformers writes them.
-    pub(super) fn config(&self, ids: &TokenIds) -> Json {
+    pub(crate) fn config(&self, ids: &TokenIds) -> Json {
         let mut keys = vec![
             ("architectures", json!([self.family.class])),
             ("attention_dropout", json!(0.0)),

@@ -81,7 +81,7 @@ pub(super) fn scaling(
 
 /// `rope_freqs.weight`, if the file has it and it is sound.
 fn divisors(facts: &mut Facts<'_>, head_dim: usize) -> Option<Vec<f64>> {
-    const NAME: &str = "rope_freqs.weight";
+    const NAME: &str = super::architecture::ROPE_FREQS;
     let tensor = facts.gguf.tensor(NAME)?;
     if tensor.shape() != [head_dim / 2] || !tensor.dtype().is_float() {
         let (dtype, shape) = (tensor.dtype(), tensor.shape());
@@ -110,12 +110,8 @@ fn llama3(divisors: &[f64], theta: f64, original: Option<usize>) -> Option<Json>
 
     let factor = divisors.iter().copied().fold(1.0, f64::max);
     let explains = |context: usize| {
-        divisors.iter().enumerate().all(|(i, &divisor)| {
-            let wavelength = TAU * theta.powf(i as f64 / divisors.len() as f64);
-            let blend = ((context as f64 / wavelength - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
-            let expected = 1.0 / ((1.0 - blend) / factor + blend);
-            (divisor - expected).abs() <= CLOSE * expected
-        })
+        let expected = llama3_divisors(theta, divisors.len(), factor, LOW, HIGH, context as f64);
+        divisors.iter().zip(expected).all(|(divisor, expected)| (divisor - expected).abs() <= CLOSE * expected)
     };
     let context = original.into_iter().chain(CONTEXTS).find(|&context| explains(context))?;
     Some(json!({
@@ -125,4 +121,15 @@ fn llama3(divisors: &[f64], theta: f64, original: Option<usize>) -> Option<Json>
         "original_max_position_embeddings": context,
         "rope_type": "llama3",
     }))
+}
+
+/// What llama3's scaling divides each of `count` frequencies by.
+pub(crate) fn llama3_divisors(theta: f64, count: usize, factor: f64, low: f64, high: f64, context: f64) -> Vec<f64> {
+    (0..count)
+        .map(|i| {
+            let wavelength = TAU * theta.powf(i as f64 / count as f64);
+            let blend = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+            1.0 / ((1.0 - blend) / factor + blend)
+        })
+        .collect()
 }

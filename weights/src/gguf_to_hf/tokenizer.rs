@@ -19,29 +19,30 @@ pub(super) struct Tokenizer {
 }
 
 /// How text is cut into words before merging, by GGUF's name.
-struct Pre {
-    /// `tokenizer.ggml.pre`. llama.cpp has several names for some.
-    names: &'static [&'static str],
-    cut: Cut,
+pub(crate) struct Pre {
+    /// `tokenizer.ggml.pre`, the usual name first. llama.cpp has several names for some.
+    pub(crate) names: &'static [&'static str],
+    pub(crate) cut: Cut<'static>,
     /// Unicode NFC first.
-    nfc: bool,
+    pub(crate) nfc: bool,
     /// A word that is a token is taken whole, even where the merges would not make it.
-    ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
     /// Whether a text begins with BOS if the file does not say.
     add_bos: bool,
 }
 
-enum Cut {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut<'a> {
     /// GPT-2's pattern, which the byte-level step has built in.
     ByteLevel,
     /// Every digit alone, then GPT-2's pattern.
     DigitsThenByteLevel,
-    Pattern(&'static str),
+    Pattern(&'a str),
 }
 
 /// The pre-tokenizers, after the tokenizer.json of the models that gave them their names. `default` is what a converter
 /// writes that did not recognise the model; GPT-2's pattern is what most of those have.
-const PRES: &[Pre] = &[
+pub(crate) const PRES: &[Pre] = &[
     Pre { names: &["smollm"], cut: Cut::DigitsThenByteLevel, nfc: false, ignore_merges: false, add_bos: false },
     Pre { names: &["gpt-2", "default"], cut: Cut::ByteLevel, nfc: false, ignore_merges: false, add_bos: false },
     Pre {
@@ -66,8 +67,8 @@ const PRES: &[Pre] = &[
 
 /// What GGUF says a token is (`tokenizer.ggml.token_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Normal,
+pub(crate) enum Kind {
+    Normal = 1,
     Unknown,
     Control,
     UserDefined,
@@ -439,9 +440,11 @@ impl Special {
     /// Tokens that are found in a text before it is cut, by id.
     fn added_tokens<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<AddedToken<'a>> {
         let mut added = Vec::new();
+        let told = vocabulary.kinds.contains(&Kind::Control);
         for (id, (token, &kind)) in vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate() {
-            let named = [self.ids.bos, self.ids.pad, self.unk].contains(&Some(id as u64))
-                || self.ids.ends.contains(&(id as u64));
+            // A word of the language may end an answer; where the file tells what tokens are, it stays a word.
+            let ends = self.ids.ends.contains(&(id as u64)) && !(kind == Kind::Normal && told);
+            let named = [self.ids.bos, self.ids.eos, self.ids.pad, self.unk].contains(&Some(id as u64)) || ends;
             let special = named || matches!(kind, Kind::Control | Kind::Unknown);
             // A SentencePiece piece of spaces is written with `▁`, which no text has; its merges find it.
             let plain = kind == Kind::UserDefined && !token.contains('▁');

@@ -8,6 +8,7 @@
 
 mod coverage;
 pub(crate) mod disk;
+pub mod gguf;
 mod journal;
 mod plan;
 mod work;

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use crate::writer::{Tensor, Writer};
 
-const HIDDEN: usize = 12;
+pub const HIDDEN: usize = 12;
 const INTERMEDIATE: usize = 20;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
-const HEAD_DIM: usize = 6;
-const LAYERS: usize = 2;
+pub const HEAD_DIM: usize = 6;
+pub const LAYERS: usize = 2;
 pub const TOKENS: [&str; 8] = ["<|end|>", "a", "b", "c", "Ġ", "ab", "Ġa", "<|user|>"];
 
 /// Numbers that differ everywhere, reproducibly.
@@ -24,13 +24,13 @@ fn values(name: &str, count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn tensor(writer: Writer, name: &str, shape: &[usize]) -> Writer {
+pub fn tensor(writer: Writer, name: &str, shape: &[usize]) -> Writer {
     let values = values(name, shape.iter().product());
     writer.floats(name, shape, &values)
 }
 
 /// Metadata, tokenizer and tensors that all families have, with an own head size.
-fn tiny(architecture: &str) -> Writer {
+pub fn tiny(architecture: &str) -> Writer {
     sized(architecture, HIDDEN)
 }
 
@@ -76,7 +76,7 @@ pub fn tiny_llama() -> Writer {
     tiny("llama")
 }
 
-fn in_every_layer(mut writer: Writer, tensors: &[(&str, usize)]) -> Writer {
+pub fn in_every_layer(mut writer: Writer, tensors: &[(&str, usize)]) -> Writer {
     for layer in 0..LAYERS {
         for (name, size) in tensors {
             writer = tensor(writer, &format!("blk.{layer}.{name}"), &[*size]);
@@ -85,7 +85,7 @@ fn in_every_layer(mut writer: Writer, tensors: &[(&str, usize)]) -> Writer {
     writer
 }
 
-const QKV_BIASES: [(&str, usize); 3] =
+pub const QKV_BIASES: [(&str, usize); 3] =
     [("attn_q.bias", HEADS * HEAD_DIM), ("attn_k.bias", KV_HEADS * HEAD_DIM), ("attn_v.bias", KV_HEADS * HEAD_DIM)];
 
 pub fn convert(writer: &Writer) -> HfModel {
@@ -346,7 +346,7 @@ fn reports_all_missing_surplus_and_misshapen_tensors_together() {
 }
 
 /// Llama 3's divisors as llama.cpp's converter computes them: by wavelength, in three cases.
-fn llama3_divisors(head_dim: usize, factor: f64, context: f64) -> Vec<f32> {
+pub fn llama3_divisors(head_dim: usize, factor: f64, context: f64) -> Vec<f32> {
     let (low, high) = (1.0, 4.0);
     (0..head_dim / 2)
         .map(|i| {
