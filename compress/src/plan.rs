@@ -126,7 +126,8 @@ impl Plan {
         let folder = checkpoint.dir().display();
         if crate::export::detect(checkpoint)?.is_some() {
             return Err(Error::Recipe(format!(
-                "{folder}: the model is quantised already; compress its dense original"
+                "{folder}: the model is quantised already; compress its dense original, or what `scruple convert MODEL -o \
+                 DENSE` makes of it"
             )));
         }
         Decoder::check(checkpoint, &config)?;
@@ -139,7 +140,7 @@ impl Plan {
         };
         let format = match recipe.export.format {
             Some(format) => format,
-            None => default_format(&recipe.methods()?),
+            None => default_format(&recipe.methods()?, config.blocks[0].linears[0].in_features),
         };
         recipe.export.format = Some(format);
         // Scales are rounded to what the format stores before codes are chosen; a recipe does not choose them.
@@ -395,10 +396,11 @@ impl Plan {
     }
 }
 
-/// The first format that can hold what `methods` make.
-fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
-    match methods.iter().any(|method| method.grid().is_some()) {
-        true => Format::Gptq,
-        false => Format::Dense,
-    }
+/// The first format that can hold what `methods` make of rows of `in_features`.
+fn default_format(methods: &[Box<dyn LayerMethod>], in_features: usize) -> Format {
+    // A method that refuses the row is heard where the linears are gone through.
+    let codes: Vec<Code> = methods.iter().filter_map(|method| method.code(in_features).ok()).collect();
+    let plain = codes.iter().all(|&code| code == Code::Dense);
+    let fits = |format: &Format| codes.iter().all(|&code| format.stores(code));
+    if plain { Format::Dense } else { Format::ALL.into_iter().find(fits).unwrap_or(Format::Dense) }
 }

@@ -18,6 +18,7 @@ mod hub_server;
 mod bad_input;
 mod changed_inputs;
 mod convert;
+mod data_free;
 mod determinism;
 mod diff;
 mod embedded;
