@@ -200,7 +200,8 @@ fn row_sums_body(stored: &[f32], dense: &[f32]) -> (f64, f64, u64) {
 /// # Errors
 /// If the file does not hold it.
 pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Option<&Quantization>) -> Result<String> {
-    if let Some(view) = checkpoint.get(&format!("{linear}.weight")) {
+    let coded = quantization.is_some_and(|quantization| export::is_coded(checkpoint, linear, quantization));
+    if let Some(view) = checkpoint.get(&format!("{linear}.weight")).filter(|_| !coded) {
         let (rows, columns) = view.rows();
         let digest = digest_rows(rows, columns, |index, row| Ok(view.read_rows(index..index + 1, row)?));
         view.release();

@@ -7,12 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::grid::{Quantised, ScaleDtype};
 
+pub mod float8;
+
+pub mod table4;
+
+pub use float8::{Float8Code, Float8Scales, Float8Weight};
+pub use table4::{Table4Code, Table4Weight};
+
 /// The way a weight is stored, without its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "code", rename_all = "kebab-case")]
 pub enum Code {
     /// Integers on uniform grids.
     Grid(GridCode),
+    /// Eight-bit floats with shared scales.
+    Float8(Float8Code),
+    /// Codes into a table of sixteen numbers, with a scale a block: NF4 and its like.
+    Table4(Table4Code),
     /// Plain numbers in the model's own type; some may be zero.
     Dense,
 }
@@ -36,7 +47,7 @@ impl Code {
     pub fn grid(self) -> Option<GridCode> {
         match self {
             Self::Grid(grid) => Some(grid),
-            Self::Dense => None,
+            Self::Float8(_) | Self::Table4(_) | Self::Dense => None,
         }
     }
 
@@ -46,6 +57,11 @@ impl Code {
             Self::Grid(GridCode { bits, group_size, symmetric, .. }) => {
                 let kind = if symmetric { "" } else { ", asymmetric" };
                 format!("{bits} bits, groups of {group_size}{kind}")
+            }
+            Self::Float8(code) => code.scales.describe(),
+            Self::Table4(Table4Code { table, block_size, double_quant }) => {
+                let nested = if double_quant { ", double quantisation" } else { "" };
+                format!("{}, blocks of {block_size}{nested}", table.name())
             }
             Self::Dense => "dense".into(),
         }
@@ -68,6 +84,10 @@ pub struct DenseWeight {
 pub enum CompressedWeight {
     /// Of [`Code::Grid`].
     Grid(Quantised),
+    /// Of [`Code::Float8`].
+    Float8(Float8Weight),
+    /// Of [`Code::Table4`].
+    Table4(Table4Weight),
     /// Of [`Code::Dense`]; it is rounded to the model's type where it is written.
     Dense(DenseWeight),
 }
@@ -77,6 +97,8 @@ impl CompressedWeight {
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Self::Grid(q) => (q.out_features, q.in_features),
+            Self::Float8(q) => q.shape(),
+            Self::Table4(q) => (q.out_features, q.in_features),
             Self::Dense(weight) => (weight.out_features, weight.in_features),
         }
     }
@@ -90,6 +112,8 @@ impl CompressedWeight {
                 symmetric: q.symmetric,
                 has_g_idx: q.g_idx.is_some(),
             }),
+            Self::Float8(q) => Code::Float8(Float8Code { scales: q.layout }),
+            Self::Table4(q) => Code::Table4(q.code()),
             Self::Dense(_) => Code::Dense,
         }
     }
@@ -98,6 +122,8 @@ impl CompressedWeight {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         match self {
             Self::Grid(q) => q.dequantize_row(row, out),
+            Self::Float8(q) => q.dequantize_row(row, out),
+            Self::Table4(q) => q.dequantize_row(row, out),
             Self::Dense(weight) => out.copy_from_slice(&weight.values[row * weight.in_features..][..out.len()]),
         }
     }
@@ -124,7 +150,7 @@ impl CompressedWeight {
     pub fn quantised(&self) -> Option<&Quantised> {
         match self {
             Self::Grid(q) => Some(q),
-            Self::Dense(_) => None,
+            Self::Float8(_) | Self::Table4(_) | Self::Dense(_) => None,
         }
     }
 }
@@ -132,6 +158,18 @@ impl CompressedWeight {
 impl From<Quantised> for CompressedWeight {
     fn from(q: Quantised) -> Self {
         Self::Grid(q)
+    }
+}
+
+impl From<Float8Weight> for CompressedWeight {
+    fn from(q: Float8Weight) -> Self {
+        Self::Float8(q)
+    }
+}
+
+impl From<Table4Weight> for CompressedWeight {
+    fn from(q: Table4Weight) -> Self {
+        Self::Table4(q)
     }
 }
 

@@ -1,17 +1,21 @@
 //! `scruple convert`: any container to a Hugging Face folder of safetensors, or such a folder to a GGUF file.
 //!
 //! A GGUF file becomes the model it was made from: names, row order, configuration, tokenizer. Every other container
-//! keeps its tensors' names, and the files beside it go along. An output whose name ends in `.gguf` is a GGUF file, which
-//! `gguf` writes.
+//! keeps its tensors' names, and the files beside it go along. A model that is quantised becomes the dense one that its
+//! codes stand for. An output whose name ends in `.gguf` is a GGUF file, which `gguf` writes.
 
 use std::{
+    collections::{HashMap, HashSet},
     io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use half::{bf16, f16};
+use rayon::prelude::*;
+use scruple_compress::export::{self, Coded, Quantization};
 use scruple_weights::{
     Checkpoint, CheckpointWriter, Dtype, Shard, TensorSpec, TensorView, format,
     gguf_to_hf::{self, HfModel, HfTensor},
@@ -42,8 +46,9 @@ pub struct Arguments {
     /// Folder to write, or GGUF file (`NAME.gguf`); it must not exist
     #[arg(short, long)]
     output: PathBuf,
-    /// Type of the written weights; without it f16 from GGUF, and the type they have from everything else. The q types
-    /// are for a GGUF file: one type for all matrices, or (q4_k_s, q4_k_m, q5_k_m) llama.cpp's mixtures
+    /// Type of the written weights; without it f16 from GGUF, that of config.json (else bf16) for weights that were
+    /// quantised, and the type they have for everything else. The q types are for a GGUF file: one type for all
+    /// matrices, or (q4_k_s, q4_k_m, q5_k_m) llama.cpp's mixtures
     #[arg(long, value_enum)]
     dtype: Option<Target>,
     /// Go on when a weight is NaN or infinite
@@ -140,6 +145,12 @@ impl Plain {
         }
     }
 
+    /// The type a configuration names.
+    fn of_config(config: &Value) -> Option<Self> {
+        let name = ["dtype", "torch_dtype"].into_iter().find_map(|key| config.get(key)?.as_str())?;
+        [Self::F16, Self::Bf16, Self::F32].into_iter().find(|target| target.torch_name() == name)
+    }
+
     const fn torch_name(self) -> &'static str {
         match self {
             Self::F16 => "float16",
@@ -181,6 +192,16 @@ enum Source {
     Recast(TensorView),
     /// Bytes as they are.
     Copy(TensorView),
+    /// What its codes stand for.
+    Coded(Box<CodedSource>),
+}
+
+/// A tensor that a quantised checkpoint holds as codes.
+struct CodedSource {
+    checkpoint: Arc<Checkpoint>,
+    quantization: Arc<Quantization>,
+    coded: Coded,
+    target: Target,
 }
 
 impl Source {
@@ -188,6 +209,7 @@ impl Source {
         match self {
             Self::Gguf(tensor) => &tensor.source,
             Self::Recast(view) | Self::Copy(view) => view,
+            Self::Coded(source) => &source.coded.parts[0], // a mark makes it one, so there is at least that
         }
     }
 }
@@ -196,8 +218,8 @@ impl Source {
 enum Beside {
     /// Made from the GGUF file's metadata.
     Made(Box<HfModel>),
-    /// Copied from the folder.
-    Copied(Box<Checkpoint>),
+    /// Copied from the folder; with the type of what was quantised before, if anything was.
+    Copied(Arc<Checkpoint>, Option<Target>),
 }
 
 fn is_gguf(path: &Path) -> bool {
@@ -232,8 +254,44 @@ fn read(input: &Path, dtype: Option<Plain>) -> Result<(Vec<Item>, Beside)> {
         let items = std::mem::take(&mut model.tensors).into_iter().map(item).collect();
         return Ok((items, Beside::Made(Box::new(model))));
     }
-    let checkpoint = Checkpoint::open(input)?;
-    let item = |view: &TensorView| -> Result<Item> {
+    let checkpoint = Arc::new(Checkpoint::open(input)?);
+    let quantization = quantization(&checkpoint)?;
+    let made_dense = quantization.is_some().then(|| {
+        let asked = checkpoint.config().ok().and_then(Target::of_config);
+        dtype.or(asked).unwrap_or(Target::Bf16)
+    });
+    let mut coded: HashMap<String, Item> = HashMap::new(); // by the first of the tensors it is stored as
+    let mut hidden: HashSet<String> = HashSet::new();
+    if let (Some(quantization), Some(target)) = (&quantization, made_dense) {
+        for tensor in export::coded(&checkpoint, quantization)? {
+            hidden.extend(tensor.parts.iter().map(|view| view.name().to_owned()));
+            let first = tensor.parts[0].name().to_owned();
+            let spec = TensorSpec { name: tensor.name.clone(), dtype: target.dtype(), shape: tensor.shape.clone() };
+            let (checkpoint, quantization) = (checkpoint.clone(), quantization.clone());
+            let source = CodedSource { checkpoint, quantization, coded: tensor, target };
+            coded.insert(first, Item { spec, source: Source::Coded(Box::new(source)) });
+        }
+        anyhow::ensure!(
+            !coded.is_empty(),
+            "{}: the configuration speaks of {}, and no tensor is stored that way; is it the right config.json?",
+            input.display(),
+            quantization.format
+        );
+        hidden.extend(
+            checkpoint
+                .tensors()
+                .map(TensorView::name)
+                .filter(|name| export::is_leftover(name, quantization))
+                .map(str::to_owned),
+        );
+    }
+    let mut item = |view: &TensorView| -> Result<Option<Item>> {
+        if let Some(item) = coded.remove(view.name()) {
+            return Ok(Some(item));
+        }
+        if hidden.contains(view.name()) {
+            return Ok(None);
+        }
         let target = dtype.filter(|target| view.dtype().is_float() && target.dtype() != view.dtype());
         let kept = target.map_or(view.dtype(), Plain::dtype);
         if kept.safetensors_name().is_none() {
@@ -242,10 +300,18 @@ fn read(input: &Path, dtype: Option<Plain>) -> Result<(Vec<Item>, Beside)> {
         }
         let spec = TensorSpec { name: view.name().to_string(), dtype: kept, shape: view.shape().to_vec() };
         let source = if target.is_some() { Source::Recast(view.clone()) } else { Source::Copy(view.clone()) };
-        Ok(Item { spec, source })
+        Ok(Some(Item { spec, source }))
     };
-    let items = checkpoint.tensors().map(item).collect::<Result<_>>()?;
-    Ok((items, Beside::Copied(Box::new(checkpoint))))
+    let items = checkpoint.tensors().filter_map(|view| item(view).transpose()).collect::<Result<_>>()?;
+    Ok((items, Beside::Copied(checkpoint, made_dense)))
+}
+
+/// How the model is quantised, if it is; files without a configuration are not.
+fn quantization(checkpoint: &Checkpoint) -> Result<Option<Arc<Quantization>>> {
+    if checkpoint.config().is_err() {
+        return Ok(None);
+    }
+    Ok(export::detect(checkpoint)?.map(Arc::new))
 }
 
 fn refuse_nonfinite(view: &TensorView, at: usize, value: f32) -> anyhow::Error {
@@ -271,6 +337,9 @@ fn write_item(item: &Item, target: Plain, allow_nonfinite: bool, writer: &mut Ch
         view.release();
         return Ok(());
     }
+    if let Source::Coded(source) = &item.source {
+        return write_coded(source, name, allow_nonfinite, writer);
+    }
     let (rows, length) = view.rows();
     let step = (VALUES_AT_ONCE / length.max(1)).max(1);
     let (mut values, mut bytes, mut offset) = (Vec::new(), Vec::new(), 0);
@@ -280,6 +349,7 @@ fn write_item(item: &Item, target: Plain, allow_nonfinite: bool, writer: &mut Ch
         match &item.source {
             Source::Gguf(tensor) => tensor.read_rows_f32(start..end, &mut values)?,
             Source::Recast(view) | Source::Copy(view) => view.read_rows(start..end, &mut values)?,
+            Source::Coded(_) => unreachable!("written by `write_coded`"),
         }
         let at = |index: usize| start * length + index;
         if let Some(index) = values.iter().position(|value| !value.is_finite()).filter(|_| !allow_nonfinite) {
@@ -300,6 +370,46 @@ fn write_item(item: &Item, target: Plain, allow_nonfinite: bool, writer: &mut Ch
     Ok(())
 }
 
+/// Writes the dense tensor `name` that codes stand for, a part at a time.
+fn write_coded(source: &CodedSource, name: &str, allow_nonfinite: bool, writer: &CheckpointWriter) -> Result<()> {
+    let CodedSource { checkpoint, quantization, coded, target } = source;
+    let view = &coded.parts[0];
+    let (mut values, mut bytes, mut offset) = (Vec::new(), Vec::new(), 0);
+    for slice in 0..coded.slices {
+        let weight = coded.decode(checkpoint, quantization, slice)?;
+        let (rows, length) = weight.shape();
+        let whole = [rows * coded.slices, length];
+        anyhow::ensure!(
+            whole.iter().product::<usize>() == coded.shape.iter().product::<usize>(),
+            "{}: tensor `{name}` decodes to shape {whole:?}, expected {:?}",
+            checkpoint.path().display(),
+            coded.shape
+        );
+        let step = (VALUES_AT_ONCE / length.max(1)).max(1);
+        for start in (0..rows).step_by(step) {
+            let end = (start + step).min(rows);
+            values.resize((end - start) * length, 0.0f32);
+            let lines = values.par_chunks_exact_mut(length.max(1)).enumerate();
+            lines.for_each(|(row, out)| weight.dequantize_row(start + row, out));
+            let at = |index: usize| (slice * rows + start) * length + index;
+            if let Some(index) = values.iter().position(|value| !value.is_finite()).filter(|_| !allow_nonfinite) {
+                return Err(refuse_nonfinite(view, at(index), values[index]));
+            }
+            target.encode(&values, &mut bytes).map_err(|index| {
+                let (value, torch) = (values[index], target.torch_name());
+                let at = at(index);
+                view.error(format!(
+                    "stands for {value:e}, which {torch} cannot hold, at element {at}; use --dtype bf16 or f32"
+                ))
+            })?;
+            writer.write_at(name, offset, &bytes)?;
+            offset += bytes.len() as u64;
+        }
+    }
+    coded.release();
+    Ok(())
+}
+
 /// Writes the files beside the tensors; returns what the model is called.
 fn write_beside(beside: &Beside, dtype: Option<Plain>, writer: &mut CheckpointWriter) -> Result<String> {
     let architecture = |config: &Value| config["architectures"][0].as_str().unwrap_or("a model").to_string();
@@ -311,7 +421,7 @@ fn write_beside(beside: &Beside, dtype: Option<Plain>, writer: &mut CheckpointWr
             }
             Ok(architecture(&model.config))
         }
-        Beside::Copied(checkpoint) => {
+        Beside::Copied(checkpoint, made_dense) => {
             checkpoint.expect_unchanged()?;
             for file in checkpoint.side_files() {
                 writer.copy_file(&file)?;
@@ -320,7 +430,10 @@ fn write_beside(beside: &Beside, dtype: Option<Plain>, writer: &mut CheckpointWr
                 return Ok("a model without config.json".to_string());
             };
             let mut config = config.clone();
-            if let (Some(target), Value::Object(fields)) = (dtype, &mut config) {
+            if let (Some(_), Value::Object(fields)) = (made_dense, &mut config) {
+                fields.shift_remove("quantization_config");
+            }
+            if let (Some(target), Value::Object(fields)) = (dtype.or(*made_dense), &mut config) {
                 let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
                 fields.insert(key.to_string(), target.torch_name().into());
             }

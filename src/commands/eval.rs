@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{
+    export,
     measure::{self, Against, DenseCache, Evaluation, Windows},
     model::{Decoder, decoder::expect_ids, text::Text},
     sequential::refuse_nonfinite,
@@ -105,6 +106,14 @@ pub fn blame(error: scruple_compress::Error, checkpoint: &Checkpoint) -> anyhow:
     fault.unwrap_or(error).into()
 }
 
+/// Tells what running the weights of a quantised model alone leaves out.
+pub fn note_quantisation(checkpoint: &Checkpoint) -> Result<()> {
+    if let Some(note) = export::detect(checkpoint)?.and_then(|quantization| quantization.note()) {
+        printer::warn(format!("{}: {note}", checkpoint.path().display()));
+    }
+    Ok(())
+}
+
 /// Runs the evaluation the options describe.
 pub fn evaluate(
     model: &Path,
@@ -116,6 +125,7 @@ pub fn evaluate(
 ) -> Result<EvalRecord> {
     let checkpoint = Checkpoint::open(model)?;
     let decoder = Decoder::open(&checkpoint)?;
+    note_quantisation(&checkpoint)?;
     let text = Text::open(&checkpoint)?;
     let (ids, string) = tokens_of(&text, file)?;
     let windows = Windows::new(&ids, window, max_tokens).with_context(|| file.display().to_string())?;

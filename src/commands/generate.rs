@@ -11,7 +11,7 @@ use scruple_compress::model::{
 use scruple_weights::Checkpoint;
 use serde_json::{Value, json};
 
-use super::eval::blame;
+use super::eval::{blame, note_quantisation};
 use crate::{
     printer,
     record::{self, Run},
@@ -84,6 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let located = source::locate(&arguments.model)?;
     let checkpoint = located.open()?;
     let model = Decoder::open(&checkpoint)?;
+    note_quantisation(&checkpoint)?;
     let text = Text::open(&checkpoint)?;
     let prompt = if arguments.chat {
         let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };

@@ -1,4 +1,5 @@
-//! compressed-tensors' `pack-quantized`, the format of llm-compressor and vLLM.
+//! compressed-tensors, the format of llm-compressor and vLLM: `pack-quantized` for integers, `float-quantized` for FP8;
+//! `int-quantized` is read too.
 //!
 //! | tensor | type | shape |
 //! |---|---|---|
@@ -8,21 +9,26 @@
 //! | `P.weight_zero_point` | i32 | (out·b/32, groups), a bit stream along the outputs; asymmetric only |
 //! | `P.weight_g_idx` | i32 | (in), the group of each input column; read, not written |
 //!
+//! `float-quantized` has `P.weight` f8_e4m3 (out, in) and `P.weight_scale` (1), (out, 1) or a scale a block;
+//! `int-quantized` has `P.weight` i8 (out, in), `P.weight_scale` and, asymmetric, `P.weight_zero_point` i8 of its shape.
+//!
 //! The library means signed codes, `−2^(b−1) ..`, and stores them plus 2^(b−1), which is our unsigned code; zero points
 //! likewise. Releases before 2026 put ten 3-bit codes in a word, later ones pack densely, so only 4 and 8 bit are
 //! written; groups of their own order (`actorder: "group"`) have been removed from the library.
 
-use scruple_weights::{Dtype, TensorSpec};
+use scruple_weights::{Dtype, TensorSpec, TensorView};
 use serde_json::{Map, Value, json};
 
 use super::{
-    GptqVersion, Layout, QuantisedModel, Result, Rules, Setting, Source, element, error, expect_shape, field, flag,
-    float_bytes, group_size, on_grid, whole_number, word_bytes, words,
+    GptqVersion, Layout, More, QuantisedModel, Result, Rules, Setting, Source, element, error, expect_scales,
+    expect_shape, field, flag, float_bytes,
+    fp8::{block_size, float8_weight},
+    group_size, on_grid, whole_number, word_bytes, words,
 };
 use crate::{
     grid::{Quantised, ScaleDtype},
     pack,
-    weight::CompressedWeight,
+    weight::{Code, CompressedWeight, Float8Scales, float8},
 };
 
 /// The release whose fields the configuration has.
@@ -40,6 +46,14 @@ impl Rules for CompressedTensors {
     }
 
     fn check(&self, layout: &Layout) -> Result<(), String> {
+        if let Code::Float8(code) = layout.code {
+            return match code.scales {
+                Float8Scales::Block(block) if block != float8::BLOCK => {
+                    Err(format!("float-quantized is written with blocks of {:?}, not {block:?}", float8::BLOCK))
+                }
+                _ => Ok(()),
+            };
+        }
         let (grid, _) = layout.grid()?;
         let bits = grid.bits;
         if !matches!(bits, 4 | 8) {
@@ -69,9 +83,16 @@ impl Rules for CompressedTensors {
     }
 
     fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec> {
+        let spec = |part, dtype, shape| TensorSpec { name: format!("{linear}.{part}"), dtype, shape };
+        if let Code::Float8(code) = layout.code {
+            let shape = (layout.out_features, layout.in_features);
+            return vec![
+                spec("weight", Dtype::F8E4M3, vec![shape.0, shape.1]),
+                spec("weight_scale", element(layout.dtype).dtype(), scale_shape(code.scales, shape)),
+            ];
+        }
         let Ok((grid, groups)) = layout.grid() else { return Vec::new() };
         let bits = grid.bits as usize;
-        let spec = |part, dtype, shape| TensorSpec { name: format!("{linear}.{part}"), dtype, shape };
         let mut specs = vec![
             spec("weight_packed", Dtype::I32, vec![layout.out_features, layout.in_features * bits / 32]),
             spec("weight_scale", element(layout.dtype).dtype(), vec![layout.out_features, groups]),
@@ -84,9 +105,12 @@ impl Rules for CompressedTensors {
     }
 
     fn encode(&self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        let name = |part| format!("{linear}.{part}");
+        if let CompressedWeight::Float8(q) = weight {
+            return Ok(vec![(name("weight"), q.codes.clone()), (name("weight_scale"), float_bytes(&q.scales, dtype))]);
+        }
         let q = on_grid(linear, weight)?;
         let (out, groups) = (q.out_features, q.groups());
-        let name = |part| format!("{linear}.{part}");
         let shape = [out as i64, q.in_features as i64];
         let mut tensors = vec![
             (name("weight_packed"), word_bytes(&pack::pack_rows(&q.codes, out, q.in_features, q.bits)?)),
@@ -105,7 +129,7 @@ impl Rules for CompressedTensors {
         let mut groups = Map::new();
         let mut kinds: Vec<(Layout, Vec<&str>)> = Vec::new();
         for (name, layout) in &others {
-            let same = |kind: &Layout| kind.setting() == layout.setting();
+            let same = |kind: &Layout| kind.kind() == layout.kind();
             match kinds.iter_mut().find(|(kind, _)| same(kind)) {
                 Some((_, names)) => names.push(name),
                 None => kinds.push((*layout, vec![name])),
@@ -122,6 +146,8 @@ impl Rules for CompressedTensors {
         for (number, (layout, targets)) in kinds.iter().enumerate() {
             groups.insert(format!("group_{number}"), scheme(layout, targets, model.activation_order));
         }
+        let mut formats: Vec<&str> = kinds.iter().map(|(layout, _)| format_of(layout)).collect();
+        formats.dedup();
         let quantised = |name: &str| model.linears.iter().any(|(linear, _)| linear == name);
         // By a pattern: releases differ in what stands before these names.
         let beside: Vec<String> = model.beside.iter().map(|part| format!("re:.*{part}.*")).collect();
@@ -131,7 +157,7 @@ impl Rules for CompressedTensors {
         }
         Ok(Some(json!({
             "config_groups": groups,
-            "format": "pack-quantized",
+            "format": if let [format] = formats[..] { format } else { "mixed-precision" },
             "global_compression_ratio": null,
             "ignore": ignore,
             "kv_cache_scheme": null,
@@ -144,34 +170,71 @@ impl Rules for CompressedTensors {
     }
 
     fn settings(&self, config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
-        let pack_quantized = |holder: &Value| match field(holder, "format").and_then(Value::as_str) {
-            Some(format) if format != "pack-quantized" => {
-                Err(format!("has format \"{format}\", which is not read here, only \"pack-quantized\" is"))
-            }
-            format => Ok(format.is_some()),
-        };
-        pack_quantized(config)?;
+        expect_format(config)?;
         let mut settings = Vec::new();
-        let groups = field(config, "config_groups").and_then(Value::as_object);
-        for (name, group) in groups.into_iter().flatten() {
-            let within = |what: String| format!("{what} (in config group `{name}`)");
-            pack_quantized(group).map_err(within)?;
-            for part in ["input_activations", "output_activations"] {
-                if field(group, part).is_some() {
-                    return Err(within(format!("quantises {part}, which is not read here, only weights are")));
-                }
+        for (name, weights) in weights_of(config)? {
+            if !is_float(weights) {
+                settings.push(setting(weights).map_err(|what| within(what, name))?);
             }
-            let weights = field(group, "weights").ok_or_else(|| within("has no `weights`".into()))?;
-            settings.push(setting(weights).map_err(within)?);
-        }
-        if settings.is_empty() {
-            return Err("has no `config_groups`, expected at least one".into());
         }
         settings.dedup();
         Ok((settings, None))
     }
 
+    fn more(&self, config: &Value) -> Result<More, String> {
+        let mut more = More::default();
+        for (name, weights) in weights_of(config)? {
+            if is_float(weights) {
+                more.float8.push(float8_scales(weights).map_err(|what| within(what, name))?);
+            }
+        }
+        more.float8.dedup();
+        let mut groups = field(config, "config_groups").and_then(Value::as_object).into_iter().flatten();
+        more.rounds_activations = groups.any(|(_, group)| field(group, "input_activations").is_some());
+        Ok(more)
+    }
+
+    fn marks(&self) -> &'static [&'static str] {
+        &["weight_packed", "weight_scale"]
+    }
+
+    fn parts(&self) -> &'static [&'static str] {
+        &[
+            "weight",
+            "weight_packed",
+            "weight_scale",
+            "weight_shape",
+            "weight_zero_point",
+            "weight_g_idx",
+            "input_scale",
+            "input_zero_point",
+            "output_scale",
+            "output_zero_point",
+        ]
+    }
+
+    fn shape(&self, source: &Source<'_>) -> Result<Vec<usize>> {
+        if let Some(weight) = source.get("weight") {
+            return Ok(weight.shape().to_vec());
+        }
+        // Where what is said does not fit the codes, decoding says what is wrong.
+        let told = source.get("weight_packed").zip(source.get("weight_shape")).and_then(|(codes, shape)| {
+            let sides = shape.to_f32().ok().filter(|sides| sides.len() == 2)?;
+            super::coded::fitting([sides[0] as usize, sides[1] as usize], &codes)
+        });
+        told.map_or_else(|| self.decode(source).map(|weight| <[usize; 2]>::from(weight.shape()).to_vec()), Ok)
+    }
+
     fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight> {
+        match source.get("weight").filter(|_| source.get("weight_packed").is_none()).map(|view| view.dtype()) {
+            Some(Dtype::F8E4M3) => return float8_weight(source, "weight_scale").map(CompressedWeight::Float8),
+            Some(Dtype::I8) => return int_quantized(source),
+            Some(other) => {
+                let weight = source.checkpoint.tensor(&format!("{}.weight", source.linear))?;
+                return Err(error(&weight, format!("has type {other} beside a scale, expected F8_E4M3 or I8")));
+            }
+            None => {}
+        }
         let (packed, out_features, row_words) = source.matrix("weight_packed", Dtype::I32)?;
         let shape = source.tensor("weight_shape", Dtype::I64)?;
         expect_shape(&shape, &[2])?;
@@ -239,12 +302,184 @@ impl Rules for CompressedTensors {
     }
 }
 
+/// Eight-bit or narrower integers in `P.weight`, a byte each.
+fn int_quantized(source: &Source<'_>) -> Result<CompressedWeight> {
+    let (weight, out_features, in_features) = source.matrix("weight", Dtype::I8)?;
+    let scale = source.checkpoint.tensor(&format!("{}.weight_scale", source.linear))?;
+    // One for all, one a row, or one a group of a row.
+    let groups = match *scale.shape() {
+        [] | [1] => 0,
+        [rows] if rows == out_features => 1,
+        [rows, groups] if rows == out_features && groups > 0 && in_features.is_multiple_of(groups) => groups,
+        _ => {
+            let what = format!(
+                "has shape {:?}, expected [1], [{out_features}, 1] or [{out_features}, groups] with groups a divisor of \
+                 {in_features}",
+                scale.shape()
+            );
+            return Err(error(&scale, what));
+        }
+    };
+    let bits = source.quantization.settings.first().map_or(8, |setting| setting.bits);
+    let group_size = in_features / groups.max(1);
+    let mut setting = source.setting(bits, group_size, in_features, &scale)?;
+    let zero_point = source.get("weight_zero_point");
+    if source.quantization.settings.len() > 1 {
+        setting.symmetric = zero_point.is_none();
+    }
+    let each = |values: Vec<f32>| if groups == 0 { vec![values[0]; out_features] } else { values };
+    let scale_dtype = match scale.dtype() {
+        Dtype::F16 => ScaleDtype::F16,
+        Dtype::Bf16 => ScaleDtype::Bf16,
+        Dtype::F32 => ScaleDtype::F32,
+        other => return Err(error(&scale, format!("has type {other}, expected F16, BF16 or F32"))),
+    };
+    let scales = scale.to_f32()?;
+    expect_scales(&scale, &scales, groups.max(1))?;
+    let middle = 1i16 << (bits - 1);
+    let unsigned = |tensor: &TensorView| -> Result<Vec<u8>> {
+        let codes = tensor.bytes().iter().map(|&byte| i16::from(byte as i8) + middle);
+        match codes.clone().position(|code| !(0..2 * middle).contains(&code)) {
+            Some(at) => Err(error(tensor, format!("holds {} at {at}, beyond {bits} bits", tensor.bytes()[at] as i8))),
+            None => Ok(codes.map(|code| code as u8).collect()),
+        }
+    };
+    let zeros = match (setting.symmetric, zero_point) {
+        (true, None) => vec![middle as u8; scales.len()],
+        (true, Some(zeros)) => {
+            return Err(error(&zeros, "is there, expected none since the configuration says symmetric"));
+        }
+        (false, _) => {
+            let zeros = source.tensor("weight_zero_point", Dtype::I8)?;
+            expect_shape(&zeros, scale.shape())?;
+            unsigned(&zeros)?
+        }
+    };
+    let zeros = if groups == 0 { vec![zeros[0]; out_features] } else { zeros };
+    Ok(CompressedWeight::Grid(Quantised {
+        out_features,
+        in_features,
+        bits,
+        group_size,
+        symmetric: setting.symmetric,
+        scale_dtype,
+        codes: unsigned(&weight)?,
+        scales: each(scales),
+        zeros,
+        g_idx: None,
+    }))
+}
+
+/// What the scales of `layout` are stored as: (1), (out, 1) or (rows of blocks, columns of blocks).
+fn scale_shape(layout: Float8Scales, shape: (usize, usize)) -> Vec<usize> {
+    match layout {
+        Float8Scales::Tensor => vec![1],
+        layout => layout.count(shape).to_vec(),
+    }
+}
+
+fn within(what: String, group: &str) -> String {
+    format!("{what} (in config group `{group}`)")
+}
+
+/// Refuses a `format` that is not read; whatever holds none is taken for one that is.
+fn expect_format(holder: &Value) -> Result<(), String> {
+    const READ: [&str; 5] =
+        ["pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "mixed-precision"];
+    match field(holder, "format").and_then(Value::as_str) {
+        Some(format) if !READ.contains(&format) => {
+            Err(format!("has format \"{format}\", which is not read here, only \"{}\" are", READ.join("\", \"")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The name and the `weights` of every config group, at least one.
+fn weights_of(config: &Value) -> Result<Vec<(&str, &Value)>, String> {
+    let groups = field(config, "config_groups").and_then(Value::as_object);
+    let mut all = Vec::new();
+    for (name, group) in groups.into_iter().flatten() {
+        expect_format(group).map_err(|what| within(what, name))?;
+        if field(group, "output_activations").is_some() {
+            let what = "quantises output_activations, which is not read here, only weights and their inputs are";
+            return Err(within(what.into(), name));
+        }
+        let weights = field(group, "weights").ok_or_else(|| within("has no `weights`".into(), name))?;
+        all.push((name.as_str(), weights));
+    }
+    if all.is_empty() {
+        return Err("has no `config_groups`, expected at least one".into());
+    }
+    Ok(all)
+}
+
+fn is_float(weights: &Value) -> bool {
+    field(weights, "type").and_then(Value::as_str) == Some("float")
+}
+
+/// How the scales of eight-bit floats are shared out, from the `weights` of a config group.
+fn float8_scales(weights: &Value) -> Result<Float8Scales, String> {
+    let bits = whole_number(weights, "num_bits")?.unwrap_or(8);
+    if bits != 8 {
+        return Err(format!(
+            "quantises weights to floats of {bits} bits, which are not read here, only those of 8 are"
+        ));
+    }
+    match field(weights, "strategy").and_then(Value::as_str) {
+        None | Some("tensor") => Ok(Float8Scales::Tensor),
+        Some("channel") => Ok(Float8Scales::Channel),
+        Some("block") => {
+            let block = field(weights, "block_structure").ok_or("has strategy \"block\" and no `block_structure`")?;
+            Ok(Float8Scales::Block(block_size(block)?))
+        }
+        Some("group") => {
+            let size = whole_number(weights, "group_size")?.ok_or("has strategy \"group\" and no `group_size`")?;
+            Ok(group_size(size)?.map_or(Float8Scales::Channel, |size| Float8Scales::Block([1, size])))
+        }
+        Some(other) => Err(format!(
+            "has strategy \"{other}\", which is not read here, only \"tensor\", \"channel\", \"group\" and \"block\" are"
+        )),
+    }
+}
+
+/// The compressor of `layout`.
+fn format_of(layout: &Layout) -> &'static str {
+    if matches!(layout.code, Code::Float8(_)) { "float-quantized" } else { "pack-quantized" }
+}
+
 /// One config group: what `targets` are quantised to.
 fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
     let (bits, group_size, symmetric) = layout.setting();
     let per_row = group_size < 0;
+    if let Code::Float8(code) = layout.code {
+        let (strategy, block) = match code.scales {
+            Float8Scales::Tensor => ("tensor", Value::Null),
+            Float8Scales::Channel => ("channel", Value::Null),
+            Float8Scales::Block(block) => ("block", json!(block)),
+        };
+        return json!({
+            "format": format_of(layout),
+            "input_activations": null,
+            "output_activations": null,
+            "targets": targets,
+            "weights": {
+                "actorder": null,
+                "block_structure": block,
+                "dynamic": false,
+                "group_size": null,
+                "num_bits": 8,
+                "observer": "minmax",
+                "observer_kwargs": {},
+                "scale_dtype": null,
+                "strategy": strategy,
+                "symmetric": true,
+                "type": "float",
+                "zp_dtype": null,
+            },
+        });
+    }
     json!({
-        "format": "pack-quantized",
+        "format": format_of(layout),
         "input_activations": null,
         "output_activations": null,
         "targets": targets,
@@ -278,10 +513,10 @@ fn setting(weights: &Value) -> Result<Setting, String> {
         Some("channel") => None,
         Some("group") => group_size(size.ok_or("has strategy \"group\" and no `group_size`")?)?,
         None if size.is_some() => group_size(size.unwrap_or(-1))?,
-        other => {
-            let other = other.unwrap_or("tensor");
+        None | Some("tensor") => None, // one scale, told by its shape
+        Some(other) => {
             return Err(format!(
-                "has strategy \"{other}\", which is not read here, only \"group\" and \"channel\" are"
+                "has strategy \"{other}\", which is not read here, only \"group\", \"channel\" and \"tensor\" are"
             ));
         }
     };

@@ -160,6 +160,15 @@ impl Rules for Gptq {
         Ok((settings, Some(version)))
     }
 
+    fn shape(&self, source: &Source<'_>) -> Result<Vec<usize>> {
+        // An entry an input in g_idx, a column an output in the codes; where they do not fit, decoding says what is wrong.
+        let told = source
+            .get("qweight")
+            .zip(source.get("g_idx"))
+            .and_then(|(codes, g_idx)| super::coded::fitting([*codes.shape().last()?, g_idx.elements()], &codes));
+        told.map_or_else(|| self.decode(source).map(|weight| <[usize; 2]>::from(weight.shape()).to_vec()), Ok)
+    }
+
     fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight> {
         // qzeros over scales gives the bits, qweight then the inputs, scales then the group size: the configuration
         // need only agree.

@@ -16,21 +16,31 @@ use crate::{
     Error, Result,
     grid::{Quantised, ScaleDtype},
     kernel::{dense::Element, rtn_pack::Packed},
-    model::linear::{DenseLinear, Linear, PackedLinear},
+    model::linear::{CodedLinear, DenseLinear, Linear, PackedLinear},
     pack::GptqVersion,
-    weight::{Code, CompressedWeight, GridCode},
+    weight::{Code, CompressedWeight, Float8Scales, GridCode},
 };
 
 mod awq;
+
+mod bitsandbytes;
+
+mod coded;
 
 mod compressed_tensors;
 
 mod dense;
 
+mod fp8;
+
 mod gptq;
+
+mod mxfp4;
 
 #[cfg(test)]
 mod tests;
+
+pub use coded::{Coded, coded, is_coded, is_leftover};
 
 /// A way to store quantised linears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,24 +49,49 @@ pub enum Format {
     /// `qweight`, `qzeros`, `scales`, `g_idx`: AutoGPTQ's and GPTQModel's, version 1 for symmetric weights (every
     /// reader) and 2 for asymmetric ones.
     Gptq,
-    /// `weight_packed`, `weight_scale`, `weight_shape`: compressed-tensors' `pack-quantized`, 4 and 8 bit.
+    /// `weight_packed`, `weight_scale`, `weight_shape`: compressed-tensors' `pack-quantized`, 4 and 8 bit; and its
+    /// `float-quantized`, `weight` in FP8 with `weight_scale`.
     CompressedTensors,
     /// `qweight`, `qzeros`, `scales`: AutoAWQ's "GEMM" version, 4 bit.
     Awq,
+    /// `weight`, `weight.absmax`, `weight.quant_state…`: bitsandbytes' NF4.
+    Bitsandbytes,
     /// `weight`: the dequantised numbers in the model's own type, for any reader; saves nothing.
     Dense,
+    /// `weight` in FP8 with `weight_scale_inv`, as DeepSeek and Qwen publish it. Read, not written.
+    Fp8,
+    /// `…_blocks` and `…_scales`: the microscaling floats of gpt-oss. Read, not written.
+    Mxfp4,
 }
 
 impl Format {
-    /// Every format, in the order they are listed to a user.
-    pub const ALL: [Self; 4] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Dense];
+    /// Every format that is written, in the order they are listed to a user.
+    pub const ALL: [Self; 5] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Bitsandbytes, Self::Dense];
+
+    /// Every format that is read by its `quant_method`. A dense export has no configuration.
+    const READ: [Self; 6] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Bitsandbytes, Self::Fp8, Self::Mxfp4];
 
     fn rules(self) -> &'static dyn Rules {
         match self {
             Self::Gptq => &gptq::Gptq,
             Self::CompressedTensors => &compressed_tensors::CompressedTensors,
             Self::Awq => &awq::Awq,
+            Self::Bitsandbytes => &bitsandbytes::Bitsandbytes,
             Self::Dense => &dense::Dense,
+            Self::Fp8 => &fp8::Fp8,
+            Self::Mxfp4 => &mxfp4::Mxfp4,
+        }
+    }
+
+    /// Whether the format stores weights in the way `code` at all; [`Self::check`] says whether it can hold one linear.
+    pub fn stores(self, code: Code) -> bool {
+        match (self, code) {
+            (Self::Fp8 | Self::Mxfp4, _) => false,
+            (Self::Dense, _) | (_, Code::Dense) => true,
+            (Self::Gptq, code) => matches!(code, Code::Grid(_)),
+            (Self::Awq, code) => code.grid().is_some_and(|grid| grid.bits == 4 && !grid.has_g_idx),
+            (Self::CompressedTensors, code) => matches!(code, Code::Grid(_) | Code::Float8(_)),
+            (Self::Bitsandbytes, code) => matches!(code, Code::Table4(_)),
         }
     }
 
@@ -120,8 +155,17 @@ impl Format {
     pub fn encode(self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
         self.check(linear, &Layout::of(weight, dtype))?;
         let expected = self.scale_dtype(dtype);
-        if let CompressedWeight::Grid(q) = weight {
-            check_numbers(q, expected).map_err(|what| Error::Numeric(format!("`{linear}`: {what}")))?;
+        let fault = match weight {
+            CompressedWeight::Grid(q) => check_numbers(q, expected).err(),
+            CompressedWeight::Float8(q) => q.fault().or_else(|| {
+                let found = q.scale_dtype;
+                (found != expected).then(|| format!("its scales are of type {found:?}, expected {expected:?}"))
+            }),
+            CompressedWeight::Table4(q) => q.fault(),
+            CompressedWeight::Dense(_) => None,
+        };
+        if let Some(what) = fault {
+            return Err(Error::Numeric(format!("`{linear}`: {what}")));
         }
         self.rules_for(weight.code()).encode(linear, weight, dtype)
     }
@@ -159,15 +203,17 @@ impl Format {
             return Ok(Box::new(DenseLinear::from_bytes(element(dtype), bytes, weight.shape(), bias)?));
         }
         self.check("weight", &layout)?;
-        runnable(weight, bias, self.storage_bits(&layout))
+        runnable(Cow::Borrowed(weight), bias, self.storage_bits(&layout))
     }
 }
 
-/// The linear of `weight` that takes `bits` on disk: packed codes where there is a kernel for them, else the numbers they
-/// stand for.
-fn runnable(weight: &CompressedWeight, bias: Option<Vec<f32>>, bits: u64) -> Result<Box<dyn Linear>> {
-    Ok(match weight {
+/// The linear of `weight` that takes `bits` on disk, its codes packed or as they are.
+fn runnable(weight: Cow<'_, CompressedWeight>, bias: Option<Vec<f32>>, bits: u64) -> Result<Box<dyn Linear>> {
+    Ok(match &*weight {
         CompressedWeight::Grid(q) => Box::new(PackedLinear::new(q, bias)?.with_storage_bits(bits)),
+        CompressedWeight::Float8(_) | CompressedWeight::Table4(_) => {
+            Box::new(CodedLinear::new(weight.into_owned(), bias, bits)?)
+        }
         CompressedWeight::Dense(_) => {
             Box::new(DenseLinear::from_f32(&weight.dequantize(), weight.shape(), bias)?.with_storage_bits(bits))
         }
@@ -223,6 +269,14 @@ impl Layout {
         Ok((grid, self.in_features / grid.group_size.max(1)))
     }
 
+    /// What two linears share if one description does for both: everything but their shapes and types.
+    fn kind(&self) -> (Code, i64) {
+        match self.code {
+            Code::Grid(grid) => (Code::Grid(GridCode { group_size: 0, ..grid }), self.config_group_size()),
+            code => (code, 0),
+        }
+    }
+
     /// The group size as configurations write it: −1 for one scale a row.
     fn config_group_size(&self) -> i64 {
         match self.code.grid() {
@@ -256,9 +310,9 @@ pub struct QuantisedModel<'a> {
 }
 
 impl QuantisedModel<'_> {
-    /// The setting of most linears, ties to the first, and those with another; a setting is (bits, group size, sym).
+    /// The layout of most linears, ties to the first, and those of another kind.
     fn majority(&self) -> Result<(Layout, Vec<(&str, Layout)>)> {
-        let key = Layout::setting;
+        let key = Layout::kind;
         let mut counts: Vec<(Layout, usize)> = Vec::new();
         for (_, layout) in self.linears {
             match counts.iter_mut().find(|(known, _)| key(known) == key(layout)) {
@@ -293,7 +347,49 @@ trait Rules: Sync {
     }
     /// The settings in `config`, a `quantization_config` of this format's `quant_method`.
     fn settings(&self, config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String>;
+    /// What `config` says beyond that.
+    fn more(&self, _config: &Value) -> Result<More, String> {
+        Ok(More::default())
+    }
     fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight>;
+    /// The last words of the names of tensors that say that a linear is stored as codes.
+    fn marks(&self) -> &'static [&'static str] {
+        &["qweight"]
+    }
+    /// The last words of the names of all tensors such a linear may have, but its bias.
+    fn parts(&self) -> &'static [&'static str] {
+        &["qweight", "qzeros", "scales", "g_idx"]
+    }
+    /// What stands between a linear's name and these words.
+    fn joint(&self) -> char {
+        '.'
+    }
+    /// The name of the dense tensor that `linear` stands for.
+    fn dense_name(&self, linear: &str) -> String {
+        format!("{linear}.weight")
+    }
+    /// The shape of that tensor, without decoding where the stored tensors tell.
+    fn shape(&self, source: &Source<'_>) -> Result<Vec<usize>> {
+        let (out_features, in_features) = self.decode(source)?.shape();
+        Ok(vec![out_features, in_features])
+    }
+    /// In how many parts, one after the other, that tensor is decoded; one for a linear.
+    fn slices(&self, _shape: &[usize]) -> usize {
+        1
+    }
+    /// Part `slice`, of as many rows.
+    fn decode_slice(&self, source: &Source<'_>, _slice: usize) -> Result<CompressedWeight> {
+        self.decode(source)
+    }
+}
+
+/// What only some configurations say.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct More {
+    /// How the scales of eight-bit floats are shared out.
+    float8: Vec<Float8Scales>,
+    /// Its own loaders round activations too.
+    rounds_activations: bool,
 }
 
 /// How a checkpoint on disk is quantised, from its configuration.
@@ -301,10 +397,20 @@ trait Rules: Sync {
 pub struct Quantization {
     /// How its linears are stored.
     pub format: Format,
-    /// The different settings of its linears, at least one.
+    /// The different settings of its linears on grids.
     pub settings: Vec<Setting>,
     /// How a GPTQ file stores zero points.
     gptq_version: Option<GptqVersion>,
+    more: More,
+}
+
+impl Quantization {
+    /// What running the weights alone leaves out, as a sentence; `None` if nothing.
+    pub fn note(&self) -> Option<&'static str> {
+        let note = "the model asks for quantised activations as well; here they stay as they are, so the figures are those of \
+                    its weights alone";
+        self.more.rounds_activations.then_some(note)
+    }
 }
 
 /// The numbers a linear was quantised with.
@@ -348,14 +454,13 @@ fn config_error(file: PathBuf, what: &str) -> Error {
 
 fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantization, String> {
     let method = config.get("quant_method").and_then(Value::as_str).or(default_method);
-    // A dense export has no configuration.
-    let read = || Format::ALL.into_iter().filter(|format| *format != Format::Dense);
-    let names = || read().map(|format| format!("\"{format}\"")).collect::<Vec<_>>().join(", ");
+    let names = || Format::READ.map(|format| format!("\"{}\"", format.name())).join(", ");
     let method = method.ok_or_else(|| format!("has no `quant_method`, expected one of {}", names()))?;
-    let format = read().find(|format| format.name() == method);
-    let format = format
-        .ok_or_else(|| format!("has quant_method \"{method}\", which is not read here, only {} are", names()))?;
+    let format = Format::READ.into_iter().find(|format| format.name() == method);
+    let format =
+        format.ok_or_else(|| format!("has quant_method \"{method}\", which is not read here, only {} are", names()))?;
     let (settings, gptq_version) = format.rules().settings(config)?;
+    let more = format.rules().more(config)?;
     for &Setting { bits, group_size, .. } in &settings {
         if !crate::pack::WIDTHS.contains(&bits) {
             return Err(format!("asks for {bits} bits, expected 2, 3, 4 or 8"));
@@ -364,7 +469,7 @@ fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantizat
             return Err("asks for groups of 0, expected a positive number, or -1 for one scale a row".into());
         }
     }
-    Ok(Quantization { format, settings, gptq_version })
+    Ok(Quantization { format, settings, gptq_version, more })
 }
 
 /// The quantised linear `linear` of `checkpoint`.
@@ -377,8 +482,8 @@ pub fn decode(checkpoint: &Checkpoint, linear: &str, quantization: &Quantization
     quantization.format.rules().decode(&Source { checkpoint, linear, quantization })
 }
 
-/// The linear `linear` of `checkpoint` with its bias, ready to run: dense if there is a `weight`, else in the form
-/// `quantization` says.
+/// The linear `linear` of `checkpoint` with its bias, ready to run: dense if there is a `weight` of plain numbers, else in
+/// the form `quantization` says.
 ///
 /// # Errors
 /// As [`decode`]; and if there is neither.
@@ -389,16 +494,14 @@ pub fn load_linear(
 ) -> Result<Box<dyn Linear>> {
     let bias = checkpoint.get(&format!("{linear}.bias")).map(|bias| bias.to_f32()).transpose()?;
     let weight = format!("{linear}.weight");
-    let Some(quantization) = quantization.filter(|_| !checkpoint.contains(&weight)) else {
+    let Some(quantization) = quantization.filter(|quantization| is_coded(checkpoint, linear, quantization)) else {
         return Ok(Box::new(DenseLinear::from_view(checkpoint.tensor(&weight)?, bias)?));
     };
     let weight = decode(checkpoint, linear, quantization)?;
-    let names = quantization.format.specs(linear, &Layout::of(&weight, ScaleDtype::F32)).into_iter();
-    let names = names.map(|spec| spec.name);
-    let views: Vec<TensorView> = names.filter_map(|name| checkpoint.get(&name)).collect();
+    let views: Vec<TensorView> = coded::parts(checkpoint, linear, quantization).collect();
     let bits = views.iter().map(|view| 8 * view.bytes().len() as u64).sum();
     views.iter().for_each(TensorView::release); // the codes are in memory now
-    runnable(&weight, bias, bits)
+    runnable(Cow::Owned(weight), bias, bits)
 }
 
 /// (tensor name, bytes) of a symmetric linear that stands packed as compressed-tensors stores it: what
@@ -480,11 +583,7 @@ impl Source<'_> {
         };
         expect_shape(&tensor, &shape)?;
         let scales = tensor.to_f32()?;
-        if let Some(at) = scales.iter().position(|&scale| !is_scale(scale)) {
-            let (row, column) = (at / shape[1], at % shape[1]);
-            let what = format!("holds {} at [{row}, {column}], expected a scale above zero", scales[at]);
-            return Err(error(&tensor, what));
-        }
+        expect_scales(&tensor, &scales, shape[1])?;
         Ok((scales, dtype))
     }
 
@@ -519,6 +618,13 @@ impl Source<'_> {
 fn on_grid<'a>(linear: &str, weight: &'a CompressedWeight) -> Result<&'a Quantised> {
     let refuse = || Error::Model(format!("`{linear}` is {}, expected codes on a grid", weight.code().describe()));
     weight.quantised().ok_or_else(refuse)
+}
+
+/// Refuses `scales` read from `tensor` in rows of `columns` that are not positive finite numbers.
+fn expect_scales(tensor: &TensorView, scales: &[f32], columns: usize) -> Result<()> {
+    let Some(at) = scales.iter().position(|&scale| !is_scale(scale)) else { return Ok(()) };
+    let (row, column) = (at / columns, at % columns);
+    Err(error(tensor, format!("holds {} at [{row}, {column}], expected a scale above zero", scales[at])))
 }
 
 /// A fault of one tensor.

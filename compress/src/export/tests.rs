@@ -9,6 +9,8 @@ use serde_json::json;
 use super::*;
 use crate::{kernel::test_values::uniform, model::linear::Linear};
 
+mod floats;
+
 const LINEAR: &str = "model.layers.0.mlp.up_proj";
 
 fn quantised(
@@ -112,7 +114,8 @@ fn names_are_unique_and_read_back() {
         assert_eq!(serde_json::to_value(format).unwrap(), format.name());
     }
     let error = "exl2".parse::<Format>().unwrap_err().to_string();
-    assert_eq!(error, "unknown format `exl2`, expected one of `gptq`, `compressed-tensors`, `awq`, `dense`");
+    let expected = "unknown format `exl2`, expected one of `gptq`, `compressed-tensors`, `awq`, `bitsandbytes`, `dense`";
+    assert_eq!(error, expected);
 }
 
 proptest! {
@@ -452,11 +455,12 @@ fn a_configuration_that_is_not_read_is_named() {
         (read(Format::Gptq, &|c| c["sym"] = 1.into()), "`sym` 1"),
         (read(Format::Gptq, &|c| c["checkpoint_format"] = "marlin".into()), "\"marlin\""),
         (read(Format::Gptq, &|c| c["pack_dtype"] = "int16".into()), "int16"),
-        (read(ct, &|c| c["format"] = "float-quantized".into()), "float-quantized"),
+        (read(ct, &|c| c["format"] = "marlin-24".into()), "marlin-24"),
         (read(ct, &|c| c["config_groups"] = json!({})), "no `config_groups`"),
-        (read(ct, &|c| group(c, "input_activations", json!({ "num_bits": 8 }))), "input_activations"),
+        (read(ct, &|c| group(c, "output_activations", json!({ "num_bits": 8 }))), "output_activations"),
         (read(ct, &|c| group(c, "weights", json!(null))), "no `weights`"),
-        (read(ct, &|c| weights(c, "type", "float".into())), "\"float\""),
+        (read(ct, &|c| weights(c, "type", "float".into())), "floats of 4 bits"),
+        (read(ct, &|c| weights(c, "type", "complex".into())), "\"complex\""),
         (read(ct, &|c| weights(c, "strategy", "block".into())), "\"block\""),
         (read(ct, &|c| weights(c, "group_size", json!(null))), "no `group_size`"),
         (read(ct, &|c| weights(c, "num_bits", 1.into())), "1 bits"),

@@ -161,7 +161,8 @@ impl Plan {
         let has_config = checkpoint.dir().join("config.json").is_file();
         if has_config && crate::export::detect(checkpoint)?.is_some() {
             return Err(Error::Recipe(format!(
-                "{folder}: the model is quantised already; compress its dense original"
+                "{folder}: the model is quantised already; compress its dense original, or what `scruple convert MODEL -o \
+                 DENSE` makes of it"
             )));
         }
         let network = Network::of(checkpoint)?;
@@ -188,7 +189,7 @@ impl Plan {
         };
         let format = match recipe.export.format {
             Some(format) => format,
-            None => default_format(&recipe.methods()?),
+            None => default_format(&recipe.methods()?, first.in_features),
         };
         recipe.export.format = Some(format);
         // Scales are rounded to what the format stores before codes are chosen; a recipe does not choose them.
@@ -384,16 +385,17 @@ fn tensors(checkpoint: &Checkpoint, linears: &[PlannedLinear], format: Format) -
     tensors
 }
 
-/// The first format that can hold what `methods` make.
-fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
+/// The first format that can hold what `methods` make of rows of `in_features`.
+fn default_format(methods: &[Box<dyn LayerMethod>], in_features: usize) -> Format {
     // Zero points of their own, which are AWQ's rule: more loaders take them in its own files.
     let zero_points =
         |method: &Box<dyn LayerMethod>| method.grid().is_some_and(|grid| grid.bits == 4 && !grid.symmetric);
     if methods.iter().any(|method| method.name() == Awq::NAME) && methods.iter().all(zero_points) {
         return Format::Awq;
     }
-    match methods.iter().any(|method| method.grid().is_some()) {
-        true => Format::Gptq,
-        false => Format::Dense,
-    }
+    // A method that refuses the row is heard where the linears are gone through.
+    let codes: Vec<Code> = methods.iter().filter_map(|method| method.code(in_features).ok()).collect();
+    let plain = codes.iter().all(|&code| code == Code::Dense);
+    let fits = |format: &Format| codes.iter().all(|&code| format.stores(code));
+    if plain { Format::Dense } else { Format::ALL.into_iter().find(fits).unwrap_or(Format::Dense) }
 }

@@ -15,10 +15,13 @@ use crate::{
     },
 };
 
+mod coded;
+
 mod dense;
 
 mod packed;
 
+pub use coded::CodedLinear;
 pub use dense::DenseLinear;
 pub use packed::PackedLinear;
 
@@ -128,7 +131,8 @@ pub fn load_shaped(
 ) -> Result<Box<dyn Linear>> {
     expect_bias(checkpoint, name, shape)?;
     let (out_features, in_features, _) = shape;
-    if let Some(view) = checkpoint.get(&format!("{name}.weight")) {
+    let coded = quantization.is_some_and(|quantization| export::is_coded(checkpoint, name, quantization));
+    if let Some(view) = checkpoint.get(&format!("{name}.weight")).filter(|_| !coded) {
         expect_shape(&view, &[out_features, in_features])?;
     }
     let linear = export::load_linear(checkpoint, name, quantization)?;
