@@ -69,7 +69,8 @@ impl Format {
     pub const ALL: [Self; 5] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Bitsandbytes, Self::Dense];
 
     /// Every format that is read by its `quant_method`. A dense export has no configuration.
-    const READ: [Self; 6] = [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Bitsandbytes, Self::Fp8, Self::Mxfp4];
+    const READ: [Self; 6] =
+        [Self::Gptq, Self::CompressedTensors, Self::Awq, Self::Bitsandbytes, Self::Fp8, Self::Mxfp4];
 
     fn rules(self) -> &'static dyn Rules {
         match self {

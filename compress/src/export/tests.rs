@@ -114,7 +114,8 @@ fn names_are_unique_and_read_back() {
         assert_eq!(serde_json::to_value(format).unwrap(), format.name());
     }
     let error = "exl2".parse::<Format>().unwrap_err().to_string();
-    let expected = "unknown format `exl2`, expected one of `gptq`, `compressed-tensors`, `awq`, `bitsandbytes`, `dense`";
+    let expected =
+        "unknown format `exl2`, expected one of `gptq`, `compressed-tensors`, `awq`, `bitsandbytes`, `dense`";
     assert_eq!(error, expected);
 }
 
