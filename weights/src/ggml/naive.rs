@@ -373,8 +373,8 @@ fn q3_k(x: &[f32]) -> Vec<u8> {
         if leading != 0.0 {
             sc = (i32::from(nearest(to_code * scales[g]) as i8).clamp(-32, 31) + 32) as u8;
         }
-        packed[g % 8] |= sc % 16 << (g / 8 * 4);
-        packed[8 + g % 4] |= sc / 16 << (g / 4 * 2);
+        packed[g % 8] |= (sc % 16) << (g / 8 * 4);
+        packed[8 + g % 4] |= (sc / 16) << (g / 4 * 2);
         let scale = rounded(d) * (f32::from(sc) - 32.0);
         if scale != 0.0 {
             (0..16).for_each(|i| codes[16 * g + i] = (nearest(x[i] / scale).clamp(-4, 3) + 4) as u8);
@@ -382,7 +382,7 @@ fn q3_k(x: &[f32]) -> Vec<u8> {
     }
     let mut masks = vec![0u8; 32];
     for (i, code) in codes.iter_mut().enumerate() {
-        masks[i % 32] |= *code / 4 << (i / 32);
+        masks[i % 32] |= (*code / 4) << (i / 32);
         *code %= 4;
     }
     [masks, crumbs(&codes), packed, half(d).to_vec()].concat()
