@@ -201,7 +201,7 @@ struct CodedSource {
     checkpoint: Arc<Checkpoint>,
     quantization: Arc<Quantization>,
     coded: Coded,
-    target: Target,
+    target: Plain,
 }
 
 impl Source {
@@ -219,7 +219,7 @@ enum Beside {
     /// Made from the GGUF file's metadata.
     Made(Box<HfModel>),
     /// Copied from the folder; with the type of what was quantised before, if anything was.
-    Copied(Arc<Checkpoint>, Option<Target>),
+    Copied(Arc<Checkpoint>, Option<Plain>),
 }
 
 fn is_gguf(path: &Path) -> bool {
@@ -257,8 +257,8 @@ fn read(input: &Path, dtype: Option<Plain>) -> Result<(Vec<Item>, Beside)> {
     let checkpoint = Arc::new(Checkpoint::open(input)?);
     let quantization = quantization(&checkpoint)?;
     let made_dense = quantization.is_some().then(|| {
-        let asked = checkpoint.config().ok().and_then(Target::of_config);
-        dtype.or(asked).unwrap_or(Target::Bf16)
+        let asked = checkpoint.config().ok().and_then(Plain::of_config);
+        dtype.or(asked).unwrap_or(Plain::Bf16)
     });
     let mut coded: HashMap<String, Item> = HashMap::new(); // by the first of the tensors it is stored as
     let mut hidden: HashSet<String> = HashSet::new();

@@ -3,14 +3,20 @@
 //! A batch of rows at a time is decoded, put in GGUF's order and encoded on all threads, then written; memory stays at a
 //! batch. Packed linears are dequantised one at a time, except where their codes are GGUF's already: then the codes move.
 
-use std::{collections::BTreeMap, fmt::Write, ops::Range, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write,
+    ops::Range,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use half::f16;
 use rayon::prelude::*;
 use scruple_compress::{
-    export::{self, Quantization},
+    export::{self, Coded, Quantization},
     grid::Quantised,
+    weight::CompressedWeight,
 };
 use scruple_weights::{
     Checkpoint, Dtype, TensorSpec, TensorView, ggml,
@@ -32,20 +38,21 @@ enum Origin {
     /// A tensor of the folder.
     Dense(TensorView),
     /// A linear in packed form.
-    Packed(Box<Quantised>),
+    Packed(Box<CompressedWeight>),
     /// The configuration.
     Made,
 }
-
-/// What the parts of packed linears are called.
-const PACKED: [&str; 2] = [".qweight", ".weight_packed"];
 
 /// Writes `output`; gives what the record says of it.
 pub(super) fn write(input: &Path, output: &Path, scheme: Option<Scheme>, allow_nonfinite: bool) -> Result<Value> {
     let checkpoint = Checkpoint::open(input)?;
     let config = checkpoint.config()?;
     let quantization = export::detect(&checkpoint)?;
-    let tensors = weights(&checkpoint, quantization.as_ref())?;
+    let packed = match &quantization {
+        Some(quantization) => export::coded(&checkpoint, quantization)?,
+        None => Vec::new(),
+    };
+    let tensors = weights(&checkpoint, quantization.as_ref(), &packed);
     let scheme = scheme.unwrap_or_else(|| stored(&checkpoint));
     let folder = Folder { path: checkpoint.dir(), config };
     let plan = hf_to_gguf::plan(folder, &tensors, scheme)?;
@@ -60,9 +67,9 @@ pub(super) fn write(input: &Path, output: &Path, scheme: Option<Scheme>, allow_n
     let mut progress = Progress::new("convert", specs.len() as u64);
     let mut exact = 0u64;
     for (done, tensor) in plan.tensors.iter().enumerate() {
-        let origin = origin(&checkpoint, quantization.as_ref(), tensor)?;
+        let origin = origin(&checkpoint, quantization.as_ref(), &packed, tensor)?;
         if let Origin::Packed(packed) = &origin
-            && let Some(bytes) = codes(packed, tensor)
+            && let Some(bytes) = packed.quantised().and_then(|q| codes(q, tensor))
         {
             writer.append(&bytes)?;
             exact += 1;
@@ -101,60 +108,44 @@ fn stored(checkpoint: &Checkpoint) -> Scheme {
     })
 }
 
-/// Names and shapes of the folder's weights, each packed linear as the weight it stands for.
-fn weights(checkpoint: &Checkpoint, quantization: Option<&Quantization>) -> Result<Vec<(String, Vec<usize>)>> {
-    let mut weights = Vec::new();
-    let linear = |name: &str| Some(PACKED.iter().find_map(|part| name.strip_suffix(part))?.to_owned());
-    let packed: std::collections::HashSet<String> = match quantization {
-        Some(_) => checkpoint.tensors().filter_map(|view| linear(view.name())).collect(),
-        None => Default::default(),
-    };
-    for view in checkpoint.tensors() {
-        let name = view.name();
-        if let (Some(linear), Some(quantization)) = (linear(name), quantization) {
-            weights.push((format!("{linear}.weight"), packed_shape(checkpoint, &linear, quantization)?));
-            continue;
-        }
-        // Scales, zero points and the like of a linear counted already; its bias is a weight.
-        let part_of = name.rsplit_once('.').is_some_and(|(path, part)| part != "bias" && packed.contains(path));
-        if !part_of {
-            weights.push((name.to_owned(), view.shape().to_vec()));
-        }
-    }
-    Ok(weights)
+/// Names and shapes of the folder's weights, each packed one as the weight it stands for.
+fn weights(
+    checkpoint: &Checkpoint,
+    quantization: Option<&Quantization>,
+    packed: &[Coded],
+) -> Vec<(String, Vec<usize>)> {
+    let parts: HashSet<&str> = packed.iter().flat_map(|coded| coded.parts.iter().map(TensorView::name)).collect();
+    let leftover = |name: &str| quantization.is_some_and(|quantization| export::is_leftover(name, quantization));
+    let plain = checkpoint.tensors().filter(|view| !parts.contains(view.name()) && !leftover(view.name()));
+    let plain = plain.map(|view| (view.name().to_owned(), view.shape().to_vec()));
+    packed.iter().map(|coded| (coded.name.clone(), coded.shape.clone())).chain(plain).collect()
 }
 
-/// (out_features, in_features) of a packed linear: from its small parts, else by unpacking it.
-fn packed_shape(checkpoint: &Checkpoint, linear: &str, quantization: &Quantization) -> Result<Vec<usize>> {
-    let part = |name: &str| checkpoint.get(&format!("{linear}.{name}"));
-    if let (Some(words), Some(groups)) = (part("qweight"), part("g_idx"))
-        && let (&[_, out], &[inputs]) = (words.shape(), groups.shape())
-    {
-        return Ok(vec![out, inputs]);
-    }
-    if let Some(shape) = part("weight_shape").filter(|view| view.elements() == 2) {
-        let sizes = shape.to_f32()?;
-        // Whole numbers below 2^24 are exact; anything else disagrees with the configuration, which is reported.
-        return Ok(sizes.into_iter().map(|size| size as usize).collect());
-    }
-    let q = export::decode(checkpoint, linear, quantization)?;
-    Ok(vec![q.out_features, q.in_features])
-}
-
-fn origin(checkpoint: &Checkpoint, quantization: Option<&Quantization>, tensor: &PlannedTensor) -> Result<Origin> {
+fn origin(
+    checkpoint: &Checkpoint,
+    quantization: Option<&Quantization>,
+    packed: &[Coded],
+    tensor: &PlannedTensor,
+) -> Result<Origin> {
     if tensor.hf.is_empty() {
         return Ok(Origin::Made);
     }
-    if let Some(view) = checkpoint.get(&tensor.hf) {
-        view.will_need();
-        return Ok(Origin::Dense(view));
+    let coded = packed.iter().find(|coded| coded.name == tensor.hf);
+    if let (Some(coded), Some(quantization)) = (coded, quantization) {
+        anyhow::ensure!(
+            coded.slices == 1,
+            "{}: tensor `{}` holds several matrices in codes, which is not written as GGUF; `scruple convert` makes a \
+             dense folder of it first",
+            checkpoint.path().display(),
+            coded.name
+        );
+        let weight = coded.decode(checkpoint, quantization, 0)?;
+        coded.release();
+        return Ok(Origin::Packed(Box::new(weight)));
     }
-    match (tensor.hf.strip_suffix(".weight"), quantization) {
-        (Some(linear), Some(quantization)) => {
-            Ok(Origin::Packed(Box::new(export::decode(checkpoint, linear, quantization)?)))
-        }
-        _ => Ok(Origin::Dense(checkpoint.tensor(&tensor.hf)?)), // says what is missing
-    }
+    let view = checkpoint.tensor(&tensor.hf)?;
+    view.will_need();
+    Ok(Origin::Dense(view))
 }
 
 /// The bytes of a packed linear whose numbers d · (q − z) are ones of `tensor`'s type: the scales are numbers of f16, the
@@ -261,7 +252,7 @@ fn encode_rows(
             match origin {
                 Origin::Dense(view) => view.read_rows(rows, out)?,
                 Origin::Packed(q) => {
-                    rows.zip(out.chunks_exact_mut(q.in_features)).for_each(|(row, out)| q.dequantize_row(row, out));
+                    rows.zip(out.chunks_exact_mut(q.shape().1)).for_each(|(row, out)| q.dequantize_row(row, out));
                 }
                 Origin::Made => {}
             }
