@@ -167,8 +167,8 @@ fn codes_of_a_packed_linear_move_as_they_are() {
             let q = scruple_compress::export::decode(&checkpoint, &linear, &quantization).unwrap();
             assert_eq!(gguf.tensor(&format!("{ours}.weight")).unwrap().dtype(), stored);
             let found = decoded(&gguf, &format!("{ours}.weight"));
-            let mut row = vec![0.0; q.in_features];
-            for (at, found) in found.chunks(q.in_features).enumerate() {
+            let mut row = vec![0.0; q.shape().1];
+            for (at, found) in found.chunks(q.shape().1).enumerate() {
                 let within = at % 16;
                 let turned = at - within + within % 2 * 8 + within / 2;
                 q.dequantize_row(if theirs.contains("q_proj") { turned } else { at }, &mut row);
