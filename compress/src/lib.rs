@@ -49,4 +49,6 @@ pub mod budget;
 
 pub mod measure;
 
+pub mod neighbours;
+
 pub use error::{Error, Result};

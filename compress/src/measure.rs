@@ -87,6 +87,16 @@ pub struct Figure {
     pub stderr: Option<f64>,
 }
 
+impl Figure {
+    /// The mean of independent `values` and its standard error.
+    pub fn mean(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Self { value: mean, stderr: (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()) }
+    }
+}
+
 /// What one model makes of a text.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {

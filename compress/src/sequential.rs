@@ -559,7 +559,10 @@ fn with_statistics(
     let mut records = Vec::new();
     let mut started = cpu_seconds();
     let mut block = walk.load()?;
-    let (scales, scalings) = scaling::search(checkpoint, plan, walk.set(), index, &mut block, walk.input(), writer)?;
+    let (scales, scalings) = match block.as_decoder() {
+        Some(block) => scaling::search(checkpoint, plan, walk.set(), index, block, walk.input(), writer)?,
+        None => Default::default(), // the plan has none
+    };
     outcome.scalings.extend(scalings);
     outcome.phases.scale += cpu_seconds() - started;
     started = cpu_seconds();

@@ -17,10 +17,7 @@ use crate::{
     calibration::{ActivationStore, CalibrationSet},
     gather::{Inputs, gather},
     methods::{GroupStats, Needs},
-    model::{
-        DecoderConfig,
-        decoder::{Block, BlockCache, Ends, Stage},
-    },
+    model::{decoder::Stage, staged::StagedBlock},
     plan::Network,
 };
 
@@ -57,8 +54,8 @@ impl Stream {
         &self.residual[index % 2]
     }
 
-    fn at(&self, index: usize, block: &Block) -> Result<Passage<'_>> {
-        let store = |path: &PathBuf, stage| ActivationStore::open(path.clone(), block.spec().token_width(stage));
+    fn at(&self, index: usize, block: &dyn StagedBlock) -> Result<Passage<'_>> {
+        let store = |path: &PathBuf, stage| ActivationStore::open(path.clone(), block.token_width(stage));
         Ok(Passage {
             input: self.input(index),
             output: &self.residual[(index + 1) % 2],
@@ -70,14 +67,14 @@ impl Stream {
 
 impl Passage<'_> {
     /// What the linears of `block` at `stage` read of the sequence in `rows`; what the stages behind need is kept.
-    fn inputs(&self, block: &Block, stage: Stage, rows: std::ops::Range<usize>) -> Result<Inputs> {
-        let groups = block.spec().groups(stage);
+    fn inputs(&self, block: &dyn StagedBlock, stage: Stage, rows: std::ops::Range<usize>) -> Result<Inputs> {
+        let groups = block.groups(stage);
         let first = rows.start;
         match stage {
             Stage::Attention => Ok(Inputs::shared(block.attention_input(&self.input.read(rows)?)?)),
             Stage::AttentionOutput => {
                 let h = block.attention_input(&self.input.read(rows)?)?;
-                let heads = block.attention(&h, &mut BlockCache::default())?;
+                let heads = block.attention(&h)?;
                 self.heads.write(first, &heads)?;
                 Ok(Inputs::shared(heads))
             }
@@ -85,7 +82,7 @@ impl Passage<'_> {
                 let before = self.input.read(rows.clone())?;
                 let after = block.attention_output(&before, &self.heads.read(rows)?)?;
                 self.output.write(first, &after)?;
-                let h = block.mlp_input(block.mlp_reads(&before, &after))?;
+                let h = block.mlp_input(if block.is_parallel() { &before } else { &after })?;
                 let routing = block.routing(&h)?;
                 Inputs::routed(h, routing.as_ref(), groups, false)
             }
@@ -99,15 +96,16 @@ impl Passage<'_> {
         }
     }
 
-    fn mlp_input(&self, block: &Block, rows: std::ops::Range<usize>) -> Result<Tensor> {
-        block.mlp_input(&block.mlp_reads(self.input, self.output).read(rows)?)
+    fn mlp_input(&self, block: &dyn StagedBlock, rows: std::ops::Range<usize>) -> Result<Tensor> {
+        let stream = if block.is_parallel() { self.input } else { self.output };
+        block.mlp_input(&stream.read(rows)?)
     }
 
     /// Adds what the MLP makes of the sequence in `rows` to the stream.
-    fn finish(&self, block: &Block, rows: std::ops::Range<usize>) -> Result<()> {
-        let routing = match block.spec().mlp.experts {
-            Some(_) => block.routing(&self.mlp_input(block, rows.clone())?)?,
-            None => None,
+    fn finish(&self, block: &dyn StagedBlock, rows: std::ops::Range<usize>) -> Result<()> {
+        let routing = match block.groups(Stage::MlpOutput) {
+            1 => None,
+            _ => block.routing(&self.mlp_input(block, rows.clone())?)?,
         };
         let between = self.hidden.read(rows.clone())?;
         let x = block.mlp_output(&self.output.read(rows.clone())?, &between, routing.as_ref())?;
@@ -119,7 +117,7 @@ impl Passage<'_> {
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     checkpoint: &'a Checkpoint,
-    config: &'a DecoderConfig,
+    network: &'a Network,
     set: &'a CalibrationSet,
     stream: Stream,
     /// The pass through the dense blocks.
@@ -129,7 +127,7 @@ pub(crate) struct Walk<'a> {
 
 /// What is done at a stage of a block: called with the block, whose linears may be replaced, the stage, and the
 /// statistics of each group of its linears.
-pub(crate) type Visit<'a> = dyn FnMut(&mut Block, Stage, Vec<GroupStats>) -> Result<()> + 'a;
+pub(crate) type Visit<'a> = dyn FnMut(&mut dyn StagedBlock, Stage, Vec<GroupStats>) -> Result<()> + 'a;
 
 impl<'a> Walk<'a> {
     /// A walk of `set` that keeps its activations in the folder `scratch`; `with_dense` sends the tokens through the dense
@@ -141,24 +139,21 @@ impl<'a> Walk<'a> {
         scratch: &Path,
         with_dense: bool,
     ) -> Result<Self> {
-        let Some(config) = network.decoder() else {
-            return Err(Error::Recipe("only a model that runs can be calibrated".into()));
-        };
-        let stream = |prefix| Stream::open(scratch, prefix, config.hidden_size);
+        let stream = |prefix| Stream::open(scratch, prefix, network.hidden_size());
         let dense = with_dense.then(|| stream("dense-")).transpose()?;
-        Ok(Self { checkpoint, config, set, stream: stream("")?, dense, next: 0 })
+        Ok(Self { checkpoint, network, set, stream: stream("")?, dense, next: 0 })
     }
 
     /// Embeds the tokens: the first block's input.
     pub fn start(&mut self) -> Result<()> {
-        let ends = Ends::load(self.checkpoint, self.config, None)?;
+        let embed = self.network.embedder(self.checkpoint)?;
         for (sample, ids) in self.set.ids.chunks(self.set.seq_len).enumerate() {
-            let x = ends.embed(ids, 0)?;
+            let x = embed(ids)?;
             for stream in self.streams() {
                 stream.input(0).write(sample * self.set.seq_len, &x)?;
             }
         }
-        ends.embedding.release();
+        self.checkpoint.release_all();
         Ok(())
     }
 
@@ -177,7 +172,7 @@ impl<'a> Walk<'a> {
     pub fn skip_to(&mut self, next: usize, expected: Option<&str>) -> Result<()> {
         self.next = next;
         match expected {
-            Some(expected) if next < self.config.n_blocks && self.digest().ok().as_deref() != Some(expected) => {
+            Some(expected) if next < self.network.blocks() && self.digest().ok().as_deref() != Some(expected) => {
                 Err(Error::Recipe(format!(
                     "{}: the activations that the interrupted run left for block {next} are damaged; delete its work \
                      folder, which this file lies in, to start over",
@@ -199,39 +194,44 @@ impl<'a> Walk<'a> {
     }
 
     /// The block that comes next, dense.
-    pub fn load(&self) -> Result<Block> {
-        Block::load(self.checkpoint, self.config, None, self.next)
+    pub fn load(&self) -> Result<Box<dyn StagedBlock>> {
+        self.network.load_block(self.checkpoint, self.next)
     }
 
     /// Leads the tokens through `block`, the next: gathers at each stage what `needs` says of it, calls `visit`, and
     /// leaves the block's outputs, with the linears as `visit` has left them, as the inputs of the one behind.
-    pub fn block(&mut self, mut block: Block, needs: &dyn Fn(Stage) -> Needs, visit: &mut Visit<'_>) -> Result<()> {
+    pub fn block(
+        &mut self,
+        mut block: Box<dyn StagedBlock>,
+        needs: &dyn Fn(Stage) -> Needs,
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
         let index = self.next;
-        let passage = self.stream.at(index, &block)?;
+        let passage = self.stream.at(index, &*block)?;
         let dense = match &self.dense {
             Some(stream) => {
                 let block = self.load()?;
-                Some((stream.at(index, &block)?, block))
+                Some((stream.at(index, &*block)?, block))
             }
             None => None,
         };
         let rows = |first: usize| first..first + self.set.seq_len;
         for stage in Stage::ALL {
-            let (features, groups) = (block.spec().in_features(stage), block.spec().groups(stage));
+            let (features, groups) = (block.in_features(stage), block.groups(stage));
             let stats = gather(self.set, features, groups, needs(stage), |first| {
-                let mut inputs = passage.inputs(&block, stage, rows(first))?;
+                let mut inputs = passage.inputs(&*block, stage, rows(first))?;
                 if let Some((passage, block)) = &dense {
-                    inputs = inputs.beside(passage.inputs(block, stage, rows(first))?);
+                    inputs = inputs.beside(passage.inputs(&**block, stage, rows(first))?);
                 }
                 Ok(inputs)
             })?;
-            visit(&mut block, stage, stats)?;
+            visit(&mut *block, stage, stats)?;
         }
         for sample in 0..self.set.n_samples() {
             let rows = rows(sample * self.set.seq_len);
-            passage.finish(&block, rows.clone())?;
+            passage.finish(&*block, rows.clone())?;
             if let Some((passage, block)) = &dense {
-                passage.finish(block, rows)?;
+                passage.finish(&**block, rows)?;
             }
         }
         self.release(index);
@@ -241,7 +241,8 @@ impl<'a> Walk<'a> {
 
     /// Gives the mapped pages of block `index` back.
     fn release(&self, index: usize) {
-        let prefix = format!("{}.", self.config.block_path(index));
+        let Some(path) = self.network.block_path(self.checkpoint, index) else { return };
+        let prefix = format!("{path}.");
         for view in self.checkpoint.tensors().filter(|view| view.name().starts_with(&prefix)) {
             view.release();
         }

@@ -9,13 +9,14 @@ use scruple_compress::{
         any::{self, Kind},
         encoder::{FAMILIES, Pooling, SentenceEncoder, Tokens},
     },
+    neighbours::{self, EmbeddingComparison},
 };
-use scruple_weights::hub::Origin;
+use scruple_weights::{Checkpoint, hub::Origin};
 use serde::Serialize;
 
 use super::eval::blame;
 use crate::{
-    printer::{self, Progress},
+    printer::{self, Progress, Table},
     record::{self, Run},
     source,
 };
@@ -27,6 +28,9 @@ pub struct Arguments {
     model: PathBuf,
     #[command(flatten)]
     texts: Texts,
+    /// Dense model of the same tokenizer: compare with its embeddings of the same texts, and print no embeddings
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Print one record with all embeddings as JSON, instead of one embedding a line
     #[arg(long)]
     json: bool,
@@ -93,6 +97,35 @@ pub fn tokenise(model: &SentenceEncoder, texts: &[String]) -> Result<(Vec<Vec<u3
     Ok((ids, cut))
 }
 
+/// What the embeddings of `texts` by `compressed` have in common with those by `dense`.
+pub fn compare(dense: &Checkpoint, compressed: &Checkpoint, texts: &[String]) -> Result<EmbeddingComparison> {
+    let mut vectors = Vec::new();
+    let mut dimensions = 0;
+    for checkpoint in [dense, compressed] {
+        let model = SentenceEncoder::open(checkpoint)?;
+        let (ids, _) = tokenise(&model, texts)?;
+        let mut progress = Progress::new("embed", ids.len() as u64);
+        vectors.push(model.embed(&ids, |done| progress.at(done as u64, "texts"))?);
+        progress.finish();
+        dimensions = model.dimensions();
+    }
+    Ok(neighbours::compare(&vectors[0], &vectors[1], dimensions)?)
+}
+
+/// The rows of a table (figure, dense, compressed) on embeddings.
+pub fn embedding_rows(e: &EmbeddingComparison, table: &mut Table) {
+    let with = |value: f64, stderr: Option<f64>| match stderr {
+        Some(stderr) => format!("{value:.5} ± {stderr:.5}"),
+        None => format!("{value:.5}"),
+    };
+    table.row(["cosine to dense".into(), "1".into(), with(e.cosine.value, e.cosine.stderr)]);
+    table.row([
+        format!("nearest {} kept", e.neighbours),
+        "1".into(),
+        format!("{} (chance {:.3})", with(e.overlap.value, e.overlap.stderr), e.chance),
+    ]);
+}
+
 /// What was made, the same for the same texts and model.
 #[derive(Debug, Serialize)]
 struct Record<'a> {
@@ -130,6 +163,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Some(texts) = arguments.texts.read(None)? else {
         anyhow::bail!("no texts were given; name a file with --text, or give them by --stdin, one a line");
     };
+    if let Some(against) = &arguments.against {
+        let dense = source::locate(against)?;
+        let comparison = compare(&dense.open()?, &checkpoint, &texts)?;
+        if let Some(out) = &arguments.output {
+            record::save(out, "embed", &comparison, &clock)?;
+        }
+        if arguments.json {
+            printer::json(&comparison)?;
+        } else {
+            let mut table = Table::new(["figure", "dense", "value ± standard error"]);
+            embedding_rows(&comparison, &mut table);
+            table.print();
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let model = SentenceEncoder::open(&checkpoint)?;
     let (ids, cut) = tokenise(&model, &texts)?;
     let mut progress = Progress::new("embed", ids.len() as u64);

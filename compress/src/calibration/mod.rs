@@ -115,12 +115,16 @@ impl CalibrationSet {
             )));
         }
         ids.truncate(held * seq_len);
-        let mut hash = Sha256::new();
-        for id in &ids {
-            hash.update(id.to_le_bytes());
-        }
-        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = digest(&ids);
         Ok(Self { ids, seq_len, asked: n_samples, digest })
+    }
+
+    /// The same sequences with `before` and `after` around each, as an encoder's tokenizer puts special tokens around a
+    /// text.
+    pub fn framed(self, before: &[u32], after: &[u32]) -> Self {
+        let ids: Vec<u32> = self.ids.chunks(self.seq_len).flat_map(|ids| [before, ids, after].concat()).collect();
+        let digest = digest(&ids);
+        Self { ids, digest, seq_len: self.seq_len + before.len() + after.len(), ..self }
     }
 
     /// Sequences held.
@@ -132,6 +136,12 @@ impl CalibrationSet {
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
+}
+
+/// SHA-256 of token ids (u32, little endian).
+fn digest(ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    scruple_weights::digest::sha256(&bytes)
 }
 
 /// `count` different numbers below `n`, in the order drawn (Fisher and Yates).

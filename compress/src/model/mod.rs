@@ -24,6 +24,8 @@ pub mod block;
 
 pub mod decoder;
 
+pub mod staged;
+
 pub mod encoder;
 
 pub mod vit;

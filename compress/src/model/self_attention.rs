@@ -59,6 +59,21 @@ impl SelfAttention {
 
     /// `x` (tokens, hidden) holds sequences of these lengths, each of which attends to itself alone. To the same shape.
     pub fn forward(&self, x: &Tensor, lengths: &[usize], bias: Option<&DistanceBias>) -> Result<Tensor> {
+        self.output(&self.heads(x, lengths, bias)?)
+    }
+
+    /// What the output projection makes of the heads' outputs.
+    pub fn output(&self, heads: &Tensor) -> Result<Tensor> {
+        self.o.forward(heads)
+    }
+
+    /// Puts `linear` in the place of q, k, v or the output, by number.
+    pub fn replace(&mut self, index: usize, linear: Box<dyn Linear>) {
+        *[&mut self.q, &mut self.k, &mut self.v, &mut self.o][index] = linear;
+    }
+
+    /// The heads' outputs, (tokens, hidden): the input of the output projection.
+    pub fn heads(&self, x: &Tensor, lengths: &[usize], bias: Option<&DistanceBias>) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         let [q, k, v] = [self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?];
         let mut out = vec![0.0; tokens * width];
@@ -82,7 +97,7 @@ impl SelfAttention {
                 })
             })
         })???;
-        self.o.forward(&from_vec(out, (tokens, width))?)
+        from_vec(out, (tokens, width))
     }
 
     /// (tokens, heads · head_dim) to one (tokens, head_dim) a head.
@@ -137,9 +152,29 @@ impl Mlp {
 
     /// `x` (tokens, hidden) to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.output(&self.inner(x)?)
+    }
+
+    /// What the second linear makes of its input.
+    pub fn output(&self, inner: &Tensor) -> Result<Tensor> {
+        self.down.forward(inner)
+    }
+
+    /// Puts `linear` in the place of up or down, by number.
+    pub fn replace(&mut self, index: usize, linear: Box<dyn Linear>) {
+        *[&mut self.up, &mut self.down][index] = linear;
+    }
+
+    /// (inputs of up, inputs of down).
+    pub fn widths(&self) -> (usize, usize) {
+        (self.up.shape().1, self.down.shape().1)
+    }
+
+    /// The second linear's input.
+    pub fn inner(&self, x: &Tensor) -> Result<Tensor> {
         let inner = self.up.forward(x)?;
         let (tokens, width) = inner.dims2()?;
-        let inner = if self.gated {
+        if self.gated {
             let half = width / 2;
             let mut out = vec![0.0; tokens * half];
             with_f32(&inner, |inner| {
@@ -148,11 +183,10 @@ impl Mlp {
                     self.activation.mul(out, &inner[half..]);
                 });
             })?;
-            from_vec(out, (tokens, half))?
+            from_vec(out, (tokens, half))
         } else {
-            activate(&inner, self.activation)?
-        };
-        self.down.forward(&inner)
+            activate(&inner, self.activation)
+        }
     }
 }
 

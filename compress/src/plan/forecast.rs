@@ -2,7 +2,7 @@
 
 use scruple_weights::{Checkpoint, TensorSpec};
 
-use super::Plan;
+use super::{Plan, PlannedLinear};
 use crate::{
     calibration::ActivationStore,
     gather::rows_per_update,
@@ -67,12 +67,30 @@ impl Plan {
             }
             None => 0,
         };
+        let encoder = self.network.encoder();
+        let activation_bytes = match encoder.filter(|_| self.needs_calibration()) {
+            Some(config) => {
+                let width = 3 * config.hidden_size + config.intermediate_size;
+                ActivationStore::bytes(around.n_samples * around.seq_len, width)
+            }
+            None => activation_bytes,
+        };
         let compressing = match decoder {
             Some(config) => {
                 config.blocks.iter().map(|block| self.block_bytes(block, around.seq_len)).max().unwrap_or(0)
             }
-            // One linear after the other: its weight, the original and its codes.
-            None => self.linears.iter().map(|linear| linear.layout.weights() * (4 + 4 + 1)).max().unwrap_or(0),
+            // One linear after the other: its weight, the original and its codes, and what is known of its inputs.
+            None => {
+                let inputs = |linear: &PlannedLinear| match self.needs_hessian() && encoder.is_some() {
+                    true => {
+                        let n = linear.layout.in_features as u64;
+                        8 * n * n + 4 * n * (rows_per_update(1) + 2 * around.seq_len) as u64
+                    }
+                    false => 0,
+                };
+                let bytes = |linear: &PlannedLinear| linear.layout.weights() * (4 + 4 + 1) + inputs(linear);
+                self.linears.iter().map(bytes).max().unwrap_or(0)
+            }
         };
 
         // Tokenising before, measuring after.

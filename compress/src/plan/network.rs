@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use scruple_weights::{
     Checkpoint, TensorView,
     name::{Place, place},
 };
 
 use crate::{
-    Result,
+    Error, Result,
     model::{
         DecoderConfig,
-        decoder::{Decoder, Stage},
+        decoder::{Block, Decoder, Ends, Stage, expect_ids},
+        encoder::{Embedding, Encoder, EncoderConfig},
         spec::LinearSpec,
+        staged::StagedBlock,
     },
 };
 
@@ -21,6 +24,8 @@ use crate::{
 pub enum Network {
     /// A decoder that runs here.
     Decoder(Box<DecoderConfig>),
+    /// A text encoder that runs here.
+    Encoder(Box<EncoderConfig>),
     /// One that does not run, known by the names and shapes of its tensors: methods that look at weights alone can work
     /// on it.
     Named(NamedNetwork),
@@ -70,7 +75,87 @@ impl Network {
                 Decoder::check(checkpoint, &config)?;
                 Ok(Self::Decoder(Box::new(config)))
             }
-            Err(error) => Ok(Self::Named(NamedNetwork { reason: error.to_string(), blocks: named_blocks(checkpoint) })),
+            Err(error) => match EncoderConfig::from_checkpoint(checkpoint) {
+                Ok(config) => {
+                    Encoder::open(checkpoint)?; // its tensors, mapped and not read
+                    Ok(Self::Encoder(Box::new(config)))
+                }
+                Err(_) => {
+                    let reason = error.to_string();
+                    Ok(Self::Named(NamedNetwork { reason, blocks: named_blocks(checkpoint) }))
+                }
+            },
+        }
+    }
+
+    /// Whether it runs here.
+    pub fn runs(&self) -> bool {
+        !matches!(self, Self::Named(_))
+    }
+
+    /// The text encoder, if it is one that runs.
+    pub fn encoder(&self) -> Option<&EncoderConfig> {
+        match self {
+            Self::Encoder(config) => Some(config),
+            _ => None,
+        }
+    }
+
+    /// Width of the stream that blocks read; 0 of a network that does not run.
+    pub(crate) fn hidden_size(&self) -> usize {
+        match self {
+            Self::Decoder(config) => config.hidden_size,
+            Self::Encoder(config) => config.hidden_size,
+            Self::Named(_) => 0,
+        }
+    }
+
+    /// Refuses token ids that the network does not have.
+    ///
+    /// # Errors
+    /// As said; a network that does not run has none.
+    pub fn expect_ids(&self, checkpoint: &Checkpoint, ids: &[u32]) -> Result<()> {
+        let vocabulary = match self {
+            Self::Decoder(config) => config.vocab_size,
+            Self::Encoder(config) => config.vocab_size,
+            Self::Named(_) => 0,
+        };
+        expect_ids(checkpoint.path(), ids, vocabulary)
+    }
+
+    /// Block `index` of the dense `checkpoint`.
+    pub(crate) fn load_block(&self, checkpoint: &Checkpoint, index: usize) -> Result<Box<dyn StagedBlock>> {
+        match self {
+            Self::Decoder(config) => Ok(Box::new(Block::load(checkpoint, config, None, index)?)),
+            Self::Encoder(config) => Ok(Box::new(config.load_block(checkpoint, index)?)),
+            Self::Named(network) => Err(Error::Model(network.reason.clone())),
+        }
+    }
+
+    /// What makes the first block's input of a sequence of token ids.
+    pub(crate) fn embedder<'a>(
+        &'a self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Box<dyn Fn(&[u32]) -> Result<Tensor> + 'a>> {
+        match self {
+            Self::Decoder(config) => {
+                let ends = Ends::load(checkpoint, config, None)?;
+                Ok(Box::new(move |ids| ends.embed(ids, 0)))
+            }
+            Self::Encoder(config) => {
+                let embedding = Embedding::load(checkpoint, config)?;
+                Ok(Box::new(move |ids| embedding.embed(&[ids])))
+            }
+            Self::Named(network) => Err(Error::Model(network.reason.clone())),
+        }
+    }
+
+    /// What the names of the tensors of block `index` begin with.
+    pub(crate) fn block_path(&self, checkpoint: &Checkpoint, index: usize) -> Option<String> {
+        match self {
+            Self::Decoder(config) => Some(config.block_path(index)),
+            Self::Encoder(config) => Some(config.block_path(checkpoint, index)),
+            Self::Named(_) => None,
         }
     }
 
@@ -78,7 +163,7 @@ impl Network {
     pub fn decoder(&self) -> Option<&DecoderConfig> {
         match self {
             Self::Decoder(config) => Some(config),
-            Self::Named(_) => None,
+            _ => None,
         }
     }
 
@@ -86,6 +171,7 @@ impl Network {
     pub fn blocks(&self) -> usize {
         match self {
             Self::Decoder(config) => config.n_blocks,
+            Self::Encoder(config) => config.n_blocks,
             Self::Named(network) => network.blocks.len() + 1,
         }
     }
@@ -117,6 +203,7 @@ impl Network {
     pub(super) fn candidates(&self, checkpoint: &Checkpoint) -> Vec<Candidate> {
         match self {
             Self::Decoder(config) => decoder_candidates(config),
+            Self::Encoder(config) => encoder_candidates(config, checkpoint),
             Self::Named(network) => network.candidates(checkpoint),
         }
     }
@@ -141,6 +228,16 @@ fn decoder_candidates(config: &DecoderConfig) -> Vec<Candidate> {
         }
     }
     candidates
+}
+
+fn encoder_candidates(config: &EncoderConfig, checkpoint: &Checkpoint) -> Vec<Candidate> {
+    let of_block = |block: usize| {
+        config.linears(checkpoint, block).into_iter().map(move |(name, stage, index, (out_features, in_features))| {
+            let site = Some(Site { stage, index, expert: None });
+            Candidate { name, block, site, out_features, in_features, transposed: false, usual: true }
+        })
+    };
+    (0..config.n_blocks).flat_map(of_block).collect()
 }
 
 /// The blocks that hold a linear, in the order of the file.

@@ -7,11 +7,15 @@ use scruple_compress::{
     data::world::Question,
     measure::Evaluation,
     model::{Decoder, DecoderConfig, decoder::KvCache, text::Text},
+    neighbours::EmbeddingComparison,
 };
 use scruple_weights::Checkpoint;
 use serde::Serialize;
 
-use super::{super::eval, Arguments};
+use super::{
+    super::{embed, eval},
+    Arguments,
+};
 use crate::fixture::Fixture;
 
 /// Bytes of dense block weights that the speed report runs: beyond the caches, yet small against a large model, whose
@@ -39,6 +43,8 @@ pub(super) struct Speed {
 pub(super) struct Cost {
     pub speeds: Option<(Speed, Speed)>,
     pub evaluation: Option<Evaluation>,
+    /// Of a text encoder.
+    pub embeddings: Option<EmbeddingComparison>,
     pub answers: Option<Answers>,
 }
 
@@ -77,8 +83,32 @@ impl Cost {
             .transpose()?
             .map(|record| record.evaluation);
         let answers = embedded.map(|fixture| answers(dense, out, &fixture.questions()?)).transpose()?;
-        Ok(Self { speeds, evaluation, answers })
+        Ok(Self { speeds, evaluation, answers, embeddings: None })
     }
+
+    /// Of a text encoder: the embeddings of the lines of `text`.
+    pub fn of_encoder(dense: &Path, out: &Path, text: Option<&Path>) -> Result<Self> {
+        let Some(text) = text else { return Ok(Self::default()) };
+        let (dense, compressed) = (Checkpoint::open(dense)?, Checkpoint::open(out)?);
+        Ok(Self { embeddings: Some(embed::compare(&dense, &compressed, &lines(text)?)?), ..Self::default() })
+    }
+}
+
+/// Lines of a text that embeddings are compared on, at most.
+const LINES: usize = 1000;
+
+/// The first lines of `file` that hold words.
+pub(super) fn lines(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{}: cannot read the text", file.display()))?;
+    let lines = text.lines().filter(|line| line.split_whitespace().nth(2).is_some()).take(LINES);
+    let lines: Vec<String> = lines.map(str::to_string).collect();
+    anyhow::ensure!(
+        lines.len() >= 3,
+        "{}: there are {} lines of words, expected at least 3",
+        file.display(),
+        lines.len()
+    );
+    Ok(lines)
 }
 
 /// How many blocks of a dense model the speed report runs.

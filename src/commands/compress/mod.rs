@@ -14,7 +14,7 @@ use scruple_compress::{
     calibration::{self, CalibrationSet, Sampling},
     export::Format,
     memory,
-    model::{DecoderConfig, decoder::expect_ids, text::Text},
+    model::text::Text,
     plan::{Around, Forecast, Network, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     scaling::{ScalingRecord, Unscaled},
@@ -32,7 +32,7 @@ mod seeds;
 
 use cost::{Cost, SPEED_BYTES};
 
-use super::{eval, verify};
+use super::{embed, eval, verify};
 use crate::{
     fixture::{self, Fixture},
     plot,
@@ -219,12 +219,7 @@ fn free_folder(name: &str) -> PathBuf {
     candidates.map(PathBuf::from).find(|path| !path.exists()).unwrap_or_default()
 }
 
-fn calibration_set(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    config: &DecoderConfig,
-    file: &Path,
-) -> Result<CalibrationSet> {
+fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
     let wanted = &plan.recipe.calibration;
     // Most texts have more than two bytes a token; a draw at random needs all of them.
@@ -237,9 +232,21 @@ fn calibration_set(
         documents.push(text.encode(&document.render(&text, wanted.chat)?, false)?);
     }
     let sampling = Sampling { seed: wanted.seed, whole_documents: wanted.whole_documents };
-    let shape = (wanted.n_samples, wanted.seq_len);
-    let set = CalibrationSet::from_documents(documents, text.end_of_text(), file, shape, sampling)?;
-    expect_ids(checkpoint.path(), &set.ids, config.vocab_size)?;
+    let set = match plan.network.encoder() {
+        None => {
+            let shape = (wanted.n_samples, wanted.seq_len);
+            CalibrationSet::from_documents(documents, text.end_of_text(), file, shape, sampling)?
+        }
+        // An encoder sees every text between its special tokens, and not beyond its positions.
+        Some(config) => {
+            let around = text.encode("", true)?;
+            let (before, after) = around.split_at(around.len().min(1));
+            let seq_len = wanted.seq_len.min(config.max_tokens()).saturating_sub(around.len());
+            let shape = (wanted.n_samples, seq_len);
+            CalibrationSet::from_documents(documents, None, file, shape, sampling)?.framed(before, after)
+        }
+    };
+    plan.network.expect_ids(checkpoint, &set.ids)?;
     drop(text);
     memory::give_back();
     let widest = plan.linears.iter().map(|linear| linear.layout.in_features).max().unwrap_or(0);
@@ -306,9 +313,9 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         None => plan?,
     };
     plan.allow_nonfinite = arguments.allow_nonfinite;
-    let runs = plan.network.decoder();
     match (&text, &plan.network) {
         (None, _) => {}
+        (Some(text), Network::Encoder(_)) => drop(cost::lines(text)?),
         (Some(text), Network::Decoder(config)) => {
             anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
             eval::expect_text(&checkpoint, text, config.vocab_size)?;
@@ -331,10 +338,8 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
             printer::warn(format!("the first of those that stay dense does so because {reason}"));
         }
     }
-    let set = match (&calibration_file, runs) {
-        (Some(file), Some(config)) if plan.needs_calibration() => {
-            Some(calibration_set(&checkpoint, &plan, config, file)?)
-        }
+    let set = match &calibration_file {
+        Some(file) if plan.needs_calibration() => Some(calibration_set(&checkpoint, &plan, file)?),
         _ if plan.needs_calibration() => {
             let method = plan.calibrated_method().map_or("of the recipe", |method| method.name());
             anyhow::bail!("method `{method}` needs a text to calibrate on; give --calibration FILE")
@@ -469,14 +474,18 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
     memory::give_back();
-    let cost = match runs {
-        Some(_) => Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?,
-        None => Cost::default(),
+    let cost = match &plan.network {
+        Network::Decoder(_) => Cost::measure(arguments, model, &out, text.as_deref(), embedded.as_ref())?,
+        Network::Encoder(_) => Cost::of_encoder(model, &out, text.as_deref())?,
+        Network::Named(_) => Cost::default(),
     };
     if let Some((dense, compressed)) = cost.speeds {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
     }
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
+    if let Some(embeddings) = &cost.embeddings {
+        record::write_whole(&out.join("eval.json"), &record::pretty(embeddings)?)?;
+    }
     if let Some(evaluation) = &cost.evaluation {
         record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
     }
@@ -644,6 +653,7 @@ fn report(
             "dense_bytes": dense_bytes,
             "output_bytes": written,
             "evaluation": cost.evaluation,
+            "embeddings": cost.embeddings,
             "answers": cost.answers,
         }));
     }
@@ -699,6 +709,9 @@ fn report(
             c.kl_mean.stderr.map_or(format!("{:.5}", c.kl_mean.value), |s| format!("{:.5} ± {s:.5}", c.kl_mean.value)),
         ]);
         table.row(["same top token, %".into(), "100".into(), format!("{:.2}", 100.0 * c.same_top.value)]);
+    }
+    if let Some(e) = &cost.embeddings {
+        embed::embedding_rows(e, &mut table);
     }
     if let Some(a) = cost.answers {
         let share = |n: usize| format!("{n} of {}", a.questions);

@@ -3,6 +3,8 @@
 //! Sequences are laid end to end, never padded: the linears see one long batch of tokens, and attention stays within
 //! each sequence.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use scruple_weights::{Checkpoint, TensorView};
 
@@ -15,11 +17,14 @@ pub use sentence::{Pooling, SentenceEncoder, Tokens};
 
 use super::{
     decoder::expect_ids,
+    experts::Routing,
     fields::Fields,
     labels::Labels,
     linear::{self, Linear, expect_shape},
     norm::{LayerNorm, vector},
     self_attention::{Mlp, SelfAttention, activate, sum},
+    spec::Stage,
+    staged::StagedBlock,
 };
 use crate::{
     Error, Result,
@@ -158,11 +163,13 @@ pub fn distance_bucket(distance: isize) -> usize {
 
 /// One block: attention and MLP, each followed by the sum with its input and a norm.
 #[derive(Debug)]
-struct Block {
+pub(crate) struct Block {
     attention: SelfAttention,
     attention_norm: LayerNorm,
     mlp: Mlp,
     output_norm: LayerNorm,
+    /// Added to the scores of every block alike.
+    bias: Option<Arc<DistanceBias>>,
 }
 
 impl Block {
@@ -172,6 +179,7 @@ impl Block {
         prefix: &str,
         quantization: Option<&Quantization>,
         index: usize,
+        bias: Option<Arc<DistanceBias>>,
     ) -> Result<Self> {
         let Tensors { blocks, attention, attention_norm, mlp, output_norm } = config.family.tensors;
         let path = format!("{prefix}{blocks}.{index}");
@@ -198,12 +206,70 @@ impl Block {
                 quantization,
             )?,
             output_norm: norm(output_norm)?,
+            bias,
         })
     }
 
-    fn forward(&self, x: &Tensor, lengths: &[usize], bias: Option<&DistanceBias>) -> Result<Tensor> {
-        let x = self.attention_norm.forward(&sum(x, &self.attention.forward(x, lengths, bias)?)?)?;
-        self.output_norm.forward(&sum(&x, &self.mlp.forward(&x)?)?)
+    fn forward(&self, x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        let heads = self.attention.heads(x, lengths, self.bias.as_deref())?;
+        let x = StagedBlock::attention_output(self, x, &heads)?;
+        self.mlp_output(&x, &self.mlp.inner(&x)?, None)
+    }
+}
+
+impl StagedBlock for Block {
+    fn in_features(&self, stage: Stage) -> usize {
+        let (hidden, width) = self.mlp.widths();
+        if stage == Stage::MlpOutput { width } else { hidden }
+    }
+
+    fn token_width(&self, stage: Stage) -> usize {
+        self.in_features(stage)
+    }
+
+    fn groups(&self, _: Stage) -> usize {
+        1
+    }
+
+    fn is_parallel(&self) -> bool {
+        false
+    }
+
+    fn attention_input(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    fn attention(&self, h: &Tensor) -> Result<Tensor> {
+        self.attention.heads(h, &[h.dim(0)?], self.bias.as_deref())
+    }
+
+    fn attention_output(&self, x: &Tensor, heads: &Tensor) -> Result<Tensor> {
+        self.attention_norm.forward(&sum(x, &self.attention.output(heads)?)?)
+    }
+
+    fn mlp_input(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    fn routing(&self, _: &Tensor) -> Result<Option<Routing>> {
+        Ok(None)
+    }
+
+    fn mlp(&self, h: &Tensor, _: Option<&Routing>) -> Result<Tensor> {
+        self.mlp.inner(h)
+    }
+
+    fn mlp_output(&self, x: &Tensor, hidden: &Tensor, _: Option<&Routing>) -> Result<Tensor> {
+        self.output_norm.forward(&sum(x, &self.mlp.output(hidden)?)?)
+    }
+
+    fn replace(&mut self, stage: Stage, index: usize, linear: Box<dyn Linear>) {
+        match stage {
+            Stage::Attention => self.attention.replace(index, linear),
+            Stage::AttentionOutput => self.attention.replace(3, linear),
+            Stage::Mlp => self.mlp.replace(0, linear),
+            Stage::MlpOutput => self.mlp.replace(1, linear),
+        }
     }
 }
 
@@ -227,31 +293,73 @@ struct Classifier {
     labels: Labels,
 }
 
-/// An encoder that runs, with its classification head where the checkpoint has one.
+/// What stands before the blocks.
 #[derive(Debug)]
-pub struct Encoder {
+pub(crate) struct Embedding {
     config: EncoderConfig,
     words: TensorView,
     positions: Vec<f32>, // (positions, hidden), the first token type added
     norm: LayerNorm,
-    bias: Option<DistanceBias>,
+}
+
+/// An encoder that runs, with its classification head where the checkpoint has one.
+#[derive(Debug)]
+pub struct Encoder {
+    embedding: Embedding,
     blocks: Vec<Block>,
     classifier: Option<Classifier>,
 }
 
-impl Encoder {
-    /// Builds the encoder of `checkpoint`: checks that every tensor the configuration asks for is there with its shape.
+/// What the names of the encoder's tensors begin with.
+fn prefix(checkpoint: &Checkpoint, family: &EncoderFamily) -> &'static str {
+    if checkpoint.contains("embeddings.word_embeddings.weight") { "" } else { family.prefix }
+}
+
+impl EncoderConfig {
+    /// The path of block `index` in `checkpoint`.
+    pub(crate) fn block_path(&self, checkpoint: &Checkpoint, index: usize) -> String {
+        format!("{}{}.{index}", prefix(checkpoint, self.family), self.family.tensors.blocks)
+    }
+
+    /// The linears of block `index` in `checkpoint`: full name, stage, number there, (out_features, in_features).
+    pub(crate) fn linears(&self, checkpoint: &Checkpoint, index: usize) -> Vec<(String, Stage, usize, (usize, usize))> {
+        let path = self.block_path(checkpoint, index);
+        let full = |name: &str| format!("{path}.{name}");
+        let (hidden, width) = (self.hidden_size, self.intermediate_size);
+        let [q, k, v, o] = self.family.tensors.attention.map(full);
+        let [up, down] = self.family.tensors.mlp.map(full);
+        vec![
+            (q, Stage::Attention, 0, (hidden, hidden)),
+            (k, Stage::Attention, 1, (hidden, hidden)),
+            (v, Stage::Attention, 2, (hidden, hidden)),
+            (o, Stage::AttentionOutput, 0, (hidden, hidden)),
+            (up, Stage::Mlp, 0, (width, hidden)),
+            (down, Stage::MlpOutput, 0, (hidden, width)),
+        ]
+    }
+
+    /// Block `index` of the dense `checkpoint`.
+    pub(crate) fn load_block(&self, checkpoint: &Checkpoint, index: usize) -> Result<Block> {
+        let prefix = prefix(checkpoint, self.family);
+        Block::load(checkpoint, self, prefix, None, index, shared_bias(checkpoint, self, prefix)?)
+    }
+}
+
+/// The bias that all blocks add to their scores, where the family has one.
+fn shared_bias(checkpoint: &Checkpoint, config: &EncoderConfig, prefix: &str) -> Result<Option<Arc<DistanceBias>>> {
+    let name = format!("{prefix}encoder.relative_attention_bias.weight");
+    config.family.distance_bias.then(|| distance_bias(checkpoint, &name, config).map(Arc::new)).transpose()
+}
+
+impl Embedding {
+    /// Opens the tables of `checkpoint`.
     ///
     /// # Errors
-    /// As [`EncoderConfig::from_checkpoint`]; a missing tensor, or one of another shape.
-    pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
-        let config = EncoderConfig::from_checkpoint(checkpoint)?;
-        let quantization = crate::export::detect(checkpoint)?;
+    /// A missing tensor, or one of another shape.
+    pub fn load(checkpoint: &Checkpoint, config: &EncoderConfig) -> Result<Self> {
         let (family, hidden) = (config.family, config.hidden_size);
-        let bare = checkpoint.contains("embeddings.word_embeddings.weight");
-        let prefix = if bare { "" } else { family.prefix };
+        let prefix = prefix(checkpoint, family);
         let name = |tensor: &str| format!("{prefix}{tensor}");
-
         let words = checkpoint.tensor(&name("embeddings.word_embeddings.weight"))?;
         expect_shape(&words, &[config.vocab_size, hidden])?;
         let table = checkpoint.tensor(&name("embeddings.position_embeddings.weight"))?;
@@ -265,30 +373,12 @@ impl Encoder {
             types.read_rows(0..1, &mut first)?;
             positions.chunks_exact_mut(hidden).for_each(|row| add(row, &first));
         }
-        let bias = match family.distance_bias {
-            true => Some(distance_bias(checkpoint, &name("encoder.relative_attention_bias.weight"), &config)?),
-            false => None,
-        };
-        let blocks = (0..config.n_blocks)
-            .map(|index| Block::load(checkpoint, &config, prefix, quantization.as_ref(), index))
-            .collect::<Result<_>>()?;
-        let norm = norm(checkpoint, &name("embeddings.LayerNorm"), &config)?;
-        let classifier = classifier(checkpoint, &config, prefix, quantization.as_ref())?;
-        Ok(Self { config, words, positions, norm, bias, blocks, classifier })
-    }
-
-    /// What was read from `config.json`.
-    pub fn config(&self) -> &EncoderConfig {
-        &self.config
-    }
-
-    /// The labels, where there is a classification head.
-    pub fn labels(&self) -> Option<&Labels> {
-        self.classifier.as_ref().map(|classifier| &classifier.labels)
+        let norm = norm(checkpoint, &name("embeddings.LayerNorm"), config)?;
+        Ok(Self { config: config.clone(), words, positions, norm })
     }
 
     /// Refuses a sequence that is empty, too long, or holds ids that this model does not have.
-    pub fn expect(&self, ids: &[u32]) -> Result<()> {
+    fn expect(&self, ids: &[u32]) -> Result<()> {
         let limit = self.config.max_tokens();
         if ids.is_empty() || ids.len() > limit {
             return Err(Error::Text(format!(
@@ -300,18 +390,16 @@ impl Encoder {
         expect_ids(self.words.file(), ids, self.config.vocab_size)
     }
 
-    /// Last hidden states (tokens, hidden) of all `sequences`, one after the other.
+    /// The first block's input (tokens, hidden) of all `sequences`, one after the other.
     ///
     /// # Errors
     /// If a sequence is empty, too long, or holds ids outside the vocabulary.
-    pub fn hidden<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+    pub fn embed<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
         let hidden = self.config.hidden_size;
         let tokens = sequences.iter().map(|ids| ids.as_ref().len()).sum();
         let mut x = Vec::with_capacity(tokens * hidden);
-        let mut lengths = Vec::with_capacity(sequences.len());
         for ids in sequences.iter().map(AsRef::as_ref) {
             self.expect(ids)?;
-            lengths.push(ids.len());
             for (&id, position) in ids.iter().zip(self.config.positions(ids)) {
                 let start = x.len();
                 x.resize(start + hidden, 0.0);
@@ -320,9 +408,51 @@ impl Encoder {
             }
         }
         self.norm.in_place(&mut x);
-        let mut x = from_vec(x, (tokens, hidden))?;
+        from_vec(x, (tokens, hidden))
+    }
+}
+
+impl Encoder {
+    /// Builds the encoder of `checkpoint`: checks that every tensor the configuration asks for is there with its shape.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::from_checkpoint`]; a missing tensor, or one of another shape.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
+        let config = EncoderConfig::from_checkpoint(checkpoint)?;
+        let quantization = crate::export::detect(checkpoint)?;
+        let prefix = prefix(checkpoint, config.family);
+        let bias = shared_bias(checkpoint, &config, prefix)?;
+        let blocks = (0..config.n_blocks)
+            .map(|index| Block::load(checkpoint, &config, prefix, quantization.as_ref(), index, bias.clone()))
+            .collect::<Result<_>>()?;
+        let classifier = classifier(checkpoint, &config, prefix, quantization.as_ref())?;
+        Ok(Self { embedding: Embedding::load(checkpoint, &config)?, blocks, classifier })
+    }
+
+    /// What was read from `config.json`.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.embedding.config
+    }
+
+    /// The labels, where there is a classification head.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.classifier.as_ref().map(|classifier| &classifier.labels)
+    }
+
+    /// Refuses a sequence that is empty, too long, or holds ids that this model does not have.
+    pub fn expect(&self, ids: &[u32]) -> Result<()> {
+        self.embedding.expect(ids)
+    }
+
+    /// Last hidden states (tokens, hidden) of all `sequences`, one after the other.
+    ///
+    /// # Errors
+    /// If a sequence is empty, too long, or holds ids outside the vocabulary.
+    pub fn hidden<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+        let mut x = self.embedding.embed(sequences)?;
+        let lengths: Vec<usize> = sequences.iter().map(|ids| ids.as_ref().len()).collect();
         for block in &self.blocks {
-            x = block.forward(&x, &lengths, self.bias.as_ref())?;
+            x = block.forward(&x, &lengths)?;
         }
         Ok(x)
     }
@@ -333,10 +463,13 @@ impl Encoder {
     /// As [`Encoder::hidden`], and if the model has no classification head.
     pub fn logits<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
         let Some(Classifier { dense, activation, output, .. }) = &self.classifier else {
-            return Err(Error::Model(format!("{}: the model has no classification head", self.words.file().display())));
+            return Err(Error::Model(format!(
+                "{}: the model has no classification head",
+                self.embedding.words.file().display()
+            )));
         };
         let states = self.hidden(sequences)?;
-        let hidden = self.config.hidden_size;
+        let hidden = self.config().hidden_size;
         let mut first = Vec::with_capacity(sequences.len() * hidden);
         with_f32(&states, |states| {
             let mut at = 0;
