@@ -12,7 +12,7 @@
 //!
 //! with β = 10, growing by 1 % a round, for 20 rounds. Files of integer codes hold integer zero points, so `z` is rounded
 //! (the `round_zero` of the authors' program) and cannot follow its mean closely; the scale, which the authors leave
-//! alone, takes its share of the same subproblem: `s = Σ (q − z)(w − e) / Σ (q − z)²`, rounded to its stored type. On a
+//! alone, takes its share of the same subproblem (which more than makes up for it at 2 and 3 bits, and costs 1 % at 4): `s = Σ (q − z)(w − e) / Σ (q − z)²`, rounded to its stored type. On a
 //! symmetric grid it is all there is to choose. Errors are measured in steps of the starting grid, so that a weight and
 //! its double are quantised alike; in the authors' program, which takes them as they are, weights of the usual size never
 //! reach the threshold of `shrink`.
@@ -413,7 +413,8 @@ mod tests {
         }
     }
 
-    /// What whole zero points cost beside any, at the same scales: the loss by the authors' grid and by ours.
+    /// What whole zero points cost beside any, and what choosing the scale as well wins back. Over 64 groups of 64: 2 bits
+    /// minmax 192.6, any zero point 185.4, whole ones with scales 142.8; 3 bits 106.9, 102.7, 98.2; 4 bits 63.2, 61.1, 61.6.
     #[test]
     fn what_whole_zero_points_lose() {
         let real_loss = |values: &[f32], grid: Grid, max: f32| -> f64 {
@@ -423,7 +424,7 @@ mod tests {
             };
             values.iter().map(term).sum()
         };
-        for (bits, most) in [(2u32, 1.2), (3, 1.15), (4, 1.1)] {
+        for (bits, most) in [(2u32, 0.8), (3, 0.97), (4, 1.02)] {
             let spec = spec(bits, 0, false, ScaleDtype::F32);
             let max = f32::from(spec.max_code());
             let (mut ours, mut authors, mut start) = (0.0, 0.0, 0.0);
