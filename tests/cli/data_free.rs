@@ -20,14 +20,14 @@ fn recipe(place: &Place, name: &str, method: &str, params: &str) -> std::path::P
 
 /// Name, method, parameters, the format it is written in without one asked for, and bits a weight may take.
 const RUNS: [(&str, &str, &str, &str, f64); 8] = [
-    ("hqq4", "hqq", "group_size = 32", "gptq", 4.7),
-    ("hqq2", "hqq", "bits = 2\ngroup_size = 32\nsymmetric = false", "gptq", 2.8),
+    ("hqq4", "hqq", "group_size = 32", "gptq", 5.1),
+    ("hqq2", "hqq", "bits = 2\ngroup_size = 32\nsymmetric = false", "gptq", 3.2),
     ("tensor", "fp8", "scales = \"tensor\"", "compressed-tensors", 8.1),
     ("channel", "fp8", "scales = \"channel\"", "compressed-tensors", 8.3),
     ("block", "fp8", "scales = \"block\"", "compressed-tensors", 8.1),
     ("nf4", "nf4", "", "bitsandbytes", 5.0),
-    ("nested", "nf4", "double_quant = true", "bitsandbytes", 7.0),
-    ("rtn", "rtn", "group_size = 32", "gptq", 4.7),
+    ("nested", "nf4", "double_quant = true", "bitsandbytes", 7.5),
+    ("rtn", "rtn", "group_size = 32", "gptq", 5.1),
 ];
 
 /// The weight of `LINEAR` in a folder, dequantised.
