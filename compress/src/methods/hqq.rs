@@ -443,7 +443,6 @@ mod tests {
                 let (scale, zero) = fit_group(&values, &spec).unwrap();
                 ours += exact_loss(&values, Grid { scale, zero: f32::from(zero) }, max);
             }
-            println!("{bits} bits: minmax {start:.3}, any zero point {authors:.3}, whole ones with scales {ours:.3}");
             assert!(authors < start && ours < most * authors, "{bits} bits: {ours} for {authors} from {start}");
         }
     }
