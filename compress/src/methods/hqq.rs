@@ -19,6 +19,16 @@
 //!
 //! The start is round-to-nearest's grid, and the best of all rounds is kept: no group ends with a larger `Σ |w − ŵ|^p`
 //! than there.
+//!
+//! That is a statement about weights. A whole zero point hardly moves at a scale that stays, so what is gained is gained by
+//! smaller scales, which clip the largest weights, and a model may need those. Measured on SmolLM2-135M-Instruct (groups of
+//! 64, 8,192 tokens of wikitext-2, dense perplexity 19.75; weight error ‖Ŵ − W‖² / ‖W‖²):
+//!
+//! | | weight error, rtn | hqq | perplexity, rtn | hqq |
+//! |---|---|---|---|---|
+//! | 4 bits, symmetric | 0.0115 | 0.0100 | 29.5 | 31.9 |
+//! | 4 bits, asymmetric | 0.0088 | 0.0077 | 24.8 | 28.5 |
+//! | 3 bits, symmetric | 0.0526 | 0.0418 | 147.6 | 470.3 |
 
 use std::time::Instant;
 
