@@ -199,8 +199,8 @@ fn fact<T: std::fmt::Display>(fact: &Fact<T>) -> String {
 
 /// What is stored, in numbers a reader knows the model by.
 fn size(anatomy: &Anatomy) -> String {
-    let packed =
-        anatomy.quantisation.iter().any(|found| ["gptq", "awq", "compressed-tensors"].contains(&&*found.method));
+    const PACKED: [&str; 5] = ["gptq", "awq", "compressed-tensors", "bitsandbytes", "mxfp4"];
+    let packed = anatomy.quantisation.iter().any(|found| PACKED.contains(&&*found.method));
     let word = if packed { "stored numbers, packed ones counted as words" } else { "parameters" };
     format!("{} {word}, {:.1} MB", grouped(anatomy.elements), anatomy.bytes as f64 / 1e6)
 }

@@ -12,13 +12,23 @@
 //!
 //! with β = 10, growing by 1 % a round, for 20 rounds. Files of integer codes hold integer zero points, so `z` is rounded
 //! (the `round_zero` of the authors' program) and cannot follow its mean closely; the scale, which the authors leave
-//! alone, takes its share of the same subproblem: `s = Σ (q − z)(w − e) / Σ (q − z)²`, rounded to its stored type. On a
+//! alone, takes its share of the same subproblem (which more than makes up for it at 2 and 3 bits, and costs 1 % at 4): `s = Σ (q − z)(w − e) / Σ (q − z)²`, rounded to its stored type. On a
 //! symmetric grid it is all there is to choose. Errors are measured in steps of the starting grid, so that a weight and
 //! its double are quantised alike; in the authors' program, which takes them as they are, weights of the usual size never
 //! reach the threshold of `shrink`.
 //!
 //! The start is round-to-nearest's grid, and the best of all rounds is kept: no group ends with a larger `Σ |w − ŵ|^p`
 //! than there.
+//!
+//! That is a statement about weights. A whole zero point hardly moves at a scale that stays, so what is gained is gained by
+//! smaller scales, which clip the largest weights, and a model may need those. Measured on SmolLM2-135M-Instruct (groups of
+//! 64, 8,192 tokens of wikitext-2, dense perplexity 19.75; weight error ‖Ŵ − W‖² / ‖W‖²):
+//!
+//! | | weight error, rtn | hqq | perplexity, rtn | hqq |
+//! |---|---|---|---|---|
+//! | 4 bits, symmetric | 0.0115 | 0.0100 | 29.5 | 31.9 |
+//! | 4 bits, asymmetric | 0.0088 | 0.0077 | 24.8 | 28.5 |
+//! | 3 bits, symmetric | 0.0526 | 0.0418 | 147.6 | 470.3 |
 
 use std::time::Instant;
 
@@ -413,7 +423,8 @@ mod tests {
         }
     }
 
-    /// What whole zero points cost beside any, at the same scales: the loss by the authors' grid and by ours.
+    /// What whole zero points cost beside any, and what choosing the scale as well wins back. Over 64 groups of 64: 2 bits
+    /// minmax 192.6, any zero point 185.4, whole ones with scales 142.8; 3 bits 106.9, 102.7, 98.2; 4 bits 63.2, 61.1, 61.6.
     #[test]
     fn what_whole_zero_points_lose() {
         let real_loss = |values: &[f32], grid: Grid, max: f32| -> f64 {
@@ -423,7 +434,7 @@ mod tests {
             };
             values.iter().map(term).sum()
         };
-        for (bits, most) in [(2u32, 1.2), (3, 1.15), (4, 1.1)] {
+        for (bits, most) in [(2u32, 0.8), (3, 0.97), (4, 1.02)] {
             let spec = spec(bits, 0, false, ScaleDtype::F32);
             let max = f32::from(spec.max_code());
             let (mut ours, mut authors, mut start) = (0.0, 0.0, 0.0);
@@ -442,7 +453,6 @@ mod tests {
                 let (scale, zero) = fit_group(&values, &spec).unwrap();
                 ours += exact_loss(&values, Grid { scale, zero: f32::from(zero) }, max);
             }
-            println!("{bits} bits: minmax {start:.3}, any zero point {authors:.3}, whole ones with scales {ours:.3}");
             assert!(authors < start && ours < most * authors, "{bits} bits: {ours} for {authors} from {start}");
         }
     }

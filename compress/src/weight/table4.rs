@@ -219,7 +219,7 @@ pub fn nested_map() -> Vec<f32> {
         let parts = 1usize << exponent;
         // torch's linspace: from the nearer end, one product and one sum in f32.
         let step = (1.0f32 - 0.1) / parts as f32;
-        let bound = |at: usize| match at < (parts + 1) / 2 {
+        let bound = |at: usize| match at < parts.div_ceil(2) {
             true => step.mul_add(at as f32, 0.1),
             false => (-step).mul_add((parts - at) as f32, 1.0),
         };
