@@ -26,6 +26,9 @@ mod feedback;
 
 pub mod prepared;
 
+#[cfg(test)]
+mod prune_goldens;
+
 /// Every method, in the order they are listed to users.
 pub const METHODS: &[MethodEntry] = &[
     entry::<rtn::Rtn>(),
