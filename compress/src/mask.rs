@@ -291,24 +291,18 @@ fn clear_smaller_body(values: &mut [f32], bits: u32) {
 /// # Panics
 /// If there are fewer than `k`.
 pub fn clear_smallest(values: &mut [f32], k: usize) {
-    let Threshold { bits, ties } = threshold(values, k);
-    if ties == 0 {
-        return values.par_chunks_mut(PIECE).for_each(|values| clear_smaller(values, bits));
+    let Threshold { bits, mut ties } = threshold(values, k);
+    values.par_chunks_mut(PIECE).for_each(|values| clear_smaller(values, bits));
+    // What was cleared just now does not tie, or, if the threshold is zero, nothing was.
+    for value in values {
+        if ties == 0 {
+            break;
+        }
+        if size_bits(*value) == bits {
+            *value = 0.0;
+            ties -= 1;
+        }
     }
-    let equal: Vec<usize> = values
-        .par_chunks(PIECE)
-        .map(|values| values.iter().filter(|&&value| size_bits(value) == bits).count())
-        .collect();
-    let before = equal.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count)));
-    let left: Vec<usize> = before.map(|before| ties.saturating_sub(before)).collect();
-    values.par_chunks_mut(PIECE).zip(left).for_each(|(values, mut left)| {
-        let mut go = |value: f32| {
-            let tie = size_bits(value) == bits && left > 0;
-            left -= usize::from(tie);
-            tie || size_bits(value) < bits
-        };
-        values.iter_mut().filter(|value| go(**value)).for_each(|value| *value = 0.0);
-    });
 }
 
 /// Sets to zero the `k` values of each row of `n` whose `|w_j| · scale_j` are smallest (without a scale, `|w_j|`), the first
