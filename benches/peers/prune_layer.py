@@ -163,6 +163,9 @@ def main() -> None:
     p.add_argument("--wanda-repo")
     p.add_argument("--sparsegpt-repo")
     a = p.parse_args()
+    # What the packages print of themselves goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     data = load_file(a.file)
@@ -173,14 +176,15 @@ def main() -> None:
     small_hessian = small @ small.T + torch.eye(256)
     for run, amounts in known.values():
         run(torch.randn(64, 256), small_hessian, amounts[0])
-    print(json.dumps([f"{name}/{amount}" for name, (_, amounts) in known.items() for amount in amounts]), flush=True)
+    names = [f"{name}/{amount}" for name, (_, amounts) in known.items() for amount in amounts]
+    print(json.dumps(names), file=answers, flush=True)
     for line in sys.stdin:
         name, out = line.split()
         peer, amount = name.rsplit("/", 1)
         pruned, seconds = known[peer][0](weight, hessian, amount)
         if out != "-":
             save_file({"weight": pruned.contiguous()}, out)
-        print(seconds, flush=True)
+        print(seconds, file=answers, flush=True)
 
 
 if __name__ == "__main__":

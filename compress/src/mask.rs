@@ -161,11 +161,14 @@ pub(crate) fn size_bits(score: f32) -> u32 {
 /// Scores that are searched as they are; of more, those near the threshold are collected first.
 const DIRECT: usize = 1 << 15;
 
+/// Scores that say where the threshold of many lies about.
+const SAMPLE: usize = 1 << 15;
+
+/// Places of the sample that the threshold may be off by: four standard deviations of a median.
+const SPREAD: usize = 400;
+
 /// Scores of one unit of work.
 const PIECE: usize = 1 << 20;
-
-/// Bits below those that a first look at many scores sorts by.
-const LOW_BITS: u32 = 15;
 
 /// The threshold of the `k` scores that are smallest in absolute value.
 ///
@@ -174,36 +177,30 @@ const LOW_BITS: u32 = 15;
 pub(crate) fn threshold(scores: &[f32], k: usize) -> Threshold {
     assert!(k <= scores.len(), "{k} of {} scores", scores.len());
     if scores.len() <= DIRECT {
-        return bisect(scores, k, 0, 31);
+        return bisect(scores, k);
     }
-    let counts = scores
-        .par_chunks(PIECE)
-        .map(|scores| {
-            let mut counts = vec![0u32; 1 << (31 - LOW_BITS)];
-            scores.iter().for_each(|&score| counts[(size_bits(score) >> LOW_BITS) as usize] += 1);
-            counts.into_iter().map(u64::from).collect::<Vec<_>>()
-        })
-        .reduce_with(|mut sum, counts| {
-            sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-            sum
-        })
-        .unwrap_or_default();
-    let (mut bin, mut below) = (0, 0);
-    while bin + 1 < counts.len() && below + counts[bin] <= k as u64 {
-        below += counts[bin];
-        bin += 1;
+    // An even sample brackets the threshold; one pass counts what lies below and collects what lies inside.
+    let place = |i: usize, of: usize, among: usize| (i as u128 * of as u128 / among as u128) as usize;
+    let sample: Vec<f32> = (0..SAMPLE).map(|i| scores[place(i, scores.len(), SAMPLE)]).collect();
+    let rank = place(k, SAMPLE, scores.len());
+    let low = bisect(&sample, rank.saturating_sub(SPREAD)).bits;
+    let high = if rank + SPREAD < SAMPLE { bisect(&sample, rank + SPREAD).bits + 1 } else { i32::MAX as u32 };
+    let parts: Vec<(usize, Vec<f32>)> = scores.par_chunks(PIECE).map(|scores| collect(scores, low, high)).collect();
+    let below: usize = parts.iter().map(|(below, _)| below).sum();
+    let near: Vec<f32> = parts.into_iter().flat_map(|(_, near)| near).collect();
+    match k.checked_sub(below).filter(|k| *k < near.len()) {
+        Some(k) => {
+            let found = bisect(&near, k);
+            Threshold { bits: found.bits.max(low), ..found } // with nothing to take of those inside, all below still go
+        }
+        None => bisect(scores, k), // the sample was not like the rest
     }
-    let near: Vec<Vec<f32>> = scores
-        .par_chunks(PIECE)
-        .map(|scores| scores.iter().copied().filter(|&score| size_bits(score) >> LOW_BITS == bin as u32).collect())
-        .collect();
-    bisect(&near.concat(), k - below as usize, (bin as u32) << LOW_BITS, LOW_BITS)
 }
 
-/// The threshold where all scores have the bits of `base` above the lowest `low`.
-fn bisect(scores: &[f32], k: usize, base: u32, low: u32) -> Threshold {
-    let (mut bits, mut below) = (base, 0);
-    for bit in (0..low).rev() {
+/// The threshold, bit by bit from the top.
+fn bisect(scores: &[f32], k: usize) -> Threshold {
+    let (mut bits, mut below) = (0, 0);
+    for bit in (0..31).rev() {
         if below == k {
             break;
         }
@@ -214,6 +211,29 @@ fn bisect(scores: &[f32], k: usize, base: u32, low: u32) -> Threshold {
         }
     }
     Threshold { bits, ties: k - below }
+}
+
+crate::kernel::dispatch! {
+    /// How many scores lie below `low`, and those from there on that lie below `high`.
+    fn collect(scores: &[f32], low: u32, high: u32) -> (usize, Vec<f32>) = collect_body
+}
+
+#[inline(always)]
+fn collect_body(scores: &[f32], low: u32, high: u32) -> (usize, Vec<f32>) {
+    /// Scores that are sifted at once.
+    const STRETCH: usize = 1024;
+    let (mut below, mut near) = (0, Vec::new());
+    for scores in scores.chunks(STRETCH) {
+        below += count_below_body(scores, low);
+        // Every score is written, and the next one over it unless it lies inside: no branch to guess.
+        let (mut kept, mut len) = ([0.0; STRETCH], 0);
+        for &score in scores {
+            kept[len] = score;
+            len += usize::from(size_bits(score).wrapping_sub(low) < high - low);
+        }
+        near.extend_from_slice(&kept[..len]);
+    }
+    (below, near)
 }
 
 /// Scores looked at together.
@@ -271,24 +291,18 @@ fn clear_smaller_body(values: &mut [f32], bits: u32) {
 /// # Panics
 /// If there are fewer than `k`.
 pub fn clear_smallest(values: &mut [f32], k: usize) {
-    let Threshold { bits, ties } = threshold(values, k);
-    if ties == 0 {
-        return values.par_chunks_mut(PIECE).for_each(|values| clear_smaller(values, bits));
+    let Threshold { bits, mut ties } = threshold(values, k);
+    values.par_chunks_mut(PIECE).for_each(|values| clear_smaller(values, bits));
+    // What was cleared just now does not tie, or, if the threshold is zero, nothing was.
+    for value in values {
+        if ties == 0 {
+            break;
+        }
+        if size_bits(*value) == bits {
+            *value = 0.0;
+            ties -= 1;
+        }
     }
-    let equal: Vec<usize> = values
-        .par_chunks(PIECE)
-        .map(|values| values.iter().filter(|&&value| size_bits(value) == bits).count())
-        .collect();
-    let before = equal.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count)));
-    let left: Vec<usize> = before.map(|before| ties.saturating_sub(before)).collect();
-    values.par_chunks_mut(PIECE).zip(left).for_each(|(values, mut left)| {
-        let mut go = |value: f32| {
-            let tie = size_bits(value) == bits && left > 0;
-            left -= usize::from(tie);
-            tie || size_bits(value) < bits
-        };
-        values.iter_mut().filter(|value| go(**value)).for_each(|value| *value = 0.0);
-    });
 }
 
 /// Sets to zero the `k` values of each row of `n` whose `|w_j| · scale_j` are smallest (without a scale, `|w_j|`), the first
@@ -374,12 +388,24 @@ pub fn clear_groups(values: &mut [f32], n: usize, scale: Option<&[f32]>, pattern
     });
 }
 
-crate::kernel::dispatch! {
-    fn clear_groups_of_2(row: &mut [f32], scale: Option<&[f32]>, drop: usize) = clear_groups_body::<2>
+/// Groups of two.
+fn clear_groups_of_2(row: &mut [f32], scale: Option<&[f32]>, drop: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::kernel::isa() == crate::kernel::Isa::Avx512 {
+        // SAFETY: the processor has AVX-512 F.
+        return unsafe { clear_groups_avx512::<2>(row, scale, drop) };
+    }
+    clear_groups_body::<2>(row, scale, drop);
 }
 
-crate::kernel::dispatch! {
-    fn clear_groups_of_4(row: &mut [f32], scale: Option<&[f32]>, drop: usize) = clear_groups_body::<4>
+/// Groups of four.
+fn clear_groups_of_4(row: &mut [f32], scale: Option<&[f32]>, drop: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::kernel::isa() == crate::kernel::Isa::Avx512 {
+        // SAFETY: the processor has AVX-512 F.
+        return unsafe { clear_groups_avx512::<4>(row, scale, drop) };
+    }
+    clear_groups_body::<4>(row, scale, drop);
 }
 
 crate::kernel::dispatch! {
@@ -396,42 +422,96 @@ const WIDTH: usize = 16;
 /// Groups of `OF`, a power of two that divides 16.
 #[inline(always)]
 fn clear_groups_body<const OF: usize>(row: &mut [f32], scale: Option<&[f32]>, drop: usize) {
+    each_line(row, scale, |values, scores| clear_line::<OF>(values, scores, drop));
+}
+
+/// Calls `clear` for every sixteen values and their scores; a last line is filled up with zeros.
+#[inline(always)]
+fn each_line(row: &mut [f32], scale: Option<&[f32]>, clear: impl Fn([f32; WIDTH], [f32; WIDTH]) -> [f32; WIDTH]) {
     let (lines, rest) = row.as_chunks_mut::<WIDTH>();
     let done = lines.len() * WIDTH;
-    let clear = |values: [f32; WIDTH], scale: Option<&[f32; WIDTH]>| match scale {
-        None => clear_line::<OF>(values, values, drop),
-        Some(scale) => clear_line::<OF>(values, std::array::from_fn(|i| values[i] * scale[i]), drop),
-    };
     match scale {
-        None => lines.iter_mut().for_each(|line| *line = clear(*line, None)),
-        Some(scale) => {
-            lines.iter_mut().zip(scale.as_chunks().0).for_each(|(line, scale)| *line = clear(*line, Some(scale)));
-        }
+        None => lines.iter_mut().for_each(|line| *line = clear(*line, *line)),
+        Some(scale) => lines.iter_mut().zip(scale.as_chunks::<WIDTH>().0).for_each(|(line, scale)| {
+            *line = clear(*line, std::array::from_fn(|i| line[i] * scale[i]));
+        }),
     }
     if !rest.is_empty() {
-        let (mut values, mut factors) = ([0.0; WIDTH], [1.0; WIDTH]);
+        let (mut values, mut scores) = ([0.0; WIDTH], [0.0; WIDTH]);
         values[..rest.len()].copy_from_slice(rest);
-        if let Some(scale) = scale {
-            factors[..rest.len()].copy_from_slice(&scale[done..]);
+        for (i, score) in scores.iter_mut().enumerate().take(rest.len()) {
+            *score = values[i] * scale.map_or(1.0, |scale| scale[done + i]);
         }
-        rest.copy_from_slice(&clear(values, Some(&factors))[..rest.len()]);
+        rest.copy_from_slice(&clear(values, scores)[..rest.len()]);
     }
 }
 
 /// `values` without those of each group before which fewer than `drop` come in the order of scores and places: each value
-/// is compared with every other of its group, all groups of the line at once.
+/// is compared with every other of its group.
 #[inline(always)]
 fn clear_line<const OF: usize>(values: [f32; WIDTH], scores: [f32; WIDTH], drop: usize) -> [f32; WIDTH] {
     let sizes = scores.map(|score| size_bits(score) as i32);
     let mut rank = [0i32; WIDTH];
     for across in 1..OF {
-        let other: [i32; WIDTH] = std::array::from_fn(|i| sizes[i ^ across]);
         for i in 0..WIDTH {
             // Of two equal ones the left comes first.
-            rank[i] += i32::from(other[i] < sizes[i].wrapping_add(i32::from(i ^ across < i)));
+            let left = i32::from(i ^ across < i);
+            rank[i] += i32::from(sizes[i ^ across] < sizes[i].wrapping_add(left));
         }
     }
     std::array::from_fn(|i| if rank[i] < drop as i32 { 0.0 } else { values[i] })
+}
+
+/// Groups of two or four, all of a register at once: its copies with neighbours exchanged hold each value's rivals.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn clear_groups_avx512<const OF: usize>(row: &mut [f32], scale: Option<&[f32]>, drop: usize) {
+    use std::arch::x86_64::{
+        __m512i, _mm512_add_epi32, _mm512_and_epi32, _mm512_castps_si512, _mm512_cmpge_epi32_mask,
+        _mm512_cmplt_epi32_mask, _mm512_loadu_ps, _mm512_mask_add_epi32, _mm512_maskz_mov_ps, _mm512_mul_ps,
+        _mm512_set_epi32, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_epi32, _mm512_storeu_ps,
+    };
+    const { assert!(OF == 2 || OF == 4) };
+    let (lines, rest) = row.as_chunks_mut::<WIDTH>();
+    let done = lines.len() * WIDTH;
+    let drops = _mm512_set1_epi32(drop as i32);
+    let one = _mm512_set1_epi32(1);
+    let magnitude = _mm512_set1_epi32(0x7FFF_FFFF);
+    // 1 where the rival lies to the left: with it added `<` reads `≤`, and of two equal ones the left comes first. Lanes are
+    // named from the last to the first.
+    let left_of_1 = _mm512_set_epi32(1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0);
+    let left_of_2 = _mm512_set_epi32(1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0);
+    for (index, line) in lines.iter_mut().enumerate() {
+        // SAFETY: a line holds sixteen values.
+        let values = unsafe { _mm512_loadu_ps(line.as_ptr()) };
+        let scores = match scale {
+            None => values,
+            Some(scale) => {
+                let scale = &scale[index * WIDTH..][..WIDTH];
+                // SAFETY: sixteen values.
+                _mm512_mul_ps(values, unsafe { _mm512_loadu_ps(scale.as_ptr()) })
+            }
+        };
+        let sizes = _mm512_and_epi32(_mm512_castps_si512(scores), magnitude);
+        let count = |rank: __m512i, rival: __m512i, left: __m512i| {
+            let before = _mm512_cmplt_epi32_mask(rival, _mm512_add_epi32(sizes, left));
+            _mm512_mask_add_epi32(rank, before, rank, one)
+        };
+        let mut rank = count(_mm512_setzero_si512(), _mm512_shuffle_epi32::<0b10_11_00_01>(sizes), left_of_1);
+        if OF == 4 {
+            rank = count(rank, _mm512_shuffle_epi32::<0b01_00_11_10>(sizes), left_of_2);
+            rank = count(rank, _mm512_shuffle_epi32::<0b00_01_10_11>(sizes), left_of_2);
+        }
+        let kept = _mm512_cmpge_epi32_mask(rank, drops);
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(line.as_mut_ptr(), _mm512_maskz_mov_ps(kept, values)) };
+    }
+    if !rest.is_empty() {
+        clear_groups_body::<OF>(rest, scale.map(|scale| &scale[done..]), drop);
+    }
 }
 
 #[cfg(test)]

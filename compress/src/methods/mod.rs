@@ -36,6 +36,9 @@ mod feedback;
 
 pub mod prepared;
 
+#[cfg(test)]
+mod prune_goldens;
+
 /// Every method, in the order they are listed to users.
 pub const METHODS: &[MethodEntry] = &[
     entry::<rtn::Rtn>(),
@@ -604,7 +607,7 @@ mod tests {
                     let (mut a, mut b, stats) = group();
                     // Every third weight, a whole group of columns, a whole row; and a matrix of one sign.
                     a.iter_mut().for_each(|w| *w = w.abs() + 0.5);
-                    let gone = |i: usize| (i + number) % 3 == 0 || i % 64 < 20 || i / 64 == 2;
+                    let gone = |i: usize| (i + number).is_multiple_of(3) || i % 64 < 20 || i / 64 == 2;
                     for weight in [&mut a, &mut b] {
                         weight.iter_mut().enumerate().filter(|(i, _)| gone(*i)).for_each(|(_, w)| *w = 0.0);
                     }
