@@ -353,8 +353,8 @@ fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantizat
     let names = || read().map(|format| format!("\"{format}\"")).collect::<Vec<_>>().join(", ");
     let method = method.ok_or_else(|| format!("has no `quant_method`, expected one of {}", names()))?;
     let format = read().find(|format| format.name() == method);
-    let format = format
-        .ok_or_else(|| format!("has quant_method \"{method}\", which is not read here, only {} are", names()))?;
+    let format =
+        format.ok_or_else(|| format!("has quant_method \"{method}\", which is not read here, only {} are", names()))?;
     let (settings, gptq_version) = format.rules().settings(config)?;
     for &Setting { bits, group_size, .. } in &settings {
         if !crate::pack::WIDTHS.contains(&bits) {
