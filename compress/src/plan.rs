@@ -10,7 +10,7 @@ use crate::{
     calibration::ActivationStore,
     export::{Format, Layout, QuantisedModel},
     gather::rows_per_update,
-    grid::ScaleDtype,
+    grid::{GridSpec, ScaleDtype},
     methods::{Described, Kind, LayerMethod, Needs, SAMPLES, Scaling, awq::Awq},
     model::{
         DecoderConfig,
@@ -424,9 +424,9 @@ impl Plan {
 /// The first format that can hold what `methods` make.
 fn default_format(methods: &[Box<dyn LayerMethod>]) -> Format {
     // Zero points of their own, which are AWQ's rule: more loaders take them in its own files.
-    let zero_points =
-        |method: &Box<dyn LayerMethod>| method.grid().is_some_and(|grid| grid.bits == 4 && !grid.symmetric);
-    if methods.iter().any(|method| method.name() == Awq::NAME) && methods.iter().all(zero_points) {
+    let zero_points = |grid: GridSpec| grid.bits == 4 && !grid.symmetric;
+    let zero_points = methods.iter().all(|method| method.grid().is_some_and(zero_points));
+    if zero_points && methods.iter().any(|method| method.name() == Awq::NAME) {
         return Format::Awq;
     }
     match methods.iter().any(|method| method.grid().is_some()) {

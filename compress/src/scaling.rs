@@ -673,7 +673,9 @@ mod tests {
             match &group.fold {
                 Fold::Norm(norm) => {
                     let path = format!("{}.{}", config.block_path(index), norm.name);
-                    let folded = FoldedNorm::load(checkpoint, &path, norm.kind).unwrap();
+                    let mut folded = FoldedNorm::load(checkpoint, &path, norm.kind).unwrap();
+                    // A bias rounded to the stored type anew would be all that differs.
+                    folded.bias.iter_mut().for_each(|(_, dtype)| *dtype = ScaleDtype::F32);
                     let asked = scales.clone();
                     folded.settle(&mut scales);
                     // Rounding to the stored type moves a scale by a few of its last places.
