@@ -9,6 +9,10 @@ use crate::kernel::test_values::uniform;
 /// Of a loss in f64 over that of the choice made in f32, at most: sums of f32 products are good to about 1e-5.
 const SLACK: f64 = 1.0002;
 
+/// The same of one group, where a weight halfway between two codes may get the other one in f64: a wrong bound shows as
+/// a factor.
+const CODE_SLACK: f64 = 1.1;
+
 /// Inputs (tokens, n) of unequal sizes, as `fixtures/interop/make_awq_goldens.py` makes them.
 fn inputs(tokens: usize, n: usize, seed: u64) -> Vec<f32> {
     let size: Vec<f32> = uniform(n, seed + 1).iter().map(|u| (1.1 + u) * (1.1 + u)).map(|s| s * s).collect();
@@ -138,7 +142,7 @@ proptest! {
                 let clipped = tried.map(|b| values.iter().map(|w| w.clamp(-b, b)).collect::<Vec<_>>());
                 let least = clipped.map(|v| error(&naive_group(&v, bits))).fold(f64::INFINITY, f64::min);
                 let found = error(&stored[first..first + g].iter().map(|q| f64::from(*q)).collect::<Vec<_>>());
-                prop_assert!(found <= least * SLACK + 1e-9, "{found} for {least}");
+                prop_assert!(found <= least * CODE_SLACK + 1e-9, "{found} for {least}");
             }
         }
     }
