@@ -20,6 +20,10 @@ bench-gptq:
 bench-prune python:
     RAYON_NUM_THREADS=1 cargo bench --bench prune -- --python {{python}}
 
+# AWQ's search for scales (benches/peers/awq_llmcompressor.py is the peer)
+bench-awq:
+    RAYON_NUM_THREADS=1 cargo bench --bench awq_search
+
 # Round-to-nearest and packing against memory speed
 bench-rtn:
     RAYON_NUM_THREADS=1 cargo bench --bench rtn_pack

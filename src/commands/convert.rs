@@ -424,7 +424,7 @@ fn write_beside(beside: &Beside, dtype: Option<Plain>, writer: &mut CheckpointWr
         Beside::Copied(checkpoint, made_dense) => {
             checkpoint.expect_unchanged()?;
             for file in checkpoint.side_files() {
-                writer.copy_file(&file)?;
+                writer.copy_beside(checkpoint.dir(), &file)?;
             }
             let Ok(config) = checkpoint.config() else {
                 return Ok("a model without config.json".to_string());

@@ -271,7 +271,7 @@ fn tensors_that_contradict_the_configuration_are_named() {
             &["config.json", "`short_factor` is missing"],
         ),
         (tiny().config("attention_bias", true), &["q_proj.bias", "is missing"]),
-        (tiny().config("quantization_config", json!({ "quant_method": "awq" })), &["config.json", "awq", "gptq"]),
+        (tiny().config("quantization_config", json!({ "quant_method": "exl2" })), &["config.json", "exl2", "gptq"]),
     ];
     for (number, (model, words)) in cases.into_iter().enumerate() {
         let model = model.write(place.path(&format!("model-{number}")));
@@ -406,7 +406,7 @@ fn recipes_with_mistakes_are_refused_with_their_stage_and_field() {
         (second("method = \"rtn\"\ntargets = [\"[\"]"), &["stage 2 (`rtn`)", "`[`"]),
         (second("method = \"rtn\"\nparams = { group_size = 32, symmetric = false }"), &["symmetric and asymmetric"]),
         (second("method = \"gptq\"\nparams = { dampening = -1.0 }"), &["stage 2 (`gptq`)", "dampening is -1"]),
-        (format!("{good}[export]\nformat = \"awq\""), &["line 6", "unknown variant `awq`", "`compressed-tensors`"]),
+        (format!("{good}[export]\nformat = \"exl2\""), &["line 6", "unknown variant `exl2`", "`compressed-tensors`"]),
         (format!("{good}[calibration]\nsamples = 4"), &["line 6", "unknown field `samples`", "`n_samples`"]),
         (good.replace("[[stage]]", "[[stages]]"), &["line 1", "stage"]),
         (good.replace("= [", "= "), &["line 3"]),
@@ -436,8 +436,8 @@ fn options_that_cannot_be_carried_out_are_refused_with_what_would_work() {
     compress_refuses(
         &place,
         &model,
-        &arguments!["--format awq"],
-        &["unknown format `awq`", "`gptq`, `compressed-tensors`"],
+        &arguments!["--format exl2"],
+        &["unknown format `exl2`", "`gptq`, `compressed-tensors`"],
     );
     compress_refuses(&place, &model, &arguments!["--bits 5"], &["5 bits", "2, 3, 4"]);
     compress_refuses(&place, &model, &arguments!["--group-size 64"], &[DOWN, "96", "groups of 64", "32, 48, 96"]);

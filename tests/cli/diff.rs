@@ -111,10 +111,10 @@ fn what_is_no_checkpoint_is_refused_and_damaged_codes_are_named() {
     scruple!["diff", model, out].refuses(&[scales]);
     // A method that is not read is compared as stored, and that is said.
     let config = std::fs::read_to_string(out.join("config.json")).unwrap();
-    std::fs::write(out.join("config.json"), config.replace("\"gptq\"", "\"awq\"")).unwrap();
+    std::fs::write(out.join("config.json"), config.replace("\"gptq\"", "\"exl2\"")).unwrap();
     let raw = scruple!["diff --json", model, out].succeeds();
     assert!(
-        raw.stderr.contains("warning: B is compared as it is stored") && raw.stderr.contains("awq"),
+        raw.stderr.contains("warning: B is compared as it is stored") && raw.stderr.contains("exl2"),
         "{}",
         raw.stderr
     );

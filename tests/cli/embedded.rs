@@ -31,3 +31,22 @@ fn it_knows_its_world_keeps_it_at_4_bits_and_loses_it_at_2() {
     let perplexity = |report: &Value| number(&report["evaluation"]["perplexity"]);
     assert!(perplexity(&two) > 1.5 * perplexity(&four));
 }
+
+#[test]
+fn awq_stays_closer_to_it_than_rounding_at_3_bits() {
+    let place = Place::new();
+    let divergence = |method: &str| {
+        let recipe = place.file(
+            &format!("{method}.toml"),
+            format!(
+                "[[stage]]\nmethod = \"{method}\"\nparams = {{ bits = 3, group_size = 64, symmetric = false }}\n\
+                 [calibration]\nn_samples = 16\nseq_len = 256\n[export]\nformat = \"gptq\""
+            ),
+        );
+        let out = place.out(method);
+        let report = scruple!["compress --no-speed --json --max-tokens 2048 --recipe", recipe, "-o", out].json();
+        number(&report["evaluation"]["against"]["kl_mean"]["value"])
+    };
+    let (rtn, awq) = (divergence("rtn"), divergence("awq"));
+    assert!(awq < rtn, "{awq} with AWQ, {rtn} without");
+}

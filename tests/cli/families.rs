@@ -77,6 +77,32 @@ fn every_shape_is_compressed_verified_and_run() {
 }
 
 #[test]
+fn scales_are_folded_wherever_each_shape_allows_it() {
+    for (name, format, scaled, left) in [
+        ("llama-biases", "compressed-tensors", 2 * 4, ""),
+        ("gemma3", "compressed-tensors", 4 * 4, ""),
+        ("phi3", "compressed-tensors", 2 * 4, ""),
+        ("gpt2", "dense", 2 * 3, "activation"),
+        ("gpt-neox", "compressed-tensors", 2 * 3, "activation"),
+        ("falcon", "compressed-tensors", 2 * 2, "activation"), // one norm for attention and MLP
+        ("olmo2", "compressed-tensors", 2 * 2, "no norm stands before it"),
+        ("opt", "compressed-tensors", 2 * 4, ""),
+        ("mixtral", "compressed-tensors", 2 * (2 + 4), "router"),
+    ] {
+        let place = Place::new();
+        let (dense, out, result) = compress(&place, name, &format!("--method awq --bits 8 --format {format}"));
+        assert_eq!(result["scalings"].as_array().unwrap().len(), scaled, "{name}: {:#}", result["unscaled"]);
+        let reasons = result["unscaled"].to_string();
+        assert!(if left.is_empty() { reasons == "[]" } else { reasons.contains(left) }, "{name}: {reasons}");
+        let check = scruple!["verify", &out, "--against", &dense].succeeds();
+        let folded = check.stdout.contains("divided by the recorded scales");
+        assert_eq!(folded, name != "olmo2", "{name}: {check:#?}"); // its scales are all in linears without a bias
+        let kl = divergence(&out, &dense, place.text("text", 300));
+        assert!(kl > 0.0 && kl < ROUNDED_TO_8_BITS, "{name}: {kl} nats a token");
+    }
+}
+
+#[test]
 fn weights_stored_the_other_way_are_written_so() {
     let place = Place::new();
     let (dense, out, result) = compress(&place, "gpt2", "--method gptq --bits 8 --format dense");

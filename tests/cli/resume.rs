@@ -20,6 +20,7 @@ struct Case {
     place: Place,
     model: PathBuf,
     text: PathBuf,
+    method: &'static str,
 }
 
 impl Case {
@@ -27,13 +28,25 @@ impl Case {
         let place = Place::new();
         let model = Model::sized(BLOCKS, 128, 192).write(place.path("model"));
         let text = place.text("text", 16 * 64);
-        Self { place, model, text }
+        Self { place, model, text, method: "gptq" }
     }
 
     fn command(&self, out: &Path, bits: &str) -> Command {
         let mut command = program();
         command.arg("compress").arg(&self.model).arg("--calibration").arg(&self.text).arg("-o").arg(out);
-        command.args(["--bits", bits, "--group-size", "32", "--seq-len", "64", "--n-samples", "16", "--no-speed"]);
+        command.args([
+            "--method",
+            self.method,
+            "--bits",
+            bits,
+            "--group-size",
+            "32",
+            "--seq-len",
+            "64",
+            "--n-samples",
+            "16",
+            "--no-speed",
+        ]);
         command
     }
 
@@ -93,6 +106,22 @@ fn a_run_killed_again_and_again_ends_in_the_bytes_of_an_undisturbed_one() {
     }
     assert!(killed >= 4, "only {killed} of 8 runs were still there to be killed");
     assert!(case.place.results().iter().all(|name| !name.contains("partial")), "{:?}", case.place.results());
+}
+
+#[test]
+fn scales_folded_into_norms_survive_a_kill() {
+    let case = Case { method: "awq", ..Case::new() };
+    let whole = case.place.out("whole");
+    case.finish(&whole);
+    let out = case.place.out("again");
+    let mut killed = 0;
+    for lines in [2, 4] {
+        killed += usize::from(case.kill(&out, lines, Duration::from_millis(5)));
+    }
+    assert!(killed > 0, "no run was still there to be killed");
+    case.finish(&out);
+    assert_same_files(&whole, &out);
+    assert_eq!(json_file(&out.join("scruple.json"))["scalings"].as_array().unwrap().len(), 4 * BLOCKS);
 }
 
 #[test]

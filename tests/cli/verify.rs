@@ -26,6 +26,7 @@ fn one_changed_bit_is_found_and_its_tensor_named() {
     for (format, parts) in [
         ("gptq", &["qweight", "scales", "qzeros", "g_idx"][..]),
         ("compressed-tensors", &["weight_packed", "weight_scale", "weight_shape"]),
+        ("awq", &["qweight", "scales", "qzeros"]),
         ("dense", &["weight"]),
     ] {
         let out = place.out(format);
@@ -49,6 +50,33 @@ fn one_changed_bit_is_found_and_its_tensor_named() {
         flip(&bad, copied);
         finds(scruple!["verify", bad, "--against", model], &[copied, "should be a copy"]);
     }
+}
+
+#[test]
+fn norms_that_took_up_scales_are_proved_to_be_the_dense_ones_divided_by_them() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 16 * 64);
+    let out = place.out("out");
+    let awq = "--method awq --group-size 32 --seq-len 64 --n-samples 16 --no-speed";
+    scruple!["compress", model, "--calibration", text, awq, "-o", out].succeeds();
+    assert_eq!(json_file(&out.join("config.json"))["quantization_config"]["quant_method"], "awq");
+    let good = scruple!["verify", out, "--against", model].succeeds();
+    assert!(
+        good.stdout.contains("3 other tensors") && good.stdout.contains("4 are the dense model's divided"),
+        "{good:#?}"
+    );
+    let norm = "model.layers.1.post_attention_layernorm";
+    let bad = copy_folder(&out, place.path("bad"));
+    flip(&bad, &format!("{norm}.weight"));
+    scruple!["verify", bad].succeeds(); // the linears are what they were
+    finds(scruple!["verify", bad, "--against", model], &[norm, "divided by the scales"]);
+    // A record that says nothing of one.
+    let file = bad.join("scruple.json");
+    let mut record = json_file(&out.join("scruple.json"));
+    record["scalings"].as_array_mut().unwrap().retain(|scaling| scaling["folded_into"] != norm);
+    fs::write(&file, record.to_string()).unwrap();
+    finds(scruple!["verify", bad, "--against", model], &[norm, "says nothing of the scales"]);
 }
 
 #[test]

@@ -352,12 +352,29 @@ impl Checkpoint {
     /// template, licence, model card. Sorted by name; `config.json` is not among them.
     pub fn side_files(&self) -> Vec<PathBuf> {
         let names = file_names(&self.dir).unwrap_or_default();
-        names.iter().filter(|name| is_side_file(name)).map(|name| self.dir.join(name)).collect()
+        let mut files: Vec<PathBuf> =
+            names.iter().filter(|name| is_side_file(name)).map(|name| self.dir.join(name)).collect();
+        if names.iter().any(|name| name == "modules.json") {
+            let modules = folder_names(&self.dir).into_iter().map(|name| self.dir.join(name).join("config.json"));
+            files.extend(modules.filter(|file| file.is_file()));
+        }
+        files
     }
 }
 
+/// Folders of sentence-transformers' modules in `dir`, such as `1_Pooling`, sorted.
+fn folder_names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_module = |name: &String| name.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let mut names: Vec<String> = names.filter(is_module).collect();
+    names.sort();
+    names
+}
+
 pub(crate) fn is_side_file(name: &str) -> bool {
-    const EXACT: [&str; 12] = [
+    const EXACT: [&str; 15] = [
         "generation_config.json",
         "special_tokens_map.json",
         "added_tokens.json",
@@ -370,6 +387,10 @@ pub(crate) fn is_side_file(name: &str) -> bool {
         "NOTICE",
         "NOTICE.txt",
         "USE_POLICY.md",
+        // How sentence-transformers make a vector of hidden states; beside folders such as `1_Pooling`.
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
     ];
     let starts = |prefix: &str| name.starts_with(prefix);
     EXACT.contains(&name)

@@ -190,7 +190,7 @@ fn unpack(packed: &[u32], out: usize, columns: usize) -> Vec<u8> {
     for (word, rows) in codes.chunks_exact_mut(PACK * columns).enumerate() {
         for column in 0..columns {
             let held = packed[column * words + word];
-            (0..PACK).for_each(|i| rows[ORDER[i] * columns + column] = (held >> (4 * i) & 0xF) as u8);
+            (0..PACK).for_each(|i| rows[ORDER[i] * columns + column] = ((held >> (4 * i)) & 0xF) as u8);
         }
     }
     codes

@@ -417,8 +417,8 @@ fn candidate(sizes: &[f32], shares: Option<&[f32]>, ratio: f32) -> Vec<f32> {
         *scale = scale.max(SMALLEST_SCALE);
         (least, most) = (least.min(*scale), most.max(*scale));
     }
-    if !(least <= most) {
-        return vec![1.0; sizes.len()];
+    if least > most {
+        return vec![1.0; sizes.len()]; // no input came by
     }
     let middle = (least * most).sqrt();
     let seen = |size: f32, scale: f32| if size > 0.0 { scale } else { least };
@@ -427,10 +427,6 @@ fn candidate(sizes: &[f32], shares: Option<&[f32]>, ratio: f32) -> Vec<f32> {
 }
 
 impl Scaling for Awq {
-    fn needs(&self) -> Needs {
-        Needs { magnitudes: true, samples: true, ..Needs::default() }
-    }
-
     fn search(
         &self,
         weights: &[&[f32]],
@@ -486,3 +482,6 @@ impl Scaling for Awq {
         Ok(best)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,10 +231,8 @@ pub struct Scales {
 
 /// The search for scales of inputs, before anything is rounded.
 pub trait Scaling: Sync {
-    /// What it must know of the inputs.
-    fn needs(&self) -> Needs;
-
-    /// The best scales for `weights`, each (out_features, in_features), which share the inputs of `stats`. Columns of one
+    /// The best scales for `weights`, each (out_features, in_features), which share the inputs of `stats` (mean
+    /// sizes and samples). Columns of one
     /// class (`classes[column]`, from 0) get one scale; `settle` moves the scales of the classes to such as can be folded
     /// into the layer before.
     ///

@@ -8,7 +8,7 @@ use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
 use crate::{
     Error, Result,
     export::{Format, Layout, QuantisedModel},
-    grid::ScaleDtype,
+    grid::{GridSpec, ScaleDtype},
     methods::{Described, Kind, LayerMethod, Needs, Scaling, awq::Awq},
     model::decoder::Stage,
     recipe::Recipe,
@@ -388,9 +388,9 @@ fn tensors(checkpoint: &Checkpoint, linears: &[PlannedLinear], format: Format) -
 /// The first format that can hold what `methods` make of rows of `in_features`.
 fn default_format(methods: &[Box<dyn LayerMethod>], in_features: usize) -> Format {
     // Zero points of their own, which are AWQ's rule: more loaders take them in its own files.
-    let zero_points =
-        |method: &Box<dyn LayerMethod>| method.grid().is_some_and(|grid| grid.bits == 4 && !grid.symmetric);
-    if methods.iter().any(|method| method.name() == Awq::NAME) && methods.iter().all(zero_points) {
+    let zero_points = |grid: GridSpec| grid.bits == 4 && !grid.symmetric;
+    let zero_points = methods.iter().all(|method| method.grid().is_some_and(zero_points));
+    if zero_points && methods.iter().any(|method| method.name() == Awq::NAME) {
         return Format::Awq;
     }
     // A method that refuses the row is heard where the linears are gone through.

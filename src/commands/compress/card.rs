@@ -34,7 +34,7 @@ pub(super) fn side_files(
         if path.file_name().is_some_and(|name| name == "README.md") {
             source_card = std::fs::read_to_string(&path).ok();
         } else {
-            writer.copy_file(&path)?;
+            writer.copy_beside(checkpoint.dir(), &path)?;
         }
     }
     writer.add_file("README.md", model_card(name, plan, provenance, source_card.as_deref()).as_bytes())?;

@@ -95,6 +95,9 @@ pub struct Arguments {
     /// How the result is written, see `scruple methods`; without it the first format that can hold what the method makes
     #[arg(long)]
     format: Option<String>,
+    /// Any other parameter of the method, as in a recipe: dampening=0.05, scales="channel"; may be repeated
+    #[arg(long = "param", value_name = "KEY=VALUE")]
+    params: Vec<String>,
     /// Choose the bits of each linear by its measured error, so that the linears take this many bits a weight on average
     #[arg(long, conflicts_with_all = ["bits", "target_size"])]
     target_bpw: Option<f64>,
@@ -102,7 +105,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "bits")]
     target_size: Option<String>,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
     /// Print the plan and what it will take, and stop
     #[arg(long)]
@@ -182,6 +185,11 @@ impl Arguments {
         if let Some(pattern) = &self.pattern {
             params.insert("pattern".into(), pattern.clone().into());
         }
+        for text in &self.params {
+            let (key, value) = parameter(text)?;
+            anyhow::ensure!(!params.contains_key(&key), "`{key}` is given twice; leave one of them away");
+            params.insert(key, value);
+        }
         let stage = StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
         let format = self.format.as_ref().map(|name| name.parse::<Format>()).transpose().map_err(anyhow::Error::msg)?;
         let recipe = Recipe {
@@ -201,6 +209,16 @@ impl Arguments {
         recipe.methods()?; // unknown methods and parameters, before a model is opened
         Ok(recipe)
     }
+}
+
+/// `key=value`, the value as TOML or, where it is none, as text.
+fn parameter(text: &str) -> Result<(String, toml::Value)> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.trim().is_empty())
+        .with_context(|| format!("--param `{text}` is not of the form key=value, such as dampening=0.05"))?;
+    let parsed = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("v"));
+    Ok((key.trim().to_string(), parsed.unwrap_or_else(|| value.trim().into())))
 }
 
 fn file_bytes(file: &Path) -> u64 {

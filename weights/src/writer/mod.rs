@@ -54,6 +54,10 @@ impl TensorSpec {
     }
 }
 
+fn is_plain_name(name: &str) -> bool {
+    !name.contains(['/', '\\', '\0']) && !matches!(name, "" | "." | "..")
+}
+
 /// How a checkpoint is laid out.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
@@ -335,11 +339,34 @@ impl CheckpointWriter {
         self.side_file(name, &mut File::open(path).map_err(refuse)?)
     }
 
+    /// Copies the file at `path`, which lies in `root` or in a folder there, to the same place in the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::copy_file`].
+    pub fn copy_beside(&mut self, root: &Path, path: &Path) -> Result<()> {
+        let inside =
+            path.strip_prefix(root).ok().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+        let Some(folder) = inside else { return self.copy_file(path) };
+        let names = folder.to_str().zip(path.file_name().and_then(|name| name.to_str()));
+        let Some((folder, name)) = names.filter(|(folder, _)| is_plain_name(folder)) else {
+            return Err(Error::file(path, "expected a file at most one folder deep, of plain names"));
+        };
+        let mut file = File::open(path).map_err(|error| Error::io(path, "open the file", error))?;
+        let output = self.work.output().join(folder);
+        fs::create_dir_all(&output).map_err(|error| Error::io(&output, "make the folder", error))?;
+        self.put_file(&format!("{folder}/{name}"), &mut file)?;
+        disk::sync_folder(&output)
+    }
+
     fn side_file(&mut self, name: &str, from: &mut dyn Read) -> Result<()> {
-        let path = self.work.output().join(name);
-        if name.contains(['/', '\\', '\0']) || matches!(name, "" | "." | "..") {
+        if !is_plain_name(name) {
             return Err(Error::file(&self.out, format!("`{}` is no plain file name", name.escape_debug())));
         }
+        self.put_file(name, from)
+    }
+
+    fn put_file(&mut self, name: &str, from: &mut dyn Read) -> Result<()> {
+        let path = self.work.output().join(name);
         let taken = name == INDEX
             || self.plan.shards.iter().any(|shard| shard.name == name)
             || self.side_files.iter().any(|taken| taken == name);
@@ -402,8 +429,11 @@ impl CheckpointWriter {
             let name = entry.file_name();
             let ours = name == INDEX && self.plan.index.is_some()
                 || self.plan.shards.iter().any(|shard| name == shard.name.as_str())
-                || self.side_files.iter().any(|file| name == file.as_str());
-            if !ours {
+                || self.side_files.iter().any(|file| name == file.split('/').next().unwrap_or_default());
+            if !ours && entry.path().is_dir() {
+                fs::remove_dir_all(entry.path())
+                    .map_err(|error| Error::io(entry.path(), "remove the folder", error))?;
+            } else if !ours {
                 fs::remove_file(entry.path()).map_err(|error| Error::io(entry.path(), "remove the file", error))?;
             }
         }
