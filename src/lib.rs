@@ -34,7 +34,7 @@ enum Verb {
     /// Bring a model of a hub to this machine (all verbs do so where they are given one)
     Fetch(commands::fetch::Arguments),
     /// Quantise a checkpoint; without a model, the small one that comes with the program
-    Compress(commands::compress::Arguments),
+    Compress(Box<commands::compress::Arguments>),
     /// Perplexity of a model on a text, and its distance to a dense model
     Eval(commands::eval::Arguments),
     /// Continue a prompt

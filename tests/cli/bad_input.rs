@@ -397,7 +397,7 @@ fn recipes_with_mistakes_are_refused_with_their_stage_and_field() {
         (second("method = \"gptq\"\nparams = { bitts = 4 }"), &["stage 2 (`gptq`)", "unknown field `bitts`", "`bits`"]),
         (second("method = \"gptq\"\n[stage.params]\nbits = \"4\""), &["stage 2 (`gptq`)", "string \"4\""]),
         (second("method = \"rtn\"\nparams = { bits = 5 }"), &["stage 2 (`rtn`)", "5 bits", "2, 3, 4"]),
-        (second("method = \"gtpq\""), &["stage 2", "unknown method `gtpq`", "`rtn` or `gptq`"]),
+        (second("method = \"gtpq\""), &["stage 2", "unknown method `gtpq`", "`rtn` or `hqq` or `gptq`"]),
         (second("method = \"rtn\"\ntragets = [\"*\"]"), &["line 8 (stage 2)", "unknown field `tragets`", "`targets`"]),
         (second("targets = [\"*\"]"), &["(stage 2)", "missing field `method`"]),
         (second("method = \"rtn\"\ntargets = \"*\""), &["line 8 (stage 2)", "expected a sequence"]),
@@ -432,7 +432,12 @@ fn options_that_cannot_be_carried_out_are_refused_with_what_would_work() {
     let text = place.text("text", 100);
     let short = place.text("short", 20);
     const DOWN: &str = "`model.layers.0.mlp.down_proj`";
-    compress_refuses(&place, &model, &arguments!["--method gtpq"], &["unknown method `gtpq`", "`rtn` or `gptq`"]);
+    compress_refuses(
+        &place,
+        &model,
+        &arguments!["--method gtpq"],
+        &["unknown method `gtpq`", "`rtn` or `hqq` or `gptq`"],
+    );
     compress_refuses(
         &place,
         &model,

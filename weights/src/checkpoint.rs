@@ -354,7 +354,10 @@ impl Checkpoint {
         let names = file_names(&self.dir).unwrap_or_default();
         let mut files: Vec<PathBuf> =
             names.iter().filter(|name| is_side_file(name)).map(|name| self.dir.join(name)).collect();
+        // How sentence-transformers make a vector of hidden states; beside folders such as `1_Pooling`.
         if names.iter().any(|name| name == "modules.json") {
+            let settings = ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"];
+            files.extend(settings.into_iter().filter(|name| names.iter().any(|n| n == name)).map(|n| self.dir.join(n)));
             let modules = folder_names(&self.dir).into_iter().map(|name| self.dir.join(name).join("config.json"));
             files.extend(modules.filter(|file| file.is_file()));
         }
@@ -374,7 +377,7 @@ fn folder_names(dir: &Path) -> Vec<String> {
 }
 
 pub(crate) fn is_side_file(name: &str) -> bool {
-    const EXACT: [&str; 15] = [
+    const EXACT: [&str; 12] = [
         "generation_config.json",
         "special_tokens_map.json",
         "added_tokens.json",
@@ -387,10 +390,6 @@ pub(crate) fn is_side_file(name: &str) -> bool {
         "NOTICE",
         "NOTICE.txt",
         "USE_POLICY.md",
-        // How sentence-transformers make a vector of hidden states; beside folders such as `1_Pooling`.
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
     ];
     let starts = |prefix: &str| name.starts_with(prefix);
     EXACT.contains(&name)

@@ -65,7 +65,8 @@ fn fail(path: &Path, what: impl std::fmt::Display) -> Error {
 pub fn read(path: &Path, field: Option<&str>, limit: usize) -> Result<Vec<Document>> {
     let mut magic = [0; 4];
     let mut file = File::open(path).map_err(|error| fail(path, format!("cannot read the text: {error}")))?;
-    let begins = std::io::Read::read(&mut file, &mut magic).map_err(|error| fail(path, error))?;
+    let begins = std::io::Read::read(&mut file, &mut magic)
+        .map_err(|error| fail(path, format!("cannot read the text: {error}")))?;
     if &magic[..begins] == b"PAR1" {
         return parquet(path, field, limit);
     }
@@ -189,10 +190,12 @@ mod tests {
     }
 
     fn text(documents: &[Document]) -> Vec<&str> {
-        let text = |document| match document {
-            &Document::Text(ref text) => text.as_str(),
-            other => panic!("{other:?} is no text"),
-        };
+        fn text(document: &Document) -> &str {
+            match document {
+                Document::Text(text) => text,
+                other => panic!("{other:?} is no text"),
+            }
+        }
         documents.iter().map(text).collect()
     }
 

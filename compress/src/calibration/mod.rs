@@ -240,22 +240,22 @@ impl ActivationStore {
 mod tests {
     use super::*;
 
-    fn set(documents: &[Range<u32>], shape: (usize, usize), sampling: Sampling) -> Result<CalibrationSet> {
-        let documents = documents.iter().map(|ids| ids.clone().collect()).collect();
+    fn set(lengths: &[(u32, u32)], shape: (usize, usize), sampling: Sampling) -> Result<CalibrationSet> {
+        let documents = lengths.iter().map(|&(first, end)| (first..end).collect()).collect();
         CalibrationSet::from_documents(documents, Some(99), Path::new("t.jsonl"), shape, sampling)
     }
 
     #[test]
     fn documents_are_laid_end_to_end_with_a_token_between() {
         let first = Sampling::default();
-        assert_eq!(set(&[0..3, 10..12, 20..30], (2, 4), first).unwrap().ids, [0, 1, 2, 99, 10, 11, 99, 20]);
-        assert_eq!(set(&[0..3], (1, 3), first).unwrap().ids, [0, 1, 2]);
-        assert!(set(&[0..3], (1, 4), first).unwrap_err().to_string().contains("3 tokens"));
+        assert_eq!(set(&[(0, 3), (10, 12), (20, 30)], (2, 4), first).unwrap().ids, [0, 1, 2, 99, 10, 11, 99, 20]);
+        assert_eq!(set(&[(0, 3)], (1, 3), first).unwrap().ids, [0, 1, 2]);
+        assert!(set(&[(0, 3)], (1, 4), first).unwrap_err().to_string().contains("3 tokens"));
     }
 
     #[test]
     fn a_seed_draws_other_windows_and_the_same_again() {
-        let drawn = |seed| set(&[0..90], (4, 5), Sampling { seed, whole_documents: false }).unwrap().ids;
+        let drawn = |seed| set(&[(0, 90)], (4, 5), Sampling { seed, whole_documents: false }).unwrap().ids;
         let (a, b) = (drawn(Some(1)), drawn(Some(2)));
         assert_eq!(a, drawn(Some(1)));
         assert_ne!(a, b);
@@ -266,16 +266,16 @@ mod tests {
             assert!(ids.chunks(5).all(|window| window.windows(2).all(|pair| pair[1] == pair[0] + 1)));
         }
         // Fewer windows than were asked for: all of them, whatever the seed.
-        assert_eq!(set(&[0..12], (4, 5), Sampling { seed: Some(1), whole_documents: false }).unwrap().n_samples(), 2);
+        assert_eq!(set(&[(0, 12)], (4, 5), Sampling { seed: Some(1), whole_documents: false }).unwrap().n_samples(), 2);
     }
 
     #[test]
     fn whole_documents_fill_a_sequence_each() {
         let sampling = Sampling { seed: None, whole_documents: true };
-        assert_eq!(set(&[0..3, 10..15, 20..27], (5, 4), sampling).unwrap().ids, [10, 11, 12, 13, 20, 21, 22, 23]);
-        let seeded = set(&[0..3, 10..15, 20..90], (1, 4), Sampling { seed: Some(3), ..sampling }).unwrap();
+        assert_eq!(set(&[(0, 3), (10, 15), (20, 27)], (5, 4), sampling).unwrap().ids, [10, 11, 12, 13, 20, 21, 22, 23]);
+        let seeded = set(&[(0, 3), (10, 15), (20, 90)], (1, 4), Sampling { seed: Some(3), ..sampling }).unwrap();
         assert!(seeded.ids.windows(2).all(|pair| pair[1] == pair[0] + 1) && seeded.ids[0] >= 10);
-        let error = set(&[0..3], (1, 4), sampling).unwrap_err().to_string();
+        let error = set(&[(0, 3)], (1, 4), sampling).unwrap_err().to_string();
         assert!(error.contains("t.jsonl") && error.contains("longest has 3"), "{error}");
     }
 }

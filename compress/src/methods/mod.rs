@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn unknown_names_and_parameters_are_refused() {
         let message = build("gtpq", toml::Table::new()).unwrap_err().to_string();
-        assert!(message.starts_with("unknown method `gtpq`, expected `rtn` or `gptq` or"), "{message}");
+        assert!(message.starts_with("unknown method `gtpq`, expected `rtn` or `hqq` or `gptq` or"), "{message}");
         for entry in METHODS {
             let typo = "bitts = 4".parse::<toml::Table>().unwrap();
             let message = entry.build(typo).unwrap_err().to_string();

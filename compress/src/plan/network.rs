@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use scruple_weights::{
-    Checkpoint, TensorView,
+    Checkpoint, Shard, TensorView, format,
     name::{Place, place},
 };
 
@@ -12,6 +12,7 @@ use crate::{
     Error, Result,
     model::{
         DecoderConfig,
+        any::{self, Kind},
         decoder::{Block, Decoder, Ends, Stage, expect_ids},
         encoder::{Embedding, Encoder, EncoderConfig},
         spec::LinearSpec,
@@ -39,6 +40,9 @@ pub struct NamedNetwork {
     /// The blocks with linears, in the file's order; those outside of blocks form one more at the end.
     blocks: Vec<(String, Option<usize>)>,
 }
+
+/// What makes the first block's input (tokens, hidden) of token ids.
+pub(crate) type Embedder<'a> = Box<dyn Fn(&[u32]) -> Result<Tensor> + 'a>;
 
 /// A linear that a recipe may name.
 #[derive(Debug, Clone)]
@@ -68,23 +72,27 @@ impl Network {
     /// The network of a dense `checkpoint`.
     ///
     /// # Errors
-    /// A decoder that should run and lacks a tensor, or has it in another shape.
+    /// A network that should run and has a fault: a field of its configuration, a tensor missing or of another shape. A
+    /// GGUF file, whose rows and names are not those of the formats that are written.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
-        match DecoderConfig::from_checkpoint(checkpoint) {
-            Ok(config) => {
+        let named = |reason: String| Self::Named(NamedNetwork { reason, blocks: named_blocks(checkpoint) });
+        let path = checkpoint.path().display();
+        match any::kind(checkpoint) {
+            Ok(Kind::Decoder) => {
+                let config = DecoderConfig::from_checkpoint(checkpoint)?;
                 Decoder::check(checkpoint, &config)?;
                 Ok(Self::Decoder(Box::new(config)))
             }
-            Err(error) => match EncoderConfig::from_checkpoint(checkpoint) {
-                Ok(config) => {
-                    Encoder::open(checkpoint)?; // its tensors, mapped and not read
-                    Ok(Self::Encoder(Box::new(config)))
-                }
-                Err(_) => {
-                    let reason = error.to_string();
-                    Ok(Self::Named(NamedNetwork { reason, blocks: named_blocks(checkpoint) }))
-                }
-            },
+            Ok(Kind::Encoder) => {
+                let config = EncoderConfig::from_checkpoint(checkpoint)?;
+                Encoder::open(checkpoint)?; // its tensors, mapped and not read
+                Ok(Self::Encoder(Box::new(config)))
+            }
+            Ok(kind) => Ok(named(format!("{path}: the model is {}, which is not calibrated here", kind.describe()))),
+            Err(_) if checkpoint.shards().iter().any(is_gguf) => Err(Error::Model(format!(
+                "{path}: a GGUF file is compressed as the folder that `scruple convert` makes of it"
+            ))),
+            Err(error) => Ok(named(error.to_string())),
         }
     }
 
@@ -133,10 +141,7 @@ impl Network {
     }
 
     /// What makes the first block's input of a sequence of token ids.
-    pub(crate) fn embedder<'a>(
-        &'a self,
-        checkpoint: &Checkpoint,
-    ) -> Result<Box<dyn Fn(&[u32]) -> Result<Tensor> + 'a>> {
+    pub(crate) fn embedder<'a>(&'a self, checkpoint: &Checkpoint) -> Result<Embedder<'a>> {
         match self {
             Self::Decoder(config) => {
                 let ends = Ends::load(checkpoint, config, None)?;
@@ -238,6 +243,10 @@ fn encoder_candidates(config: &EncoderConfig, checkpoint: &Checkpoint) -> Vec<Ca
         })
     };
     (0..config.n_blocks).flat_map(of_block).collect()
+}
+
+fn is_gguf(shard: &Shard) -> bool {
+    format::recognise(shard).is_some_and(|format| format.name == "GGUF")
 }
 
 /// The blocks that hold a linear, in the order of the file.

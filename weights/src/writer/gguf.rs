@@ -172,8 +172,11 @@ impl GgufWriter {
     }
 }
 
+/// The bytes before the tensors, and where each tensor begins behind them.
+type Header = (Vec<u8>, Vec<(String, u64)>);
+
 /// Everything before the data, and the tensors' sizes.
-fn header(out: &Path, metadata: &GgufMetadata, tensors: &[TensorSpec]) -> Result<(Vec<u8>, Vec<(String, u64)>)> {
+fn header(out: &Path, metadata: &GgufMetadata, tensors: &[TensorSpec]) -> Result<Header> {
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
     header.extend((tensors.len() as u64).to_le_bytes());
