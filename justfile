@@ -60,3 +60,8 @@ bench-embed model text python:
 # Every fuzz target for ten million executions; the record is benches/record/fuzz.json
 fuzz runs="10000000":
     python3 fuzz/run.py --runs {{runs}} --jobs 2
+
+# Every write failing in turn, and kills at random moments; the record is benches/record/faults.json
+faults model text:
+    cargo build --release
+    python3 tests/long/faults.py target/release/scruple {{model}} {{text}} --record benches/record/faults.json

@@ -247,7 +247,9 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
     };
     let mut documents = Vec::new();
     for document in calibration::read_documents(file, wanted.field.as_deref(), limit)? {
-        documents.push(text.encode(&document.render(&text, wanted.chat)?, false)?);
+        let ids = text.encode(&document.render(&text, wanted.chat)?, false)?;
+        plan.network.expect_ids(checkpoint, &ids)?;
+        documents.push(ids);
     }
     let sampling = Sampling { seed: wanted.seed, whole_documents: wanted.whole_documents };
     let set = match plan.network.encoder() {
@@ -264,7 +266,6 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
             CalibrationSet::from_documents(documents, None, file, shape, sampling)?.framed(before, after)
         }
     };
-    plan.network.expect_ids(checkpoint, &set.ids)?;
     drop(text);
     memory::give_back();
     let widest = plan.linears.iter().map(|linear| linear.layout.in_features).max().unwrap_or(0);
