@@ -3,13 +3,19 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use scruple_compress::methods::{Kind, METHODS, Needs};
+use scruple_compress::{
+    export::Format,
+    methods::{Kind, METHODS, Needs},
+};
 use serde_json::json;
 
 use crate::{
     printer::{self, Table},
     record::{self, Run},
 };
+
+/// Inputs of the row that tells how a method stores weights.
+const WIDTH: usize = 4096;
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
@@ -26,7 +32,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("methods");
     let mut list = Vec::new();
-    let mut table = Table::new(["method", "kind", "needs", "what it does", "paper"]);
+    let mut table = Table::new(["method", "kind", "needs", "written as", "what it does", "paper"]);
     for entry in METHODS {
         let method = entry.build(toml::Table::new())?;
         let kind = match method.kind() {
@@ -34,12 +40,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Kind::Quantise => "quantises",
         };
         let needs = needs(method.needs());
+        // By a row that suits every default.
+        let code = method.code(WIDTH)?;
+        let formats: Vec<&str> =
+            Format::ALL.into_iter().filter(|format| format.stores(code)).map(Format::name).collect();
         list.push(json!({
-            "name": entry.name, "kind": kind, "needs": needs, "summary": entry.summary, "paper": entry.paper,
+            "name": entry.name, "kind": kind, "needs": needs, "formats": formats, "summary": entry.summary, "paper": entry.paper,
             "parameters": method.parameters(),
         }));
         let needs = if needs.is_empty() { "no data".into() } else { needs.join(", ") };
-        table.row([entry.name.into(), kind.into(), needs, entry.summary.into(), entry.paper.into()]);
+        let formats = formats.join(", ");
+        table.row([entry.name.into(), kind.into(), needs, formats, entry.summary.into(), entry.paper.into()]);
     }
     if let Some(out) = &arguments.output {
         record::save(out, "methods", &list, &clock)?;
@@ -56,9 +67,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn needs(needs: Needs) -> Vec<&'static str> {
     let named = [
         (needs.hessian, "Hessian"),
-        (needs.energies, "energies"),
-        (needs.magnitudes, "magnitudes"),
-        (needs.samples, "samples"),
+        (needs.energies, "input norms"),
+        (needs.magnitudes, "input sizes"),
+        (needs.samples, "sampled inputs"),
     ];
     named.into_iter().filter(|(needed, _)| *needed).map(|(_, name)| name).collect()
 }

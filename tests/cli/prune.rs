@@ -136,7 +136,7 @@ fn the_list_of_methods_says_what_each_needs() {
     let list = scruple!["methods --json"].json();
     let method = |name: &str| list.as_array().unwrap().iter().find(|method| method["name"] == name).unwrap().clone();
     assert_eq!(method("magnitude")["needs"], serde_json::json!([]));
-    assert_eq!(method("wanda")["needs"], serde_json::json!(["energies"]));
+    assert_eq!(method("wanda")["needs"], serde_json::json!(["input norms"]));
     assert_eq!(method("sparsegpt")["needs"], serde_json::json!(["Hessian"]));
     assert_eq!(method("sparsegpt")["kind"], "prunes");
     assert_eq!(method("gptq")["kind"], "quantises");
