@@ -290,13 +290,16 @@ fn tensors_that_contradict_the_configuration_are_named() {
         scruple!["generate", model, "--prompt w1"].refuses(words);
     }
     let model = tiny().write(place.path("model"));
-    for (config, word) in [("[1, 2]", "`model_type` is missing"), ("{\"a\":", "not valid JSON"), ("", "not valid JSON")]
-    {
+    for (config, word) in [("[1, 2]", "not a JSON object"), ("{\"a\":", "not valid JSON"), ("", "not valid JSON")] {
         fs::write(model.join("config.json"), config).unwrap();
         compress_refuses(&place, &model, &[], &["config.json", word]);
     }
     fs::remove_file(model.join("config.json")).unwrap();
-    compress_refuses(&place, &model, &[], &["config.json", "configuration is missing"]);
+    let words = ["config.json", "configuration is missing"];
+    compress_refuses(&place, &model, &arguments!["--method gptq --calibration", text], &words);
+    // Weights alone can be rounded.
+    scruple!["compress", model, "--method rtn --group-size 32 --no-speed -o", place.out("alone")].succeeds();
+    scruple!["verify", place.out("alone"), "--against", model].succeeds();
 }
 
 #[test]

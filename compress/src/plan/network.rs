@@ -77,6 +77,12 @@ impl Network {
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let named = |reason: String| Self::Named(NamedNetwork { reason, blocks: named_blocks(checkpoint) });
         let path = checkpoint.path().display();
+        let file = checkpoint.dir().join("config.json");
+        // A model may come without a configuration, not with one that cannot be read.
+        if file.is_file() && !checkpoint.config()?.is_object() {
+            let what = "the model's configuration is not a JSON object; fetch the file again";
+            return Err(scruple_weights::Error::file(file, what).into());
+        }
         match any::kind(checkpoint) {
             Ok(Kind::Decoder) => {
                 let config = DecoderConfig::from_checkpoint(checkpoint)?;
