@@ -3,7 +3,7 @@
 //!
 //! Each linear is compressed at every width on offer, on the inputs the dense model gives it ([`measure`]). With error
 //! `e_lb` and size `s_lb` of linear l at width b, the choice `b(l)` minimises `Σ_l e_l,b(l)` subject to
-//! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to [`STEPS`] steps) by
+//! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
 //! dynamic programming ([`choose`]). Errors are shares of the energy of a linear's outputs, or of its weights where no
 //! method looks at inputs, so that large and small linears count alike.
 //!

@@ -14,7 +14,7 @@ pub mod heatmap;
 pub struct Line {
     /// Shown in the legend.
     pub name: String,
-    /// (block, relative output error).
+    /// (block, relative error).
     pub points: Vec<(f64, f64)>,
 }
 
@@ -38,7 +38,7 @@ fn register() -> Result<()> {
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular()).map_err(|_| fail("the font is unreadable"))
 }
 
-/// Draws the relative output error of each linear over the blocks, on a logarithmic scale.
+/// Draws the relative error of each linear over the blocks, on a logarithmic scale.
 pub fn errors_by_block(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
     register()?;
     let size = (1000, 560);
@@ -66,8 +66,8 @@ fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[L
         .map_err(fail)?;
     chart
         .configure_mesh()
-        .x_desc("decoder block")
-        .y_desc("relative output error")
+        .x_desc("block")
+        .y_desc("relative error")
         .label_style(("sans-serif", 15))
         .axis_desc_style(("sans-serif", 17))
         .light_line_style(RGBColor(240, 240, 240))

@@ -1,7 +1,7 @@
 //! `scruple compress`: a smaller copy of a checkpoint, with an account of what it cost.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -606,9 +606,16 @@ fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>
     }
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("errors.png");
-    let how =
-        plan.linears.first().map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()));
-    plot::errors_by_block(&path, &format!("{name}: {}; {of_what}", how.unwrap_or_default()), &lines)?;
+    let ways: BTreeSet<String> = plan
+        .linears
+        .iter()
+        .map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()))
+        .collect();
+    let how = match ways.len() {
+        1 => ways.into_iter().next().unwrap_or_default(),
+        n => format!("{n} ways of storing"),
+    };
+    plot::errors_by_block(&path, &format!("{name}: {how}; {of_what}"), &lines)?;
     Ok(Some(std::fs::read(&path)?))
 }
 
