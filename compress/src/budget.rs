@@ -2,10 +2,11 @@
 //! sum of the measured errors is least.
 //!
 //! Each linear is compressed at every width on offer, on the inputs the dense model gives it ([`measure`]). With error
-//! `e_lb` and size `s_lb` of linear l at width b, the choice `b(l)` minimises `Σ_l e_l,b(l)` subject to
+//! `e_lb` and size `s_lb` of linear l, of `n_l` weights, at width b, the choice `b(l)` minimises `Σ_l n_l e_l,b(l)` subject to
 //! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
 //! dynamic programming ([`choose`]). Errors are shares of the energy of a linear's outputs, or of its weights where no
-//! method looks at inputs, so that large and small linears count alike.
+//! method looks at inputs. They count by the number of weights: with every linear counting alike, the largest ones, which
+//! have the most bits to give, were starved, and the model was worse than one of uniform width (`docs/methods.md`).
 //!
 //! The outcome is a recipe like any other, with a stage for each width ([`explicit`]), and can be saved and used again.
 
@@ -237,9 +238,9 @@ fn weight_error(original: &[f32], compressed: &[f32]) -> Option<f64> {
     (energy > 0.0).then(|| lost / energy)
 }
 
-/// For each linear the number of the offer it takes, so that all fit into `capacity` bits and the sum of errors is
-/// least; linears without an offer take none. `None` if even the smallest do not fit.
-pub fn choose(offers: &[Vec<Offer>], capacity: u64) -> Option<Vec<usize>> {
+/// For each linear the number of the offer it takes, so that all fit into `capacity` bits and the sum of errors, each
+/// times the linear's `importance`, is least; linears without an offer take none. `None` if even the smallest do not fit.
+pub fn choose(offers: &[Vec<Offer>], importance: &[f64], capacity: u64) -> Option<Vec<usize>> {
     let smallest: u64 = offers.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).min()).sum();
     let largest: u64 = offers.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).max()).sum();
     let room = capacity.checked_sub(smallest)?.min(largest - smallest);
@@ -248,14 +249,14 @@ pub fn choose(offers: &[Vec<Offer>], capacity: u64) -> Option<Vec<usize>> {
     let steps = (room / step) as usize;
     let mut best = vec![0.0f64; steps + 1];
     let mut taken: Vec<Vec<u8>> = Vec::with_capacity(offers.len());
-    for offers in offers {
+    for (offers, importance) in offers.iter().zip(importance) {
         let least = offers.iter().map(|offer| offer.storage_bits).min().unwrap_or(0);
         let mut next = vec![f64::INFINITY; steps + 1];
         let mut choice = vec![0u8; steps + 1];
         for (number, offer) in offers.iter().enumerate() {
             let extra = (offer.storage_bits - least).div_ceil(step) as usize;
             for at in extra..=steps {
-                let sum = best[at - extra] + offer.error;
+                let sum = best[at - extra] + importance * offer.error;
                 // The first of equals, which is the narrowest.
                 if sum < next[at] {
                     (next[at], choice[at]) = (sum, number as u8);
@@ -281,7 +282,8 @@ pub fn choose(offers: &[Vec<Offer>], capacity: u64) -> Option<Vec<usize>> {
 /// A budget that even the narrowest widths exceed, with what they take.
 pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<Recipe> {
     let capacity = budget.capacity(plan)?;
-    let Some(chosen) = choose(offers, capacity) else {
+    let importance: Vec<f64> = plan.linears.iter().map(|linear| linear.layout.weights() as f64).collect();
+    let Some(chosen) = choose(offers, &importance, capacity) else {
         let weights: u64 = plan.linears.iter().map(|linear| linear.layout.weights()).sum();
         let least: u64 = offers.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).min()).sum();
         return Err(Error::Recipe(format!(
@@ -340,6 +342,7 @@ mod tests {
         fn the_choice_is_the_best_of_all(
             errors in prop::collection::vec(prop::collection::vec(0.0f64..1.0, 1..4), 1..6),
             sizes in prop::collection::vec(1u64..40, 6),
+            importance in prop::collection::vec(0.1f64..10.0, 6),
             share in 0.0f64..1.2,
         ) {
             let offers: Vec<Vec<Offer>> = errors
@@ -356,21 +359,21 @@ mod tests {
             let combinations: usize = offers.iter().map(Vec::len).product();
             for mut number in 0..combinations {
                 let (mut size, mut error) = (0, 0.0);
-                for offers in &offers {
+                for (offers, importance) in offers.iter().zip(&importance) {
                     let offer = &offers[number % offers.len()];
                     number /= offers.len();
-                    (size, error) = (size + offer.storage_bits, error + offer.error);
+                    (size, error) = (size + offer.storage_bits, error + importance * offer.error);
                 }
                 if size <= capacity && least.is_none_or(|least| error < least) {
                     least = Some(error);
                 }
             }
-            let chosen = choose(&offers, capacity);
+            let chosen = choose(&offers, &importance, capacity);
             prop_assert_eq!(chosen.is_some(), least.is_some());
             if let (Some(chosen), Some(least)) = (chosen, least) {
                 let taken = || offers.iter().zip(&chosen).map(|(offers, &number)| &offers[number]);
                 prop_assert!(taken().map(|offer| offer.storage_bits).sum::<u64>() <= capacity);
-                let error: f64 = taken().map(|offer| offer.error).sum();
+                let error: f64 = taken().zip(&importance).map(|(offer, importance)| importance * offer.error).sum();
                 prop_assert!((error - least).abs() < 1e-9, "{} for {}", error, least);
             }
         }
