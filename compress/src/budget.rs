@@ -4,7 +4,7 @@
 //! Each linear is compressed at every width on offer, on the inputs the dense model gives it ([`measure`]). With error
 //! `e_lb` and size `s_lb` of linear l, of `n_l` weights, at width b, the choice `b(l)` minimises `Σ_l n_l e_l,b(l)` subject to
 //! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
-//! dynamic programming ([`choose`]). Errors are shares of the energy of a linear's outputs, or of its weights where no
+//! dynamic programming ([`choose`]). Errors are shares of a linear's outputs, token by token, or of its weights where no
 //! method looks at inputs. They count by the number of weights: with every linear counting alike, the largest ones, which
 //! have the most bits to give, were starved, and the model was worse than one of uniform width (`docs/methods.md`).
 //!
@@ -49,7 +49,7 @@ pub struct Offer {
     pub bits: u32,
     /// Bits the linear takes on disk, scales included.
     pub storage_bits: u64,
-    /// The share of the outputs' energy, or without inputs of the weight's, that is lost.
+    /// The share of a token's outputs, or without inputs of the weight's energy, that is lost.
     pub error: f64,
 }
 
@@ -174,7 +174,7 @@ pub fn measure(
                 };
                 let needs = |stage| {
                     let needs = at(stage).fold(Needs::default(), |needs, (_, linear)| needs.and(plan.needs(linear)));
-                    Needs { cross: false, ..needs }
+                    Needs { cross: false, samples: needs.any(), ..needs }
                 };
                 walk.block(walk.load()?, &needs, &mut |_, stage, stats| {
                     for (index, linear) in at(stage) {
@@ -217,7 +217,7 @@ fn offers_of(
             };
             method.compress(&mut [weight], stats)?;
         }
-        let error = stats.output_error(&original, &values).or_else(|| weight_error(&original, &values));
+        let error = stats.token_error(&original, &values).or_else(|| weight_error(&original, &values));
         offers.push(Offer {
             bits: variant.bits,
             storage_bits: plan.format.storage_bits(&layout),
