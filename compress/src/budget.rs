@@ -2,24 +2,29 @@
 //! sum of the measured errors is least.
 //!
 //! Each linear is compressed at every width on offer, on the inputs the dense model gives it ([`measure`]). With error
-//! `e_lb` and size `s_lb` of linear l, of `n_l` weights, at width b, the choice `b(l)` minimises `Σ_l n_l e_l,b(l)` subject to
+//! `e_lb` and size `s_lb` of linear l at width b, the choice `b(l)` minimises `Σ_l e_l,b(l)` subject to
 //! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
-//! dynamic programming ([`choose`]). Errors are shares of a linear's outputs, token by token, or of its weights where no
-//! method looks at inputs. They count by the number of weights: with every linear counting alike, the largest ones, which
-//! have the most bits to give, were starved, and the model was worse than one of uniform width (`docs/methods.md`).
+//! dynamic programming ([`choose`]).
+//!
+//! The error of a linear is what its block loses: with that one linear compressed, the mean over some tokens of
+//! `‖Δy‖² / ‖y‖²` of the block's outputs y, the stream that the next block reads. What a linear's own outputs lose tells less:
+//! with it, small 2-bit errors of output projections passed for harmless, and the model was worse than one of uniform width
+//! (`docs/methods.md`). Where no method looks at inputs, it is the share of the weight's energy, times the number of weights.
 //!
 //! The outcome is a recipe like any other, with a stage for each width ([`explicit`]), and can be saved and used again.
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use scruple_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     calibration::CalibrationSet,
+    kernel::tensor::with_f32,
     methods::{GroupStats, Kind, LayerMethod, Needs, Weight, build},
-    model::decoder::Stage,
+    model::{decoder::Stage, linear::DenseLinear, staged::StagedBlock},
     pack::WIDTHS,
     plan::{Plan, PlannedLinear},
     recipe::{Recipe, StageRecipe},
@@ -39,6 +44,9 @@ pub struct Budget {
     pub size: Option<String>,
 }
 
+/// Tokens a block is tried on, in whole sequences.
+const TRIAL_TOKENS: usize = 512;
+
 /// Steps that sizes are counted in.
 const STEPS: usize = 1 << 14;
 
@@ -49,7 +57,7 @@ pub struct Offer {
     pub bits: u32,
     /// Bits the linear takes on disk, scales included.
     pub storage_bits: u64,
-    /// The share of a token's outputs, or without inputs of the weight's energy, that is lost.
+    /// What is lost of the block's outputs, as a share of each token's energy; or without inputs the share of the weight's.
     pub error: f64,
 }
 
@@ -152,9 +160,9 @@ pub fn measure(
     let total = plan.linears.len();
     let mut offers: Vec<Vec<Offer>> = vec![Vec::new(); total];
     let mut done = 0;
-    let mut take = |index: usize, stats: &GroupStats| -> Result<()> {
+    let mut take = |index: usize, stats: &GroupStats, error: &mut ErrorOf<'_>| -> Result<()> {
         let linear = &plan.linears[index];
-        offers[index] = offers_of(checkpoint, plan, linear, &variants, stats)?;
+        offers[index] = offers_of(checkpoint, plan, linear, &variants, stats, error)?;
         done += 1;
         progress(done, total, &linear.name);
         Ok(())
@@ -162,7 +170,8 @@ pub fn measure(
     match calibration.filter(|_| plan.needs_calibration()) {
         None => {
             for (index, linear) in plan.linears.iter().enumerate() {
-                take(index, &GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() })?;
+                let stats = GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() };
+                take(index, &stats, &mut |original, values| Ok(weight_error(original, values)))?;
             }
         }
         Some(set) => {
@@ -174,11 +183,28 @@ pub fn measure(
                 };
                 let needs = |stage| {
                     let needs = at(stage).fold(Needs::default(), |needs, (_, linear)| needs.and(plan.needs(linear)));
-                    Needs { cross: false, samples: needs.any(), ..needs }
+                    Needs { cross: false, ..needs }
                 };
-                walk.block(walk.load()?, &needs, &mut |_, stage, stats| {
+                let dense = walk.load()?;
+                let trial = Trial::new(&*dense, &walk)?;
+                walk.block(dense, &needs, &mut |block, stage, stats| {
                     for (index, linear) in at(stage) {
-                        take(index, &stats[linear.site.and_then(|site| site.expert).unwrap_or(0)])?;
+                        let stats = &stats[linear.site.and_then(|site| site.expert).unwrap_or(0)];
+                        let (place, shape) = (linear.site.map_or(0, |site| site.index), linear.layout);
+                        let shape = (shape.out_features, shape.in_features);
+                        let bias =
+                            checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
+                        let put = |block: &mut dyn StagedBlock, values: &[f32]| -> Result<()> {
+                            let linear = DenseLinear::from_f32(values, shape, bias.clone())?;
+                            block.replace(stage, place, Box::new(linear));
+                            Ok(())
+                        };
+                        take(index, stats, &mut |original, values| {
+                            put(block, values)?;
+                            let error = trial.error(block)?;
+                            put(block, original)?;
+                            Ok(Some(error))
+                        })?;
                     }
                     Ok(())
                 })?;
@@ -188,6 +214,59 @@ pub fn measure(
     Ok(offers)
 }
 
+/// The error of a weight (out, in) in the place of the original.
+type ErrorOf<'a> = dyn FnMut(&[f32], &[f32]) -> Result<Option<f64>> + 'a;
+
+/// A few sequences that a block is tried on.
+struct Trial {
+    inputs: Vec<Tensor>,
+    /// What the dense block makes of them.
+    outputs: Vec<Vec<f32>>,
+}
+
+impl Trial {
+    fn new(block: &dyn StagedBlock, walk: &Walk<'_>) -> Result<Self> {
+        let (set, mut inputs, mut outputs) = (walk.set(), Vec::new(), Vec::new());
+        for sample in 0..TRIAL_TOKENS.div_ceil(set.seq_len).min(set.n_samples()) {
+            let first = sample * set.seq_len;
+            inputs.push(walk.input().read(first..first + set.seq_len)?);
+        }
+        for x in &inputs {
+            outputs.push(with_f32(&run(block, x)?, <[f32]>::to_vec)?);
+        }
+        Ok(Self { inputs, outputs })
+    }
+
+    /// The mean over the tokens of `‖Δy‖² / ‖y‖²`.
+    fn error(&self, block: &dyn StagedBlock) -> Result<f64> {
+        let (mut sum, mut tokens) = (0.0, 0usize);
+        for (x, expected) in self.inputs.iter().zip(&self.outputs) {
+            let y = run(block, x)?;
+            let width = y.dim(1)?;
+            with_f32(&y, |y| {
+                for (y, expected) in y.chunks_exact(width).zip(expected.chunks_exact(width)) {
+                    let square = |x: f32| f64::from(x) * f64::from(x);
+                    let whole: f64 = expected.iter().map(|&e| square(e)).sum();
+                    let lost: f64 = y.iter().zip(expected).map(|(y, e)| square(y - e)).sum();
+                    sum += if whole > 0.0 { lost / whole } else { 0.0 };
+                    tokens += 1;
+                }
+            })?;
+        }
+        Ok(sum / tokens.max(1) as f64)
+    }
+}
+
+/// What `block` makes of the stream `x` (tokens, hidden) of one sequence.
+fn run(block: &dyn StagedBlock, x: &Tensor) -> Result<Tensor> {
+    let heads = block.attention(&block.attention_input(x)?)?;
+    let after = block.attention_output(x, &heads)?;
+    let h = block.mlp_input(if block.is_parallel() { x } else { &after })?;
+    let routing = block.routing(&h)?;
+    let hidden = block.mlp(&h, routing.as_ref())?;
+    block.mlp_output(&after, &hidden, routing.as_ref())
+}
+
 /// `linear` at every width of its method that the format can hold.
 fn offers_of(
     checkpoint: &Checkpoint,
@@ -195,6 +274,7 @@ fn offers_of(
     linear: &PlannedLinear,
     variants: &[Variant],
     stats: &GroupStats,
+    error: &mut ErrorOf<'_>,
 ) -> Result<Vec<Offer>> {
     let original = crate::sequential::read_weight(checkpoint, linear, plan.allow_nonfinite)?;
     let mut offers = Vec::new();
@@ -217,12 +297,8 @@ fn offers_of(
             };
             method.compress(&mut [weight], stats)?;
         }
-        let error = stats.token_error(&original, &values).or_else(|| weight_error(&original, &values));
-        offers.push(Offer {
-            bits: variant.bits,
-            storage_bits: plan.format.storage_bits(&layout),
-            error: error.unwrap_or(0.0),
-        });
+        let error = error(&original, &values)?.unwrap_or(0.0);
+        offers.push(Offer { bits: variant.bits, storage_bits: plan.format.storage_bits(&layout), error });
     }
     if offers.is_empty() && linear.layout.code != Code::Dense {
         return Err(Error::Recipe(format!("linear `{}`: no width suits the format {}", linear.name, plan.format)));
@@ -282,7 +358,11 @@ pub fn choose(offers: &[Vec<Offer>], importance: &[f64], capacity: u64) -> Optio
 /// A budget that even the narrowest widths exceed, with what they take.
 pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<Recipe> {
     let capacity = budget.capacity(plan)?;
-    let importance: Vec<f64> = plan.linears.iter().map(|linear| linear.layout.weights() as f64).collect();
+    let importance = |linear: &PlannedLinear| match plan.needs_calibration() {
+        true => 1.0,
+        false => linear.layout.weights() as f64,
+    };
+    let importance: Vec<f64> = plan.linears.iter().map(importance).collect();
     let Some(chosen) = choose(offers, &importance, capacity) else {
         let weights: u64 = plan.linears.iter().map(|linear| linear.layout.weights()).sum();
         let least: u64 = offers.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).min()).sum();

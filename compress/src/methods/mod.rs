@@ -109,25 +109,6 @@ pub struct GroupStats {
 }
 
 impl GroupStats {
-    /// The mean over the sampled inputs of the share of each one's outputs that is lost where `original` becomes
-    /// `compressed`, both (out, in): every token counts alike, where in [`Self::output_error`] a few of the largest can
-    /// decide. None without samples, or where all outputs are zero.
-    pub fn token_error(&self, original: &[f32], compressed: &[f32]) -> Option<f64> {
-        let n = self.in_features;
-        let samples = self.samples.as_ref().filter(|samples| !samples.is_empty())?;
-        let (tokens, rows) = (samples.len() / n, original.len() / n);
-        let energies = |weight: &[f32]| -> Vec<f64> {
-            let mut outputs = vec![0.0; tokens * rows];
-            matmul_nt(samples, weight, &mut outputs, tokens, rows, n);
-            let energy = |y: &[f32]| y.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
-            outputs.chunks_exact(rows).map(energy).collect()
-        };
-        let delta: Vec<f32> = compressed.iter().zip(original).map(|(c, w)| c - w).collect();
-        let pairs = energies(&delta).into_iter().zip(energies(original)).filter(|(_, whole)| *whole > 0.0);
-        let shares: Vec<f64> = pairs.map(|(lost, whole)| lost / whole).collect();
-        (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
-    }
-
     /// The share of the outputs' energy that is lost where `original` becomes `compressed`, both (out, in): over all
     /// inputs by the Hessian, over the sampled ones without it; none where neither was gathered or all outputs are zero.
     pub fn output_error(&self, original: &[f32], compressed: &[f32]) -> Option<f64> {
