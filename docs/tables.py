@@ -28,7 +28,7 @@ WAYS = [
     ("GPTQ 4", ["--method", "gptq", *GROUPS]),
     ("GPTQ 4, zero points", ["--method", "gptq", "--asymmetric", *GROUPS]),
     ("GPTAQ 4", ["--method", "gptq", *GPTAQ, *GROUPS]),
-    ("GPTQ, 3.5 bits by budget", ["--method", "gptq", "--target-bpw", "3.5", *GROUPS]),
+    ("GPTQ, widths for 3.5 bits", ["--method", "gptq", "--target-bpw", "3.5", *GROUPS]),
     ("RTN 3", ["--method", "rtn", "--bits", "3", *GROUPS]),
     ("RTN 3, zero points", ["--method", "rtn", "--bits", "3", "--asymmetric", *GROUPS]),
     ("AWQ 3, zero points", ["--method", "awq", "--bits", "3", *GROUPS]),
