@@ -18,6 +18,8 @@ pub mod sides;
 
 pub mod source;
 
+pub mod trust;
+
 /// Makes neural-network weights small, and measures what that costs.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 120)]
