@@ -91,14 +91,14 @@ fn run() {
         let mut wide = vec![0.0; 64 * COLUMNS];
         widen_bf16(&values[..64 * COLUMNS], &mut wide);
         let expected = round_to_nearest(&wide, 64, COLUMNS, &spec).expect("finite weights");
-        rtn_pack(Stored::Bf16(&values[..64 * COLUMNS]), 64, COLUMNS, &spec, &mut packed).expect("finite weights");
+        rtn_pack(&(Stored::Bf16(&values[..64 * COLUMNS]), COLUMNS), &spec, &mut packed).expect("finite weights");
         assert_eq!(packed.words, pack_rows(&expected.codes, 64, COLUMNS, bits).expect("whole words"));
 
         let runs = (0..if search == Search::None { repeat } else { 1 })
             .map(|_| {
                 timed(|| {
                     for tensor in values.chunks_exact(ROWS * COLUMNS) {
-                        rtn_pack(Stored::Bf16(tensor), ROWS, COLUMNS, &spec, &mut packed).expect("finite weights");
+                        rtn_pack(&(Stored::Bf16(tensor), COLUMNS), &spec, &mut packed).expect("finite weights");
                     }
                 })
                 .1

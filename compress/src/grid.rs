@@ -127,9 +127,21 @@ impl Quantised {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let groups = self.groups();
         let codes = &self.codes[row * self.in_features..][..self.in_features];
-        for (column, (value, &code)) in out.iter_mut().zip(codes).enumerate() {
-            let group = row * groups + self.group_of(column);
-            *value = self.scales[group] * (i32::from(code) - i32::from(self.zeros[group])) as f32;
+        let (scales, zeros) = (&self.scales[row * groups..][..groups], &self.zeros[row * groups..][..groups]);
+        match &self.g_idx {
+            None => {
+                let group_size = self.group_size.max(1);
+                let of_groups = out.chunks_mut(group_size).zip(codes.chunks(group_size));
+                for ((out, codes), (&scale, &zero)) in of_groups.zip(scales.iter().zip(zeros)) {
+                    dequantize_group(codes, scale, zero, out);
+                }
+            }
+            Some(g_idx) => {
+                for ((value, &code), &group) in out.iter_mut().zip(codes).zip(g_idx) {
+                    let group = group as usize;
+                    *value = scales[group] * (i32::from(code) - i32::from(zeros[group])) as f32;
+                }
+            }
         }
     }
 
@@ -334,6 +346,18 @@ fn least_loss_body(values: &[f32], extremes: [f32; 2], range: Range, spec: &Grid
 #[inline(always)]
 pub fn code(value: f32, scale: f32, zero: f32, max: f32) -> f32 {
     ((value / scale).round_ties_even() + zero).clamp(0.0, max)
+}
+
+crate::kernel::dispatch! {
+    /// What the `codes` of one group stand for, `scale · (q − zero)`, into `out` of the same length.
+    pub fn dequantize_group(codes: &[u8], scale: f32, zero: u8, out: &mut [f32]) = dequantize_group_body
+}
+
+#[inline(always)]
+fn dequantize_group_body(codes: &[u8], scale: f32, zero: u8, out: &mut [f32]) {
+    for (value, &code) in out.iter_mut().zip(codes) {
+        *value = scale * (i32::from(code) - i32::from(zero)) as f32;
+    }
 }
 
 /// The codes of one group of finite `values` into `codes`.

@@ -10,7 +10,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use half::{bf16, f16};
-use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorView};
+use scruple_weights::{Checkpoint, CheckpointWriter, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -20,7 +20,10 @@ use crate::{
     clock::cpu_seconds,
     export::{self, Format, Layout, Quantization},
     grid::{Quantised, ScaleDtype, Search},
-    kernel::rtn_pack::{self, Packed},
+    kernel::{
+        loss::{Loss, row_loss},
+        rtn_pack::{InFile, Packed, rtn_pack},
+    },
     memory,
     methods::{Compressed, Described, GroupStats, LinearReport, Needs, Weight, rtn::Rtn},
     model::{
@@ -55,8 +58,9 @@ pub struct LinearRecord {
     /// Bits on disk, scales and indices included.
     pub storage_bits: u64,
     /// SHA-256 of the dequantised weight (f32, little endian, row by row as it is stored): the numbers that were used
-    /// from here on.
-    pub dequantised_sha256: String,
+    /// from here on. Absent where the plan asked for no proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dequantised_sha256: Option<String>,
     /// Calibration tokens that were routed to it; of experts only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_tokens: Option<usize>,
@@ -111,88 +115,67 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize, &str);
 
 const REST: &str = "rest";
 
+/// Adds a row of f32 to `hash`, as little-endian bytes.
+fn hash_row(hash: &mut Sha256, row: &[f32]) {
+    if cfg!(target_endian = "little") {
+        hash.update(bytemuck::cast_slice::<f32, u8>(row));
+    } else {
+        row.iter().for_each(|value| hash.update(value.to_le_bytes()));
+    }
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256 of rows of f32 as little-endian bytes.
 fn digest_rows(rows: usize, columns: usize, mut read: impl FnMut(usize, &mut [f32]) -> Result<()>) -> Result<String> {
     let mut hash = Sha256::new();
     let mut row = vec![0.0f32; columns];
     for index in 0..rows {
         read(index, &mut row)?;
-        if cfg!(target_endian = "little") {
-            hash.update(bytemuck::cast_slice::<f32, u8>(&row));
-        } else {
-            row.iter().for_each(|value| hash.update(value.to_le_bytes()));
-        }
+        hash_row(&mut hash, &row);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(hash))
 }
 
 /// What is noted of every compressed weight, as it reads back from its file.
 struct Account {
-    sha256: String,
-    weight_error: Option<f64>,
-    zeros: u64,
+    sha256: Option<String>,
+    loss: Loss,
 }
 
 impl Account {
-    /// Of `weight` in a file of `format` in a model whose floats are `dtype`; `original(row, out)` reads the dense one.
+    /// Of `weight` as `plan` writes it, `transposed` or not; `original(row, out)` reads the dense one.
     fn of(
         weight: &CompressedWeight,
-        format: Format,
-        dtype: ScaleDtype,
+        plan: &Plan,
         transposed: bool,
         mut original: impl FnMut(usize, &mut [f32]) -> Result<()>,
     ) -> Result<Self> {
         let (rows, columns) = weight.shape();
-        let mut stored = Vec::new();
-        let mut dense = vec![0.0f32; columns];
-        let (mut lost, mut energy, mut zeros) = (0.0f64, 0.0f64, 0u64);
-        let mut read = |index: usize, row: &mut [f32]| {
-            weight.stored_row(index, dtype, row);
-            if format == Format::Dense {
-                dtype.round_slice(row);
+        let (mut row, mut dense) = (vec![0.0f32; columns], vec![0.0f32; columns]);
+        let mut loss = Loss::default();
+        let mut hash = plan.proof.then(Sha256::new);
+        let mut stored = Vec::new(); // the bytes of a weight whose rows are not those of the file
+        for index in 0..rows {
+            weight.stored_row(index, plan.float_dtype, &mut row);
+            if plan.format == Format::Dense {
+                plan.float_dtype.round_slice(&mut row);
             }
             original(index, &mut dense)?;
-            let sums = row_sums(row, &dense);
-            (lost, energy, zeros) = (lost + sums.0, energy + sums.1, zeros + sums.2);
-            Ok(())
-        };
-        let sha256 = if transposed {
-            let mut row = vec![0.0f32; columns];
-            for index in 0..rows {
-                read(index, &mut row)?;
-                stored.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+            loss = loss + row_loss(&row, &dense);
+            match &mut hash {
+                Some(_) if transposed => stored.extend(row.iter().flat_map(|value| value.to_le_bytes())),
+                Some(hash) => hash_row(hash, &row),
+                None => {}
             }
-            scruple_weights::digest::sha256(&linear::transpose(&stored, rows, columns, size_of::<f32>()))
-        } else {
-            digest_rows(rows, columns, read)?
-        };
-        Ok(Self { sha256, weight_error: (energy > 0.0).then(|| lost / energy), zeros })
-    }
-}
-
-crate::kernel::dispatch! {
-    /// Σ (stored − dense)², Σ dense², and how many of `stored` are zero.
-    fn row_sums(stored: &[f32], dense: &[f32]) -> (f64, f64, u64) = row_sums_body
-}
-
-#[inline(always)]
-fn row_sums_body(stored: &[f32], dense: &[f32]) -> (f64, f64, u64) {
-    const LANES: usize = 16;
-    let (mut lost, mut energy, mut zeros) = ([0f32; LANES], [0f32; LANES], [0u32; LANES]);
-    let mut add = |stored: &[f32], dense: &[f32]| {
-        for (lane, (&q, &w)) in stored.iter().zip(dense).enumerate() {
-            let delta = q - w;
-            lost[lane] = delta.mul_add(delta, lost[lane]);
-            energy[lane] = w.mul_add(w, energy[lane]);
-            zeros[lane] += u32::from(q == 0.0);
         }
-    };
-    let (lines, rest) = stored.as_chunks::<LANES>();
-    let (dense_lines, dense_rest) = dense.as_chunks::<LANES>();
-    lines.iter().zip(dense_lines).for_each(|(stored, dense)| add(stored, dense));
-    add(rest, dense_rest);
-    let sum = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum();
-    (sum(lost), sum(energy), zeros.into_iter().map(u64::from).sum())
+        if let Some(hash) = hash.as_mut().filter(|_| transposed) {
+            hash.update(linear::transpose(&stored, rows, columns, size_of::<f32>()));
+        }
+        Ok(Self { sha256: hash.map(hexadecimal), loss })
+    }
 }
 
 /// SHA-256 of the weight that the written file holds for `linear`, dequantised.
@@ -391,7 +374,7 @@ fn compress_group(
         let started = cpu_seconds();
         let original = read(linear, true)?;
         let columns = linear.layout.in_features;
-        let account = Account::of(&compressed.weight, plan.format, plan.float_dtype, linear.transposed, |row, out| {
+        let account = Account::of(&compressed.weight, plan, linear.transposed, |row, out| {
             out.copy_from_slice(&original[row * columns..][..columns]);
             Ok(())
         })?;
@@ -402,8 +385,8 @@ fn compress_group(
         let record = LinearRecord {
             report: compressed.report,
             code: linear.layout.code,
-            weight_error: account.weight_error,
-            zeros: account.zeros,
+            weight_error: account.loss.relative(),
+            zeros: account.loss.zeros,
             weights: linear.layout.weights(),
             storage_bits: plan.storage_bits(linear),
             dequantised_sha256: account.sha256,
@@ -480,45 +463,53 @@ fn round_and_pack(
     let mut methods = plan.methods(linear);
     let (Some(method), None, Code::Grid(code)) = (methods.next(), methods.next(), layout.code) else { return Ok(None) };
     let Some(grid) = method.grid().filter(|_| method.name() == Rtn::NAME) else { return Ok(None) };
-    let plain = grid.search == Search::None && grid.symmetric;
-    if !plain || plan.format != Format::CompressedTensors || grid.scale_dtype == ScaleDtype::F32 {
+    if grid.search != Search::None
+        || plan.format != Format::CompressedTensors
+        || grid.scale_dtype == ScaleDtype::F32
+        || linear.transposed
+    {
         return Ok(None);
     }
     let view = checkpoint.tensor(&format!("{}.weight", linear.name))?;
-    let stored = match view.dtype() {
-        Dtype::Bf16 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::Bf16),
-        Dtype::F32 => bytemuck::try_cast_slice(view.bytes()).ok().map(rtn_pack::Stored::F32),
-        _ => None,
-    };
-    let Some(stored) = stored else { return Ok(None) };
+    let shape = (layout.out_features, layout.in_features);
+    let Some(weight) = InFile::of(&view).filter(|_| view.rows() == shape) else { return Ok(None) };
     let (started, wall) = (cpu_seconds(), Instant::now());
-    if let Err(error) = rtn_pack::rtn_pack(stored, layout.out_features, layout.in_features, &grid, packed) {
-        refuse_nonfinite(&view)?;
-        return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
+    match rtn_pack(&weight, &grid, packed) {
+        Ok(()) => {}
+        Err(Error::Numeric(error)) => {
+            refuse_nonfinite(&view)?;
+            return Err(Error::Numeric(format!("{}: linear `{}`: {error}", view.file().display(), linear.name)));
+        }
+        Err(error) => return Err(error),
     }
     outcome.phases.solve += cpu_seconds() - started;
     let seconds = wall.elapsed().as_secs_f64();
     outcome.seconds.push((linear.name.clone(), seconds));
 
     let started = cpu_seconds();
-    for (name, bytes) in export::packed_tensors(&linear.name, &layout, packed) {
+    for (name, bytes) in export::packed_tensors(&linear.name, &layout, code, packed)? {
         writer.write(&name, &bytes)?;
     }
     outcome.phases.write += cpu_seconds() - started;
 
     let started = cpu_seconds();
-    let q = unpack(packed, &layout, code, grid.scale_dtype)?;
-    let account =
-        Account::of(&q, plan.format, plan.float_dtype, false, |row, out| Ok(view.read_rows(row..row + 1, out)?))?;
+    let sha256 = plan.proof.then(|| {
+        let q = unpack(packed, &layout, code, grid.scale_dtype)?;
+        digest_rows(layout.out_features, layout.in_features, |row, out| {
+            q.dequantize_row(row, out);
+            Ok(())
+        })
+    });
+    let (sha256, loss) = (sha256.transpose()?, packed.loss());
     view.release();
     let record = LinearRecord {
         report: LinearReport { seconds, ..LinearReport::new(&linear.name, method.name()) },
         code: layout.code,
-        weight_error: account.weight_error,
-        zeros: account.zeros,
+        weight_error: loss.relative(),
+        zeros: loss.zeros,
         weights: layout.weights(),
         storage_bits: plan.storage_bits(linear),
-        dequantised_sha256: account.sha256,
+        dequantised_sha256: sha256,
         calibration_tokens: None,
         warning: None,
     };

@@ -65,12 +65,18 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<Findings> {
     let mut progress = Progress::new("verify", provenance.linears.len() as u64);
     for (done, record) in provenance.linears.iter().enumerate() {
         let linear = &record.report.linear;
+        let Some(expected) = &record.dequantised_sha256 else {
+            anyhow::bail!(
+                "{}: holds no hash of linear `{linear}`, since the model was compressed with --no-proof; compress it \
+                 again without that",
+                folder.join("scruple.json").display()
+            );
+        };
         match sequential::digest_from_file(&checkpoint, linear, quantization.as_ref()) {
-            Ok(digest) if digest == record.dequantised_sha256 => {}
+            Ok(digest) if digest == *expected => {}
             Ok(digest) => faults.push(format!(
-                "{}: linear `{linear}` dequantises to SHA-256 {digest}, expected {} from scruple.json",
+                "{}: linear `{linear}` dequantises to SHA-256 {digest}, expected {expected} from scruple.json",
                 folder.display(),
-                record.dequantised_sha256
             )),
             Err(error) => faults.push(printer::sentence(&error.into())),
         }
@@ -83,11 +89,10 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<Findings> {
     if let Some(dense) = dense {
         let source = Checkpoint::open(dense)?;
         let fingerprint = source.fingerprint();
-        if fingerprint != provenance.source_fingerprint {
+        if let Some(expected) = provenance.source_fingerprint.as_ref().filter(|expected| **expected != fingerprint) {
             faults.push(format!(
-                "{}: the dense model's fingerprint is {fingerprint}, the compressed one was made from {}",
+                "{}: the dense model's fingerprint is {fingerprint}, the compressed one was made from {expected}",
                 dense.display(),
-                provenance.source_fingerprint
             ));
         }
         let plan = match Plan::new(provenance.recipe.clone(), &source) {

@@ -104,3 +104,24 @@ fn a_folder_without_its_provenance_is_refused() {
     fs::write(out.join("scruple.json"), "{}").unwrap();
     scruple!["verify", out].refuses(&["scruple.json", "not the provenance"]);
 }
+
+#[test]
+fn without_proof_the_weights_are_the_same_and_nothing_can_be_verified() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    for method in ["rtn", "fp8"] {
+        let (proved, bare) = (place.out(&format!("{method} proved")), place.out(&format!("{method} bare")));
+        let options = if method == "rtn" { "--group-size 32 --no-speed" } else { "--no-speed" };
+        scruple!["compress", model, "--method", method, options, "-o", proved].succeeds();
+        let run = scruple!["compress", model, "--method", method, options, "--no-proof -o", bare].succeeds();
+        assert!(run.stdout.contains("not verified"), "{}", run.stdout);
+        let (mut with, without) = (json_file(proved.join("scruple.json")), json_file(bare.join("scruple.json")));
+        with.as_object_mut().unwrap().remove("source_fingerprint").unwrap();
+        for linear in with["linears"].as_array_mut().unwrap() {
+            linear.as_object_mut().unwrap().remove("dequantised_sha256").unwrap();
+        }
+        assert_eq!(with, without);
+        scruple!["diff", proved, bare].succeeds().stdout_has("the same");
+        scruple!["verify", bare].refuses(&["--no-proof", "scruple.json"]);
+    }
+}

@@ -343,6 +343,11 @@ impl Checkpoint {
         self.shards.iter().try_for_each(Shard::expect_unchanged)
     }
 
+    /// Which states of which files these are, without reading them; see [`Shard::identity`].
+    pub fn identity(&self) -> Vec<String> {
+        self.shards.iter().map(Shard::identity).collect()
+    }
+
     /// One hash of every tensor's name, type, shape and bytes; see [`digest::fingerprint`].
     pub fn fingerprint(&self) -> String {
         digest::fingerprint(self.tensors())

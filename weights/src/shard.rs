@@ -133,6 +133,15 @@ impl Shard {
         Err(Error::file(self.path(), format!("{what}; what was read is not to be trusted, start anew")))
     }
 
+    /// Which state of which file this is, as far as the system tells without reading it: path, device and number, length,
+    /// time of the last change. What is held in memory is known by its hash.
+    pub fn identity(&self) -> String {
+        match &self.0.bytes {
+            Bytes::Mapped(Mapped { opened, .. }) => format!("{} {opened:?}", self.path().display()),
+            Bytes::Owned(bytes) => format!("{} {}", self.path().display(), crate::digest::sha256(bytes)),
+        }
+    }
+
     /// Tells the system that `range` is read next (ignored where unsupported).
     pub fn will_need(&self, range: std::ops::Range<usize>) {
         if let Bytes::Mapped(Mapped { map, .. }) = &self.0.bytes

@@ -44,6 +44,19 @@ impl TensorView {
         &self.shard.bytes()[self.range.clone()]
     }
 
+    /// Copies bytes `start..` of the tensor into `out`, by reading its file: where every byte is looked at once, and soon,
+    /// this is cheaper than the map.
+    ///
+    /// # Errors
+    /// As [`Shard::read_at`].
+    ///
+    /// # Panics
+    /// If the tensor ends before `out` is full.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        assert!(start + out.len() <= self.range.len(), "bytes beyond tensor `{}`", self.name);
+        self.shard.read_at(self.range.start + start, out)
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()

@@ -17,7 +17,7 @@ use crate::{
     grid::{Quantised, ScaleDtype},
     kernel::{dense::Element, rtn_pack::Packed},
     model::linear::{CodedLinear, DenseLinear, Linear, PackedLinear},
-    pack::GptqVersion,
+    pack::{self, GptqVersion},
     weight::{Code, CompressedWeight, Float8Scales, GridCode},
 };
 
@@ -122,7 +122,7 @@ impl Format {
             return Err(refuse(format!("its weight is empty, [{out_features}, {in_features}]")));
         }
         if let Code::Grid(GridCode { bits, group_size, .. }) = code {
-            if !crate::pack::WIDTHS.contains(&bits) {
+            if !pack::WIDTHS.contains(&bits) {
                 return Err(refuse(format!("{bits} bits were asked for; 2, 3, 4 or 8 can be packed")));
             }
             if group_size == 0 || !in_features.is_multiple_of(group_size) {
@@ -463,7 +463,7 @@ fn read_config(config: &Value, default_method: Option<&str>) -> Result<Quantizat
     let (settings, gptq_version) = format.rules().settings(config)?;
     let more = format.rules().more(config)?;
     for &Setting { bits, group_size, .. } in &settings {
-        if !crate::pack::WIDTHS.contains(&bits) {
+        if !pack::WIDTHS.contains(&bits) {
             return Err(format!("asks for {bits} bits, expected 2, 3, 4 or 8"));
         }
         if group_size == Some(0) {
@@ -505,9 +505,14 @@ pub fn load_linear(
     runnable(Cow::Owned(weight), bias, bits)
 }
 
-/// (tensor name, bytes) of a symmetric linear that stands packed as compressed-tensors stores it: what
+/// (tensor name, bytes) of a linear that stands packed as compressed-tensors stores it: what
 /// [`Format::encode`] gives for it, lent where the machine's byte order is the file's.
-pub(crate) fn packed_tensors<'a>(linear: &str, layout: &Layout, packed: &'a Packed) -> Vec<(String, Cow<'a, [u8]>)> {
+pub(crate) fn packed_tensors<'a>(
+    linear: &str,
+    layout: &Layout,
+    grid: GridCode,
+    packed: &'a Packed,
+) -> Result<Vec<(String, Cow<'a, [u8]>)>> {
     let words = match cfg!(target_endian = "little") {
         true => Cow::Borrowed(bytemuck::cast_slice(&packed.words)),
         false => Cow::Owned(word_bytes(&packed.words)),
@@ -517,11 +522,17 @@ pub(crate) fn packed_tensors<'a>(linear: &str, layout: &Layout, packed: &'a Pack
         false => Cow::Owned(packed.scales.iter().flat_map(|bits| bits.to_le_bytes()).collect()),
     };
     let shape = [layout.out_features, layout.in_features].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
-    vec![
+    let mut tensors = vec![
         (format!("{linear}.weight_packed"), words),
         (format!("{linear}.weight_scale"), scales),
         (format!("{linear}.weight_shape"), Cow::Owned(shape)),
-    ]
+    ];
+    if !grid.symmetric {
+        let groups = layout.in_features / grid.group_size;
+        let zeros = pack::pack_columns(&packed.zeros, layout.out_features, groups, grid.bits)?;
+        tensors.push((format!("{linear}.weight_zero_point"), Cow::Owned(word_bytes(&zeros))));
+    }
+    Ok(tensors)
 }
 
 /// One linear of a checkpoint that is being decoded.

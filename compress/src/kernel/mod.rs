@@ -10,6 +10,8 @@ pub mod gemm;
 
 pub mod gemv;
 
+pub mod loss;
+
 pub mod rtn_pack;
 
 pub(crate) mod tile;

@@ -1,11 +1,16 @@
 //! Round to nearest straight into packed words: quantises a stored weight a group at a time, without an unpacked copy.
 //!
-//! The results are bit for bit those of [`crate::grid::round_to_nearest`] followed by [`crate::pack::pack_rows`]; buffers
-//! are the caller's and are used again, since fresh pages cost more than the arithmetic.
+//! The results are bit for bit those of [`crate::grid::round_to_nearest`] followed by [`crate::pack::pack_rows`], and what
+//! was lost is summed on the way as [`row_loss`] does; buffers are the caller's and are used again, since fresh pages cost
+//! more than the arithmetic.
 
-use half::bf16;
+use std::ops::Range;
+
+use half::{bf16, f16};
 use rayon::prelude::*;
+use scruple_weights::{Dtype, TensorView};
 
+use super::loss::{Loss, row_loss};
 use crate::grid::{self, GridSpec, ScaleDtype, Search};
 use crate::pack;
 use crate::{Error, Result};
@@ -15,6 +20,8 @@ use crate::{Error, Result};
 pub enum Stored<'a> {
     /// bf16, widened exactly.
     Bf16(&'a [bf16]),
+    /// f16, widened exactly.
+    F16(&'a [f16]),
     /// f32.
     F32(&'a [f32]),
 }
@@ -23,6 +30,7 @@ impl<'a> Stored<'a> {
     fn len(self) -> usize {
         match self {
             Self::Bf16(values) => values.len(),
+            Self::F16(values) => values.len(),
             Self::F32(values) => values.len(),
         }
     }
@@ -30,13 +38,73 @@ impl<'a> Stored<'a> {
     fn part(self, from: usize, len: usize) -> Stored<'a> {
         match self {
             Self::Bf16(values) => Self::Bf16(&values[from..][..len]),
+            Self::F16(values) => Self::F16(&values[from..][..len]),
             Self::F32(values) => Self::F32(&values[from..][..len]),
         }
     }
 }
 
+/// Where the rows of a weight come from.
+pub trait Rows: Sync {
+    /// (out_features, in_features).
+    fn shape(&self) -> (usize, usize);
+
+    /// The rows of that range, in `buffer` if they have to be put somewhere.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<u64>) -> Result<Stored<'a>>;
+}
+
+/// A weight in memory, with its row length.
+impl Rows for (Stored<'_>, usize) {
+    fn shape(&self) -> (usize, usize) {
+        let (weight, in_features) = self;
+        (weight.len().checked_div(*in_features).unwrap_or(0), *in_features)
+    }
+
+    fn rows<'a>(&'a self, rows: Range<usize>, _: &'a mut Vec<u64>) -> Result<Stored<'a>> {
+        let (weight, in_features) = self;
+        Ok(weight.part(rows.start * in_features, rows.len() * in_features))
+    }
+}
+
+/// A matrix in a file, of a type that [`Stored`] has; each thread reads what it is about to pack, so that the values are
+/// in its cache when they are looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct InFile<'a>(&'a TensorView);
+
+impl<'a> InFile<'a> {
+    /// The matrix `view`; `None` where its type is another.
+    pub fn of(view: &'a TensorView) -> Option<Self> {
+        let stored = matches!(view.dtype(), Dtype::Bf16 | Dtype::F16 | Dtype::F32);
+        (stored && cfg!(target_endian = "little")).then_some(Self(view))
+    }
+}
+
+impl Rows for InFile<'_> {
+    fn shape(&self) -> (usize, usize) {
+        self.0.rows()
+    }
+
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<u64>) -> Result<Stored<'a>> {
+        let Self(view) = self;
+        let size = if view.dtype() == Dtype::F32 { 4 } else { 2 };
+        let row = size * view.rows().1;
+        let bytes = row * rows.len();
+        buffer.resize(bytes.div_ceil(8), 0);
+        let bytes = &mut bytemuck::cast_slice_mut(buffer)[..bytes];
+        view.read_at(row * rows.start, bytes)?;
+        Ok(match view.dtype() {
+            Dtype::F32 => Stored::F32(bytemuck::cast_slice(bytes)),
+            Dtype::F16 => Stored::F16(bytemuck::cast_slice(bytes)),
+            _ => Stored::Bf16(bytemuck::cast_slice(bytes)),
+        })
+    }
+}
+
 /// A packed weight; make one and use it for many.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Packed {
     /// (out_features, in_features · bits / 32), lowest bits first along the input.
     pub words: Vec<u32>,
@@ -44,6 +112,15 @@ pub struct Packed {
     pub scales: Vec<u16>,
     /// Zero points, (out_features, groups), unpacked.
     pub zeros: Vec<u8>,
+    /// What each row lost, (out_features).
+    pub losses: Vec<Loss>,
+}
+
+impl Packed {
+    /// What the whole weight lost: the rows' sums, first to last.
+    pub fn loss(&self) -> Loss {
+        self.losses.iter().copied().sum()
+    }
 }
 
 /// Rows one thread takes at once.
@@ -52,18 +129,10 @@ const ROWS: usize = 16;
 /// Quantises `weight` (out_features, in_features) to the nearest points of its groups' grids and packs the codes along the
 /// input into `out`, whose buffers are used again.
 ///
-/// Refuses what [`crate::grid::round_to_nearest`] and [`crate::pack::pack_rows`] refuse, and f32 scales.
-///
-/// # Panics
-/// If `weight` does not hold out_features · in_features values.
-pub fn rtn_pack(
-    weight: Stored<'_>,
-    out_features: usize,
-    in_features: usize,
-    spec: &GridSpec,
-    out: &mut Packed,
-) -> Result<()> {
-    assert_eq!(weight.len(), out_features * in_features, "the weight is not ({out_features}, {in_features})");
+/// # Errors
+/// What [`crate::grid::round_to_nearest`] and [`crate::pack::pack_rows`] refuse, f32 scales, and what `weight` has.
+pub fn rtn_pack(weight: &impl Rows, spec: &GridSpec, out: &mut Packed) -> Result<()> {
+    let (out_features, in_features) = weight.shape();
     let group_size = spec.group_size_for(in_features)?;
     let words = pack::words_for(in_features, spec.bits)?;
     if spec.scale_dtype == ScaleDtype::F32 {
@@ -73,6 +142,7 @@ pub fn rtn_pack(
     out.words.resize(out_features * words, 0);
     out.scales.resize(out_features * groups, 0);
     out.zeros.resize(out_features * groups, 0);
+    out.losses.resize(out_features, Loss::default());
     if out.words.is_empty() {
         return Ok(());
     }
@@ -80,24 +150,42 @@ pub fn rtn_pack(
         .words
         .par_chunks_mut(ROWS * words)
         .zip(out.scales.par_chunks_mut(ROWS * groups).zip(out.zeros.par_chunks_mut(ROWS * groups)))
+        .zip(out.losses.par_chunks_mut(ROWS))
         .enumerate()
-        .map_init(Scratch::default, |scratch, (chunk, (word_rows, (scale_rows, zero_rows)))| {
+        .map_init(Kept::default, |scratch, (chunk, ((word_rows, (scale_rows, zero_rows)), losses))| {
             let rows = word_rows.chunks_exact_mut(words);
             let grids = scale_rows.chunks_exact_mut(groups).zip(zero_rows.chunks_exact_mut(groups));
-            for (within, (words, (scales, zeros))) in rows.zip(grids).enumerate() {
-                let row = chunk * ROWS + within;
-                let weight = weight.part(row * in_features, in_features);
-                if let Err((group, cause)) = pack_row(weight, group_size, spec, scratch, words, scales, zeros) {
-                    return Some((row, group, cause));
+            let first = chunk * ROWS;
+            let (rows_here, stored) = (losses.len(), &mut scratch.stored);
+            let weight = match weight.rows(first..first + rows_here, stored) {
+                Ok(weight) => weight,
+                Err(error) => return Some(error),
+            };
+            let rows = rows.zip(grids).zip(losses).enumerate();
+            for (within, ((words, (scales, zeros)), loss)) in rows {
+                let values = weight.part(within * in_features, in_features);
+                match pack_row(values, group_size, spec, &mut scratch.room, words, scales, zeros) {
+                    Ok(lost) => *loss = lost,
+                    Err((group, cause)) => {
+                        let row = first + within;
+                        return Some(Error::Numeric(format!("row {row}, group {group}: {cause}")));
+                    }
                 }
             }
             None
         })
         .find_first(Option::is_some);
     match failed.flatten() {
-        Some((row, group, cause)) => Err(Error::Numeric(format!("row {row}, group {group}: {cause}"))),
+        Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// What a thread keeps from chunk to chunk.
+#[derive(Default)]
+struct Kept {
+    stored: Vec<u64>,
+    room: Scratch,
 }
 
 /// Room for a row on the general path.
@@ -105,9 +193,11 @@ pub fn rtn_pack(
 struct Scratch {
     values: Vec<f32>,
     codes: Vec<u8>,
+    /// What the codes stand for.
+    back: Vec<f32>,
 }
 
-/// One row; names the group that fails.
+/// One row: what it lost, or the group that fails.
 fn pack_row(
     weight: Stored<'_>,
     group_size: usize,
@@ -116,94 +206,86 @@ fn pack_row(
     words: &mut [u32],
     scales: &mut [u16],
     zeros: &mut [u8],
-) -> Result<(), (usize, Error)> {
+) -> Result<Loss, (usize, Error)> {
     #[cfg(target_arch = "x86_64")]
     if spec.bits == 4
         && spec.search == Search::None
         && group_size.is_multiple_of(avx512::STEP)
         && super::isa() == super::Isa::Avx512
+        && let Some(loss) = pack_row_avx512(weight, group_size, spec, words, scales, zeros)
     {
-        let max_scale = match spec.scale_dtype {
-            ScaleDtype::F16 => half::f16::MAX.to_f32(),
-            _ => bf16::MAX.to_f32(),
-        };
-        for group in 0..scales.len() {
-            let values = weight.part(group * group_size, group_size);
-            let words = &mut words[group * group_size / 8..][..group_size / 8];
-            // SAFETY: AVX-512 was detected; `values` are whole steps and `words` an eighth of them.
-            let fitted = unsafe {
-                match values {
-                    Stored::Bf16(values) => avx512::group::<true>(values.as_ptr().cast(), spec, words),
-                    Stored::F32(values) => avx512::group::<false>(values.as_ptr().cast(), spec, words),
-                }
-            };
-            match fitted {
-                Some((scale, zero)) if scale <= max_scale => {
-                    scales[group] = bits_of(scale, spec.scale_dtype);
-                    zeros[group] = zero;
-                }
-                // The general path names what is wrong.
-                _ => pack_group(values, group, spec, scratch, words, scales, zeros)?,
-            }
-        }
-        return Ok(());
+        return Ok(loss);
     }
-    // Groups need not fill words here; rows do.
-    scratch.codes.resize(weight.len(), 0);
-    for group in 0..scales.len() {
-        let codes = group * group_size;
-        fit_and_code(weight.part(codes, group_size), group, spec, scratch, codes, scales, zeros)?;
-    }
-    pack::pack_run(&scratch.codes[..weight.len()], spec.bits, words);
-    Ok(())
-}
-
-/// One group whose codes fill words, on the general path.
-#[cfg(target_arch = "x86_64")]
-fn pack_group(
-    values: Stored<'_>,
-    group: usize,
-    spec: &GridSpec,
-    scratch: &mut Scratch,
-    words: &mut [u32],
-    scales: &mut [u16],
-    zeros: &mut [u8],
-) -> Result<(), (usize, Error)> {
-    scratch.codes.resize(values.len(), 0);
-    fit_and_code(values, group, spec, scratch, 0, scales, zeros)?;
-    pack::pack_run(&scratch.codes[..values.len()], spec.bits, words);
-    Ok(())
-}
-
-/// The grid of one group, and its codes into the scratch at `codes`.
-fn fit_and_code(
-    values: Stored<'_>,
-    group: usize,
-    spec: &GridSpec,
-    scratch: &mut Scratch,
-    codes: usize,
-    scales: &mut [u16],
-    zeros: &mut [u8],
-) -> Result<(), (usize, Error)> {
-    let wide = match values {
+    let wide = match weight {
         Stored::F32(values) => values,
         Stored::Bf16(values) => {
             scratch.values.resize(values.len(), 0.0);
             super::gemm::widen_bf16(values, &mut scratch.values);
             &scratch.values
         }
+        Stored::F16(values) => {
+            scratch.values.resize(values.len(), 0.0);
+            half::slice::HalfFloatSliceExt::convert_to_f32_slice(values, &mut scratch.values);
+            &scratch.values
+        }
     };
-    let (scale, zero) = grid::fit_group(wide, spec).map_err(|cause| (group, cause))?;
-    grid::quantize_group(wide, scale, zero, spec.max_code(), &mut scratch.codes[codes..][..wide.len()]);
-    scales[group] = bits_of(scale, spec.scale_dtype);
-    zeros[group] = zero;
-    Ok(())
+    // Groups need not fill words here; rows do.
+    scratch.codes.resize(wide.len(), 0);
+    scratch.back.resize(wide.len(), 0.0);
+    let max_code = spec.max_code();
+    for group in 0..scales.len() {
+        let columns = group * group_size..(group + 1) * group_size;
+        let (scale, zero) = grid::fit_group(&wide[columns.clone()], spec).map_err(|cause| (group, cause))?;
+        let codes = &mut scratch.codes[columns.clone()];
+        grid::quantize_group(&wide[columns.clone()], scale, zero, max_code, codes);
+        grid::dequantize_group(codes, scale, zero, &mut scratch.back[columns]);
+        scales[group] = bits_of(scale, spec.scale_dtype);
+        zeros[group] = zero;
+    }
+    pack::pack_run(&scratch.codes, spec.bits, words);
+    Ok(row_loss(&scratch.back, wide))
+}
+
+/// One row of 4 bits whose groups are whole steps; `None` where a group cannot be coded, which the general path names.
+#[cfg(target_arch = "x86_64")]
+fn pack_row_avx512(
+    weight: Stored<'_>,
+    group_size: usize,
+    spec: &GridSpec,
+    words: &mut [u32],
+    scales: &mut [u16],
+    zeros: &mut [u8],
+) -> Option<Loss> {
+    use avx512::{BF16, F16, F32};
+    let max_scale = match spec.scale_dtype {
+        ScaleDtype::F16 => f16::MAX.to_f32(),
+        _ => bf16::MAX.to_f32(),
+    };
+    let mut sums = avx512::Sums::default();
+    for group in 0..scales.len() {
+        let values = weight.part(group * group_size, group_size);
+        let words = &mut words[group * group_size / 8..][..group_size / 8];
+        // SAFETY: AVX-512 was detected; `values` are whole steps and `words` an eighth of them.
+        let (scale, zero) = unsafe {
+            match values {
+                Stored::Bf16(values) => avx512::group::<BF16>(values.as_ptr().cast(), spec, words, &mut sums)?,
+                Stored::F16(values) => avx512::group::<F16>(values.as_ptr().cast(), spec, words, &mut sums)?,
+                Stored::F32(values) => avx512::group::<F32>(values.as_ptr().cast(), spec, words, &mut sums)?,
+            }
+        };
+        if scale > max_scale {
+            return None;
+        }
+        scales[group] = bits_of(scale, spec.scale_dtype);
+        zeros[group] = zero;
+    }
+    Some(sums.loss())
 }
 
 /// The bits of a scale that is already a value of `dtype`.
 fn bits_of(scale: f32, dtype: ScaleDtype) -> u16 {
     match dtype {
-        ScaleDtype::F16 => half::f16::from_f32(scale).to_bits(),
+        ScaleDtype::F16 => f16::from_f32(scale).to_bits(),
         _ => (scale.to_bits() >> 16) as u16,
     }
 }
@@ -212,10 +294,33 @@ fn bits_of(scale: f32, dtype: ScaleDtype) -> u16 {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use crate::grid::{GridSpec, ScaleDtype};
+    use crate::{
+        grid::{GridSpec, ScaleDtype},
+        kernel::loss::{LANES, Loss},
+    };
 
-    /// Values handled at once: 32 bytes of nibbles.
-    pub(super) const STEP: usize = 64;
+    /// Groups are multiples of so many values; twice as many, 32 bytes of nibbles, are packed at once where there are.
+    pub(super) const STEP: usize = 32;
+
+    /// How a weight is stored.
+    pub(super) const F32: u8 = 0;
+    pub(super) const BF16: u8 = 1;
+    pub(super) const F16: u8 = 2;
+
+    /// The sums of [`crate::kernel::loss::row_loss`], lane by lane, while a row is coded.
+    #[derive(Default)]
+    pub(super) struct Sums {
+        lost: [f32; LANES],
+        energy: [f32; LANES],
+        zeros: u64,
+    }
+
+    impl Sums {
+        /// Of the values seen.
+        pub(super) fn loss(&self) -> Loss {
+            Loss::of_lanes(&self.lost, &self.energy, self.zeros)
+        }
+    }
 
     /// Sixteen values from place `at` on.
     ///
@@ -223,33 +328,36 @@ mod avx512 {
     /// `at + 16` values are readable.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load<const BF16: bool>(values: *const u8, at: usize) -> __m512 {
+    unsafe fn load<const STORED: u8>(values: *const u8, at: usize) -> __m512 {
         // SAFETY: the contract, for elements of 2 or 4 bytes.
         unsafe {
-            if BF16 {
-                let halves = _mm256_loadu_si256(values.add(2 * at).cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-            } else {
-                _mm512_loadu_ps(values.add(4 * at).cast())
+            match STORED {
+                F32 => _mm512_loadu_ps(values.add(4 * at).cast()),
+                F16 => _mm512_cvtph_ps(_mm256_loadu_si256(values.add(2 * at).cast())),
+                _ => {
+                    let halves = _mm256_loadu_si256(values.add(2 * at).cast());
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+                }
             }
         }
     }
 
     /// Fits the grid of one group and packs its codes of 4 bits; gives the scale and the zero point, or nothing if a value is
-    /// not finite. Nothing useful is in `words` if the scale is beyond its type.
+    /// not finite. Nothing useful is in `words` and `sums` if the scale is beyond its type.
     ///
     /// # Safety
-    /// `values` points to 8 · words.len() values of bf16 or f32, a multiple of [`STEP`].
+    /// `values` points to 8 · words.len() values of the type `STORED`, a multiple of [`STEP`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn group<const BF16: bool>(
+    pub(super) unsafe fn group<const STORED: u8>(
         values: *const u8,
         spec: &GridSpec,
         words: &mut [u32],
+        sums: &mut Sums,
     ) -> Option<(f32, u8)> {
         let len = words.len() * 8;
         // SAFETY: every load stays inside the `len` values.
-        let (lo, hi) = unsafe { extremes::<BF16>(values, len)? };
+        let (lo, hi) = unsafe { extremes::<STORED>(values, len)? };
         let (lo, hi) = (lo.min(0.0), hi.max(0.0));
         let (lo, hi) = if lo == 0.0 && hi == 0.0 { (-1.0, 1.0) } else { (lo, hi) };
         let (lo, hi) = if spec.symmetric { (-hi.max(-lo), hi.max(-lo)) } else { (lo, hi) };
@@ -263,30 +371,81 @@ mod avx512 {
         };
         let scale = if scale == 0.0 { spec.scale_dtype.smallest() } else { scale };
         let zero = if spec.symmetric { 8.0 } else { (-lo / scale).round_ties_even().clamp(0.0, 15.0) };
-        let (divisor, offset) = (_mm512_set1_ps(scale), _mm512_set1_ps(zero));
-        let (least, most) = (_mm512_setzero_ps(), _mm512_set1_ps(15.0));
-        // Packing to bytes works in 128-bit lanes: byte 4·(4l + v) + b of the result is value 16·v + 4·l + b.
-        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        let pairs = _mm512_set1_epi16(0x1001); // low code + 16 · high code
-        for (step, words) in words.chunks_exact_mut(STEP / 8).enumerate() {
-            let mut codes = [_mm512_setzero_si512(); 4];
-            for v in 0..4 {
-                // SAFETY: inside the `len` values.
-                let value = unsafe { load::<BF16>(values, step * STEP + v * 16) };
-                let rounded = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_div_ps(
-                    value, divisor,
-                ));
-                let code = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(rounded, offset), least), most);
-                codes[v] = _mm512_cvtps_epi32(code);
+        let grid = (_mm512_set1_ps(scale), _mm512_set1_ps(zero));
+        // SAFETY: sixteen floats each.
+        let mut lanes = unsafe {
+            Lanes {
+                lost: _mm512_loadu_ps(sums.lost.as_ptr()),
+                energy: _mm512_loadu_ps(sums.energy.as_ptr()),
+                zeros: _mm512_setzero_si512(),
             }
-            let bytes =
-                _mm512_packus_epi16(_mm512_packus_epi32(codes[0], codes[1]), _mm512_packus_epi32(codes[2], codes[3]));
-            let bytes = _mm512_permutexvar_epi32(order, bytes);
-            let packed = _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(bytes, pairs));
+        };
+        let mut pairs = words.chunks_exact_mut(STEP / 4);
+        let mut at = 0;
+        for words in &mut pairs {
+            // SAFETY: 64 of the `len` values.
+            let packed = unsafe { codes::<STORED, 4>(values, at, grid, &mut lanes) };
             // SAFETY: `words` is 8 words, 32 bytes.
             unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), packed) };
+            at += 2 * STEP;
         }
+        let rest = pairs.into_remainder();
+        if !rest.is_empty() {
+            // SAFETY: the last 32 of the `len` values.
+            let packed = unsafe { codes::<STORED, 2>(values, at, grid, &mut lanes) };
+            // SAFETY: `rest` is 4 words, 16 bytes.
+            unsafe { _mm_storeu_si128(rest.as_mut_ptr().cast(), _mm256_castsi256_si128(packed)) };
+        }
+        // SAFETY: as above.
+        unsafe {
+            _mm512_storeu_ps(sums.lost.as_mut_ptr(), lanes.lost);
+            _mm512_storeu_ps(sums.energy.as_mut_ptr(), lanes.energy);
+        }
+        sums.zeros += _mm512_reduce_add_epi32(lanes.zeros) as u64;
         Some((scale, zero as u8))
+    }
+
+    /// [`Sums`] in registers.
+    struct Lanes {
+        lost: __m512,
+        energy: __m512,
+        zeros: __m512i,
+    }
+
+    /// The codes of `VECTORS` times sixteen values from place `at` on, two a byte; those of fewer than four come first.
+    ///
+    /// # Safety
+    /// The values are readable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn codes<const STORED: u8, const VECTORS: usize>(
+        values: *const u8,
+        at: usize,
+        (scale, zero): (__m512, __m512),
+        lanes: &mut Lanes,
+    ) -> __m256i {
+        let (least, most) = (_mm512_setzero_ps(), _mm512_set1_ps(15.0));
+        let mut codes = [_mm512_setzero_si512(); 4];
+        for v in 0..VECTORS {
+            // SAFETY: by the contract.
+            let value = unsafe { load::<STORED>(values, at + v * 16) };
+            let rounded =
+                _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_div_ps(value, scale));
+            let code = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(rounded, zero), least), most);
+            codes[v] = _mm512_cvtps_epi32(code);
+            let back = _mm512_mul_ps(scale, _mm512_sub_ps(code, zero));
+            let delta = _mm512_sub_ps(back, value);
+            lanes.lost = _mm512_fmadd_ps(delta, delta, lanes.lost);
+            lanes.energy = _mm512_fmadd_ps(value, value, lanes.energy);
+            let is_zero = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(back, least);
+            lanes.zeros = _mm512_mask_add_epi32(lanes.zeros, is_zero, lanes.zeros, _mm512_set1_epi32(1));
+        }
+        // Packing to bytes works in 128-bit lanes: byte 4·(4l + v) + b of the result is value 16·v + 4·l + b.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let bytes =
+            _mm512_packus_epi16(_mm512_packus_epi32(codes[0], codes[1]), _mm512_packus_epi32(codes[2], codes[3]));
+        let bytes = _mm512_permutexvar_epi32(order, bytes);
+        _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(bytes, _mm512_set1_epi16(0x1001))) // low code + 16 · high code
     }
 
     /// The smallest and the largest value, or nothing if one is not finite.
@@ -295,8 +454,8 @@ mod avx512 {
     /// `len` values are readable; `len` is a positive multiple of [`STEP`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    unsafe fn extremes<const BF16: bool>(values: *const u8, len: usize) -> Option<(f32, f32)> {
-        if BF16 {
+    unsafe fn extremes<const STORED: u8>(values: *const u8, len: usize) -> Option<(f32, f32)> {
+        if STORED != F32 {
             // As integers whose order is that of the values: negative ones have their magnitude bits inverted.
             let magnitude = _mm512_set1_epi16(0x7FFF);
             let mut lo = _mm512_set1_epi16(i16::MAX);
@@ -309,17 +468,23 @@ mod avx512 {
                 hi = _mm512_max_epi16(hi, key);
             }
             let (lo, hi) = (least_i16(lo), greatest_i16(hi));
-            let value = |key: i16| f32::from_bits(u32::from((key ^ ((key >> 15) & 0x7FFF)) as u16) << 16);
+            let value = |key: i16| {
+                let bits = (key ^ ((key >> 15) & 0x7FFF)) as u16;
+                match STORED {
+                    F16 => half::f16::from_bits(bits).to_f32(),
+                    _ => half::bf16::from_bits(bits).to_f32(),
+                }
+            };
             let (lo, hi) = (value(lo), value(hi));
             return (lo.is_finite() && hi.is_finite()).then_some((lo, hi));
         }
         // SAFETY: the first of the `len` values.
-        let first = unsafe { load::<false>(values, 0) };
+        let first = unsafe { load::<F32>(values, 0) };
         let (mut lo, mut hi) = (first, first);
         let mut sick = 0;
         for at in (0..len).step_by(16) {
             // SAFETY: 16 of the `len` values.
-            let value = unsafe { load::<false>(values, at) };
+            let value = unsafe { load::<F32>(values, at) };
             lo = _mm512_min_ps(lo, value);
             hi = _mm512_max_ps(hi, value);
             sick |= _mm512_fpclass_ps_mask::<0x99>(value); // quiet and signalling NaN, both infinities
@@ -354,10 +519,20 @@ mod tests {
     fn assert_equals_the_general_path(values: &[f32], rows: usize, columns: usize, spec: &GridSpec) {
         let narrow: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
         let wide: Vec<f32> = narrow.iter().map(|value| value.to_f32()).collect();
-        for (stored, values) in [(Stored::F32(values), values), (Stored::Bf16(&narrow), &wide)] {
+        let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+        let of_halves: Vec<f32> = halves.iter().map(|value| value.to_f32()).collect();
+        let all = [(Stored::F32(values), values), (Stored::Bf16(&narrow), &wide), (Stored::F16(&halves), &of_halves)];
+        for (stored, values) in all {
             let expected = grid::round_to_nearest(values, rows, columns, spec).unwrap();
-            let mut out = Packed { words: vec![7; 3], scales: vec![7; 1], zeros: vec![7; 9] };
-            rtn_pack(stored, rows, columns, spec, &mut out).unwrap();
+            let mut out = Packed { words: vec![7; 3], scales: vec![7; 1], zeros: vec![7; 9], losses: Vec::new() };
+            rtn_pack(&(stored, columns), spec, &mut out).unwrap();
+            let losses: Vec<Loss> = expected
+                .dequantize()
+                .chunks_exact(columns)
+                .zip(values.chunks_exact(columns))
+                .map(|(back, values)| row_loss(back, values))
+                .collect();
+            assert_eq!(out.losses, losses);
             assert_eq!(out.words, pack::pack_rows(&expected.codes, rows, columns, spec.bits).unwrap());
             assert_eq!(out.zeros, expected.zeros);
             let scales: Vec<f32> = out
@@ -376,7 +551,7 @@ mod tests {
         #[test]
         fn packs_what_the_general_path_does(
             bits in proptest::sample::select(vec![2u32, 3, 4, 8]),
-            group_size in proptest::sample::select(vec![0usize, 32, 48, 64, 128, 192]),
+            group_size in proptest::sample::select(vec![0usize, 32, 48, 64, 96, 128, 192]),
             symmetric: bool,
             f16: bool,
             search in 0u8..4,
@@ -411,15 +586,15 @@ mod tests {
             values[2 * 128 + 70] = sick;
             let expected = grid::round_to_nearest(&values, 3, 128, &spec).unwrap_err().to_string();
             let mut out = Packed::default();
-            let found = rtn_pack(Stored::F32(&values), 3, 128, &spec, &mut out).unwrap_err().to_string();
+            let found = rtn_pack(&(Stored::F32(&values), 128), &spec, &mut out).unwrap_err().to_string();
             assert_eq!(found, expected);
             let narrow: Vec<bf16> = values.iter().map(|&value| bf16::from_f32(value)).collect();
-            let found = rtn_pack(Stored::Bf16(&narrow), 3, 128, &spec, &mut out).unwrap_err().to_string();
+            let found = rtn_pack(&(Stored::Bf16(&narrow), 128), &spec, &mut out).unwrap_err().to_string();
             assert!(found.starts_with("row 2, group 1: "), "{found}");
         }
         let f32_scales = GridSpec { scale_dtype: ScaleDtype::F32, ..spec };
-        assert!(rtn_pack(Stored::F32(&[0.0; 64]), 1, 64, &f32_scales, &mut Packed::default()).is_err());
+        assert!(rtn_pack(&(Stored::F32(&[0.0; 64]), 64), &f32_scales, &mut Packed::default()).is_err());
         let ragged = GridSpec { group_size: 0, ..spec };
-        assert!(rtn_pack(Stored::F32(&[0.0; 60]), 1, 60, &ragged, &mut Packed::default()).is_err());
+        assert!(rtn_pack(&(Stored::F32(&[0.0; 60]), 60), &ragged, &mut Packed::default()).is_err());
     }
 }

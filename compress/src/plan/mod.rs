@@ -89,6 +89,8 @@ pub struct Plan {
     pub tensors: Vec<TensorSpec>,
     /// NaN and infinite weights are let through.
     pub allow_nonfinite: bool,
+    /// The hash of every weight is taken, so that what was written can be proved to be what was made.
+    pub proof: bool,
     methods: Vec<Box<dyn LayerMethod>>,
     replaced: HashSet<String>,
 }
@@ -282,6 +284,7 @@ impl Plan {
             left_because,
             tensors,
             allow_nonfinite: false,
+            proof: true,
             methods,
             replaced,
         };

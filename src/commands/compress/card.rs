@@ -57,22 +57,27 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     }
     card.push_str(&format!("base_model: {name}\ntags:\n- scruple\n- {}\n---\n\n", plan.format));
     card.push_str(&format!("# {name}, compressed\n\n"));
+    let commit = provenance.source.as_ref().map(|origin| format!("commit `{}`", origin.commit));
+    let fingerprint = provenance.source_fingerprint.as_ref().map(|hash| format!("tensors' fingerprint `{hash}`"));
+    let known: Vec<String> = commit.into_iter().chain(fingerprint).collect();
     card.push_str(&format!(
-        "Made from the dense checkpoint `{name}` ({}tensors' fingerprint `{}`) by scruple {}.\n\n",
-        provenance.source.as_ref().map(|origin| format!("commit `{}`, ", origin.commit)).unwrap_or_default(),
-        provenance.source_fingerprint,
+        "Made from the dense checkpoint `{name}`{} by scruple {}.\n\n",
+        if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) },
         provenance.version
     ));
     card.push_str(&format!(
         "{} of the linears are stored in the format `{}` at {:.3} bits a weight, scales included; all \
-         other tensors are copies{}. `scruple.json` holds the recipe, and for each linear its error and the SHA-256 of the \
-         weight it dequantises to; `scruple verify` checks them.\n\n",
+         other tensors are copies{}. `scruple.json` holds the recipe, and for each linear its error{}.\n\n",
         provenance.linears.len(),
         plan.format,
         provenance.bits_per_weight,
         match provenance.scalings.is_empty() {
             true => "",
             false => " but the norms and biases that took up scales of inputs",
+        },
+        match plan.proof {
+            true => " and the SHA-256 of the weight it dequantises to; `scruple verify` checks them",
+            false => "",
         }
     ));
     for (index, stage) in plan.recipe.stages.iter().enumerate() {

@@ -119,6 +119,9 @@ pub struct Arguments {
     /// Skip the measurement of tokens a second
     #[arg(long)]
     no_speed: bool,
+    /// Leave out the hashes of source and result and the reading back, for speed alone: `verify` has nothing to check then
+    #[arg(long)]
+    no_proof: bool,
     /// Let NaN and infinite weights through
     #[arg(long)]
     allow_nonfinite: bool,
@@ -135,8 +138,9 @@ pub struct Arguments {
 pub struct Provenance {
     /// Of the program.
     pub version: String,
-    /// Hash of the dense model's tensors: names, types, shapes, bytes.
-    pub source_fingerprint: String,
+    /// Hash of the dense model's tensors: names, types, shapes, bytes. Absent where no proof was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_fingerprint: Option<String>,
     /// Where a dense model of a hub came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Origin>,
@@ -332,6 +336,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         None => plan?,
     };
     plan.allow_nonfinite = arguments.allow_nonfinite;
+    plan.proof = !arguments.no_proof;
     match (&text, &plan.network) {
         (None, _) => {}
         (Some(text), Network::Encoder(_)) => drop(cost::lines(text)?),
@@ -372,6 +377,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
             let left_because = plan.left_because.take();
             plan = Plan::new(recipe, &checkpoint)?;
             plan.allow_nonfinite = arguments.allow_nonfinite;
+            plan.proof = !arguments.no_proof;
             plan.left_because = left_because;
             Some((budget, offers))
         }
@@ -404,15 +410,15 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         Some(out) => out.clone(),
         None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
-    if !arguments.allow_nonfinite {
-        // Before the work: in the last block it would show after hours.
+    if !arguments.allow_nonfinite && plan.needs_calibration() {
+        // Before the work: in the last block it would show after hours. Without calibration it shows in seconds.
         for view in checkpoint.tensors() {
             sequential::refuse_nonfinite(view)?;
             view.release();
         }
     }
     let hashing = Instant::now();
-    let source_fingerprint = checkpoint.fingerprint();
+    let source_fingerprint = plan.proof.then(|| checkpoint.fingerprint());
     checkpoint.release_all();
     clock.extra.insert("source_hash_seconds".into(), hashing.elapsed().as_secs_f64().into());
     let calibration = set
@@ -420,14 +426,20 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
     let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "source": source_fingerprint,
+        "source": match &source_fingerprint {
+            Some(fingerprint) => json!(fingerprint),
+            // Which files a stopped run was working on; nothing of this is in the result.
+            None => json!(checkpoint.identity()),
+        },
         "recipe": plan.recipe,
         "calibration": calibration,
     }))?);
-    let metadata: BTreeMap<String, String> =
-        [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION")), ("source", source_fingerprint.as_str())]
-            .map(|(key, value)| (key.to_string(), value.to_string()))
-            .into();
+    let source = source_fingerprint.as_deref().map(|fingerprint| ("source", fingerprint));
+    let metadata: BTreeMap<String, String> = [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION"))]
+        .into_iter()
+        .chain(source)
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
     let mut writer = CheckpointWriter::resume_or_create(
         &out,
         plan.tensors.clone(),
@@ -508,13 +520,19 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     if let Some(evaluation) = &cost.evaluation {
         record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
     }
-    let verify::Findings { faults, linears: checked, .. } = verify::check(&out, None)?;
-    anyhow::ensure!(
-        faults.is_empty(),
-        "{}: the written file is not what was made: {}",
-        out.display(),
-        faults.join("; ")
-    );
+    let checked = match plan.proof {
+        true => {
+            let verify::Findings { faults, linears, .. } = verify::check(&out, None)?;
+            anyhow::ensure!(
+                faults.is_empty(),
+                "{}: the written file is not what was made: {}",
+                out.display(),
+                faults.join("; ")
+            );
+            Some(linears)
+        }
+        false => None,
+    };
     warn_of_experts(&outcome.linears);
     if tell {
         report(arguments, &plan, &outcome, &checkpoint, (written.bytes, checked), &cost, &out)?;
@@ -659,7 +677,7 @@ fn report(
     plan: &Plan,
     outcome: &Outcome,
     checkpoint: &Checkpoint,
-    (written, checked): (u64, usize),
+    (written, checked): (u64, Option<usize>),
     cost: &Cost,
     out: &Path,
 ) -> Result<()> {
@@ -753,7 +771,10 @@ fn report(
         let steps: Vec<_> = steps.map(|step| format!("with dampening {}, {}", step.dampening, step.reason)).collect();
         printer::warn(format!("linear `{}`: {}", record.report.linear, steps.join("; ")));
     }
-    printer::data(format!("verified: {checked} linears read back from the file bit for bit"));
+    match checked {
+        Some(checked) => printer::data(format!("verified: {checked} linears read back from the file bit for bit")),
+        None => printer::data("not verified: --no-proof left the hashes and the reading back out"),
+    }
     let picture = out.join("errors.png");
     if picture.is_file() {
         printer::data(format!("picture: {}", picture.display()));
