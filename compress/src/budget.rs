@@ -301,6 +301,14 @@ fn offers_of(
         offers.push(Offer { bits: variant.bits, storage_bits: plan.format.storage_bits(&layout), error });
     }
     if offers.is_empty() && linear.layout.code != Code::Dense {
+        if !variants.iter().any(|variant| linear.methods.contains(&variant.stage)) {
+            return Err(Error::Recipe(format!(
+                "linear `{}`: method `{}` has no `bits` to choose from, so a budget has nothing to decide; give one that \
+                 has (`scruple methods` lists their parameters), or leave the budget away",
+                linear.name,
+                plan.method_name(linear)
+            )));
+        }
         return Err(Error::Recipe(format!("linear `{}`: no width suits the format {}", linear.name, plan.format)));
     }
     Ok(offers)

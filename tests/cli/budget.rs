@@ -41,6 +41,16 @@ fn a_budget_is_kept_and_nearly_used() {
 }
 
 #[test]
+fn a_method_of_one_width_cannot_meet_a_budget() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    for method in ["fp8", "nf4"] {
+        scruple!["compress", model, "--method", method, "--target-bpw 5 --no-speed -o", place.out(method)]
+            .refuses(&[method, "`bits`", "budget"]);
+    }
+}
+
+#[test]
 fn a_budget_gives_a_model_that_runs_and_says_why_each_width() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));
