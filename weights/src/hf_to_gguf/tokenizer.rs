@@ -307,20 +307,58 @@ fn sentence_piece(
     Some(())
 }
 
-/// The score of each token: minus its place in the order in which the merges make tokens. `None` if a token is made at
-/// two places of that order, or a merge is missing that SentencePiece would make.
+/// Lengths (left, right) of the first and the last of merges whose lengths nowhere rise.
+#[derive(Clone, Copy)]
+struct Fall {
+    first: (usize, usize),
+    last: (usize, usize),
+}
+
+impl Fall {
+    /// Both, one after the other, if the lengths do not rise between them.
+    fn then(self, next: Self) -> Option<Self> {
+        (next.first <= self.last).then_some(Self { first: self.first, last: next.last })
+    }
+}
+
+/// The score of each token: minus its place in the order in which the merges make tokens. Tokens of one score, such as
+/// runs of blanks, stand among each other in that order, their merges sorted by length, longest first; they share a place.
+/// `None` if a token is made at two places for another reason, or a merge is missing that SentencePiece would make.
 fn scores(vocabulary: &Vocabulary<'_>) -> Option<Vec<f32>> {
     /// Real pieces are at most tens of bytes; the work grows with the square of this.
     const LONGEST: usize = 256;
-    let mut places: HashMap<usize, usize> = HashMap::new();
+    let mut numbers: HashMap<usize, usize> = HashMap::new(); // of tokens, in the order they are first made
+    let mut shared: Vec<usize> = Vec::new(); // the number of the first token of each place
+    let mut lengths: Vec<Option<Fall>> = Vec::new(); // of the merges of each place, while they fall
     let mut last = None;
-    for (left, right) in &vocabulary.merges {
-        let id = vocabulary.ids[[*left, *right].concat().as_str()];
-        if last != Some(id) && places.insert(id, places.len()).is_some() {
-            return None;
+    for &(left, right) in &vocabulary.merges {
+        let id = vocabulary.ids[[left, right].concat().as_str()];
+        let length = (left.chars().count(), right.chars().count());
+        let only = Fall { first: length, last: length };
+        let next = numbers.len();
+        let number = *numbers.entry(id).or_insert(next);
+        if number == next {
+            shared.push(number);
+            lengths.push(Some(only));
+        } else {
+            let again = last != Some(id);
+            while shared.last().is_some_and(|&first| first > number) {
+                shared.pop();
+                let after = lengths.pop()?;
+                let before = lengths.last_mut()?;
+                *before = before.zip(after).and_then(|(before, after)| before.then(after));
+            }
+            let all = lengths.last_mut()?;
+            *all = all.and_then(|all| all.then(only));
+            if again && all.is_none() {
+                return None;
+            }
         }
         last = Some(id);
     }
+    // A place counts the tokens before it, so that it is the same whether or not others share theirs.
+    let place = |number: usize| shared[shared.partition_point(|&first| first <= number) - 1];
+    let places: HashMap<usize, usize> = numbers.iter().map(|(&id, &number)| (id, place(number))).collect();
     let merges: HashSet<(&str, &str)> = vocabulary.merges.iter().copied().collect();
     let mergeable = |id: usize| matches!(vocabulary.kinds[id], Kind::Normal | Kind::UserDefined | Kind::Unused);
     let part = |token: &str| vocabulary.ids.get(token).is_some_and(|&id| mergeable(id));
@@ -480,5 +518,34 @@ fn write_template(templates: &[(String, String)], metadata: &mut GgufMetadata) {
             "" => metadata.text("tokenizer.chat_template", text),
             name => metadata.text(&format!("tokenizer.chat_template.{name}"), text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores_of(tokens: &[&str], merges: &[(&str, &str)]) -> Option<Vec<f32>> {
+        scores(&Vocabulary {
+            tokens: tokens.iter().map(|token| token.to_string()).collect(),
+            kinds: tokens.iter().map(|_| Kind::Normal).collect(),
+            ids: tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect(),
+            merges: merges.to_vec(),
+        })
+    }
+
+    #[test]
+    fn tokens_whose_merges_stand_among_each_other_share_a_score() {
+        let tokens = ["-", "--", "---", "+", "++", "+++", "-+"];
+        // Best first; of one score by the lengths of both parts, as transformers sorts the merges of a SentencePiece file.
+        let merges = [("-", "+"), ("--", "-"), ("++", "+"), ("-", "--"), ("+", "++"), ("-", "-"), ("+", "+")];
+        let found = scores_of(&tokens, &merges).expect("scores");
+        assert_eq!(found, [-5.0, -3.0, -1.0, -5.0, -4.0, -1.0, 0.0]);
+
+        // The same merges in an order that no scores explain.
+        let mixed = [("-", "+"), ("-", "--"), ("++", "+"), ("--", "-"), ("+", "++"), ("-", "-"), ("+", "+")];
+        assert_eq!(scores_of(&tokens, &mixed), None);
+        // One that SentencePiece would make is missing.
+        assert_eq!(scores_of(&tokens, &merges[..6]), None);
     }
 }
