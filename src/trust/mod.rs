@@ -2,8 +2,12 @@
 //! are compared item by item.
 //!
 //! In the order the data flows: an [`item`] is one thing put to a model; a [`dimension`] says how an answer is judged and
-//! what a model scores.
+//! what a model scores; [`statistics`] over plain numbers make the [`paired`] comparison of two models.
 
 pub mod item;
 
 pub mod dimension;
+
+pub mod statistics;
+
+pub mod paired;
