@@ -371,3 +371,6 @@ fn commonest(options: impl Iterator<Item = usize>) -> Option<Constant> {
     let (option, count) = counts.into_iter().rev().max_by_key(|(_, count)| *count)?;
     Some(Constant { option, percent: 100.0 * count as f64 / total as f64 })
 }
+
+#[cfg(test)]
+mod tests;
