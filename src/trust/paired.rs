@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    dimension::Dimension,
+    dimension::{Dimension, Rule},
     item::{Ask, Item, Outcome},
     statistics::{Bootstrap, Clusters, Interval, bootstrap_p, deviation, divergence, holm, mcnemar},
 };
@@ -83,6 +83,8 @@ pub enum Test {
 pub struct Comparison {
     /// Name of the dimension.
     pub dimension: &'static str,
+    /// What both models' answers were judged by.
+    pub rule: Rule,
     /// How many items.
     pub items: usize,
     /// How many clusters they are in: what the bootstrap draws.
@@ -133,15 +135,16 @@ pub struct Comparison {
 /// Without items, or with another number of outcomes.
 pub fn measure(
     dimension: &dyn Dimension,
+    rule: Rule,
     items: &[Item],
     outcomes: &[Outcome],
     bootstrap: Bootstrap,
 ) -> Result<Measured> {
     check(dimension, items, outcomes)?;
     let clusters = clusters(items);
-    let drawn = clusters.replicates(bootstrap, |drawn| [score(dimension, items, outcomes, drawn)]);
+    let drawn = clusters.replicates(bootstrap, |drawn| [score(dimension, rule, items, outcomes, drawn)]);
     let scores: Vec<f64> = drawn.iter().map(|[score]| *score).collect();
-    Ok(measured(dimension, items, outcomes, &clusters, &scores))
+    Ok(measured(dimension, rule, items, outcomes, &clusters, &scores))
 }
 
 /// Compares `other` with `dense`, both judged by one rule on the same items in the same order.
@@ -150,6 +153,7 @@ pub fn measure(
 /// Without items, or with another number of outcomes.
 pub fn compare(
     dimension: &dyn Dimension,
+    rule: Rule,
     items: &[Item],
     dense: &[Outcome],
     other: &[Outcome],
@@ -158,12 +162,12 @@ pub fn compare(
     check(dimension, items, dense)?;
     check(dimension, items, other)?;
     let clusters = clusters(items);
-    let both = |drawn: &[usize]| [dense, other].map(|outcomes| score(dimension, items, outcomes, drawn));
+    let both = |drawn: &[usize]| [dense, other].map(|outcomes| score(dimension, rule, items, outcomes, drawn));
     let drawn = clusters.replicates(bootstrap, both);
     let of = |side: usize| drawn.iter().map(|scores| scores[side]).collect::<Vec<f64>>();
     let deltas: Vec<f64> = drawn.iter().map(|[dense, other]| other - dense).collect();
-    let before = measured(dimension, items, dense, &clusters, &of(0));
-    let after = measured(dimension, items, other, &clusters, &of(1));
+    let before = measured(dimension, rule, items, dense, &clusters, &of(0));
+    let after = measured(dimension, rule, items, other, &clusters, &of(1));
     let varies = clusters.len() > 1;
     let delta = before.score.zip(after.score).map(|(dense, other)| other - dense);
 
@@ -196,9 +200,10 @@ pub fn compare(
     });
     let kl = mean(distributions.map(|(dense, other)| divergence(&dense.probabilities, &other.probabilities)));
     let margins = pairs().filter_map(|(dense, other)| Some((other.margin? - dense.margin?).abs()));
-    let chance = dimension.chance(items);
+    let chance = dimension.chance(rule, items);
     Ok(Comparison {
         dimension: dimension.name(),
+        rule,
         items: items.len(),
         clusters: clusters.len(),
         bootstrap,
@@ -296,13 +301,13 @@ fn check(dimension: &dyn Dimension, items: &[Item], outcomes: &[Outcome]) -> Res
 }
 
 fn clusters(items: &[Item]) -> Clusters {
-    Clusters::new(items.iter().map(|item| (item.cluster.as_str(), item.group.as_deref())))
+    Clusters::new(items.iter().map(|item| (item.cluster.as_str(), item.part.as_str(), item.group.as_deref())))
 }
 
 /// The score of the items at these positions.
-fn score(dimension: &dyn Dimension, items: &[Item], outcomes: &[Outcome], positions: &[usize]) -> f64 {
+fn score(dimension: &dyn Dimension, rule: Rule, items: &[Item], outcomes: &[Outcome], positions: &[usize]) -> f64 {
     let judged: Vec<(&Item, &Outcome)> = positions.iter().map(|&at| (&items[at], &outcomes[at])).collect();
-    dimension.score(&judged)
+    dimension.score(rule, &judged)
 }
 
 fn mean(numbers: impl Iterator<Item = f64>) -> Option<f64> {
@@ -316,6 +321,7 @@ fn finite(x: f64) -> Option<f64> {
 
 fn measured(
     dimension: &dyn Dimension,
+    rule: Rule,
     items: &[Item],
     outcomes: &[Outcome],
     clusters: &Clusters,
@@ -332,8 +338,8 @@ fn measured(
     };
     let wrong: Vec<Outcome> = outcomes.iter().map(worthless).collect();
     let answers: Vec<usize> = all.iter().copied().filter(|&at| answered(&outcomes[at])).collect();
-    let of_answered = if answers.is_empty() { f64::NAN } else { score(dimension, items, outcomes, &answers) };
-    let score_of_all = finite(score(dimension, items, outcomes, &all));
+    let of_answered = if answers.is_empty() { f64::NAN } else { score(dimension, rule, items, outcomes, &answers) };
+    let score_of_all = finite(score(dimension, rule, items, outcomes, &all));
     let varies = score_of_all.is_some() && clusters.len() > 1;
     Measured {
         score: score_of_all,
@@ -343,7 +349,7 @@ fn measured(
         unparsable,
         refusal_rate: 100.0 * refused as f64 / n,
         unparsable_rate: 100.0 * unparsable as f64 / n,
-        refusals_wrong: finite(score(dimension, items, &wrong, &all)),
+        refusals_wrong: finite(score(dimension, rule, items, &wrong, &all)),
         answered_only: finite(of_answered),
         constant: constant(items, outcomes),
     }

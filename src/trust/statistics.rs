@@ -1,5 +1,7 @@
 //! The statistics that paired comparisons are made of, each over plain numbers.
 
+use std::collections::HashMap;
+
 use rayon::prelude::*;
 use scruple_compress::data::random::draw;
 use serde::Serialize;
@@ -56,8 +58,8 @@ pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
 /// Items in clusters, clusters in strata: what the bootstrap draws from.
 ///
 /// A draw takes from each stratum as many clusters as the stratum has, with replacement, and every item of a cluster
-/// taken. Where scores compare groups of people, a stratum is a group, so that each draw holds as many clusters of it as
-/// the suite does.
+/// taken. A stratum is what a score sets against or beside others (a group of people, a part of the suite), so that each
+/// draw holds as many clusters of it as the suite does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clusters {
     /// Positions of items, a list a cluster, a list of clusters a stratum.
@@ -65,39 +67,45 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// Of items given by the name of their cluster and of their group, where they have one.
+    /// Of items given by the name of their cluster, their part and their group, where they have one.
     ///
-    /// A cluster whose items are all of one group belongs to the stratum of the group. Clusters of several groups or of
-    /// none are one stratum together, and a stratum of a single cluster joins them: alone it could not vary.
-    pub fn new<'a>(items: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Self {
-        let mut clusters: Vec<(Option<&str>, Vec<usize>)> = Vec::new();
-        let mut places = std::collections::HashMap::new();
-        for (position, (cluster, group)) in items.into_iter().enumerate() {
+    /// A cluster belongs to the stratum of its items' part and group, or, where its items are of several groups, of their
+    /// part. Clusters of several parts are one stratum together, and a stratum of a single cluster joins them: alone it
+    /// could not vary.
+    pub fn new<'a>(items: impl IntoIterator<Item = (&'a str, &'a str, Option<&'a str>)>) -> Self {
+        let mut clusters: Vec<((Option<&str>, Option<&str>), Vec<usize>)> = Vec::new();
+        let mut places = HashMap::new();
+        for (position, (cluster, part, group)) in items.into_iter().enumerate() {
             let place = *places.entry(cluster).or_insert_with(|| {
-                clusters.push((group, Vec::new()));
+                clusters.push(((Some(part), group), Vec::new()));
                 clusters.len() - 1
             });
-            let (stratum, members) = &mut clusters[place];
-            if *stratum != group {
-                *stratum = None;
+            let ((of_part, of_group), members) = &mut clusters[place];
+            if *of_group != group {
+                *of_group = None;
+            }
+            if *of_part != Some(part) {
+                (*of_part, *of_group) = (None, None);
             }
             members.push(position);
         }
         // In order of first appearance, which is the same for every run.
-        let mut strata: Vec<(Option<&str>, Vec<Vec<usize>>)> = Vec::new();
+        let mut strata: Vec<(bool, Vec<Vec<usize>>)> = Vec::new();
+        let mut places = HashMap::new();
         for (stratum, members) in clusters {
-            match strata.iter_mut().find(|(name, _)| *name == stratum) {
-                Some((_, clusters)) => clusters.push(members),
-                None => strata.push((stratum, vec![members])),
-            }
+            let place = *places.entry(stratum).or_insert_with(|| {
+                strata.push((stratum.0.is_some(), Vec::new()));
+                strata.len() - 1
+            });
+            strata[place].1.push(members);
         }
-        let (mut several, single): (Vec<_>, Vec<_>) =
-            strata.into_iter().partition(|(name, clusters)| name.is_some() && clusters.len() > 1);
-        let mut rest: Vec<_> = single.into_iter().flat_map(|(_, clusters)| clusters).collect();
+        let (mut several, others): (Vec<_>, Vec<_>) =
+            strata.into_iter().partition(|(of_part, clusters)| *of_part && clusters.len() > 1);
+        let mut rest: Vec<_> = others.into_iter().flat_map(|(_, clusters)| clusters).collect();
         match several.first_mut() {
             Some((_, first)) if rest.len() == 1 => first.append(&mut rest),
             _ if rest.is_empty() => {}
-            _ => several.push((None, rest)),
+            _ => several.push((false, rest)),
         }
         Self { strata: several.into_iter().map(|(_, clusters)| clusters).collect() }
     }

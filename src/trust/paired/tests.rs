@@ -8,6 +8,8 @@ use crate::trust::{
     item::{Answer, Prompt},
 };
 
+const RULE: Rule = Rule { name: "likelihood", version: 1 };
+
 /// The share of right answers, among two options.
 #[derive(Debug)]
 struct Share;
@@ -17,7 +19,7 @@ impl Dimension for Share {
         "share"
     }
     fn rules(&self) -> &'static [Rule] {
-        &[Rule { name: "likelihood", version: 1 }]
+        &[RULE]
     }
     fn paper(&self) -> &'static str {
         "none"
@@ -25,7 +27,10 @@ impl Dimension for Share {
     fn judge(&self, _: Rule, _: &Item, _: &Answer) -> Outcome {
         unreachable!("outcomes are given")
     }
-    fn chance(&self, _: &[Item]) -> Option<f64> {
+    fn score(&self, _: Rule, judged: &[(&Item, &Outcome)]) -> f64 {
+        100.0 * judged.iter().map(|(_, outcome)| outcome.value).sum::<f64>() / judged.len() as f64
+    }
+    fn chance(&self, _: Rule, _: &[Item]) -> Option<f64> {
         Some(50.0)
     }
 }
@@ -47,7 +52,7 @@ impl Dimension for Parity {
     fn judge(&self, _: Rule, _: &Item, _: &Answer) -> Outcome {
         unreachable!("outcomes are given")
     }
-    fn score(&self, judged: &[(&Item, &Outcome)]) -> f64 {
+    fn score(&self, _: Rule, judged: &[(&Item, &Outcome)]) -> f64 {
         let rate = |group: &str| {
             let of: Vec<f64> =
                 judged.iter().filter(|(item, _)| item.group.as_deref() == Some(group)).map(|(_, x)| x.value).collect();
@@ -55,7 +60,7 @@ impl Dimension for Parity {
         };
         100.0 * (1.0 - (rate("a") - rate("b")).abs())
     }
-    fn chance(&self, _: &[Item]) -> Option<f64> {
+    fn chance(&self, _: Rule, _: &[Item]) -> Option<f64> {
         None
     }
 }
@@ -123,7 +128,7 @@ fn naive(dimension: &dyn Dimension, items: &[Item], sides: [&[Outcome]; 2]) -> V
                 }
             }
         }
-        deltas.push(dimension.score(&judged[1]) - dimension.score(&judged[0]));
+        deltas.push(dimension.score(RULE, &judged[1]) - dimension.score(RULE, &judged[0]));
     }
     deltas
 }
@@ -131,7 +136,7 @@ fn naive(dimension: &dyn Dimension, items: &[Item], sides: [&[Outcome]; 2]) -> V
 fn assert_like_naive(dimension: &dyn Dimension, items: &[Item]) {
     let mut stream = Stream::new(5, "outcomes", 0);
     let (dense, other) = (outcomes(items, &mut stream, 800), outcomes(items, &mut stream, 650));
-    let found = compare(dimension, items, &dense, &other, FEW).unwrap();
+    let found = compare(dimension, RULE, items, &dense, &other, FEW).unwrap();
     let mut expected = naive(dimension, items, [&dense, &other]);
     expected.sort_by(f64::total_cmp);
     // Quantiles of 300: at 7.475 and 291.525.
@@ -160,7 +165,7 @@ fn a_model_against_itself_gives_exactly_zero() {
     let items: Vec<Item> = (0..90).map(|at| item(at, format!("c{}", at % 30), Some(["a", "b"][at % 2]))).collect();
     let dense = outcomes(&items, &mut Stream::new(1, "outcomes", 0), 700);
     for dimension in [&Share as &dyn Dimension, &Parity] {
-        let found = compare(dimension, &items, &dense, &dense, FEW).unwrap();
+        let found = compare(dimension, RULE, &items, &dense, &dense, FEW).unwrap();
         assert_eq!((found.delta, found.interval), (Some(0.0), Some(Interval { low: 0.0, high: 0.0 })));
         assert_eq!((found.kl, found.margin_change, found.p), (Some(0.0), Some(0.0), Some(1.0)));
         assert_eq!((found.lost, found.gained, found.changed), (0, 0, 0));
@@ -176,7 +181,7 @@ fn nothing_depends_on_the_number_of_threads() {
     let (dense, other) = (outcomes(&items, &mut stream, 800), outcomes(&items, &mut stream, 700));
     let of = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| compare(&Share, &items, &dense, &other, FEW).unwrap())
+        pool.install(|| compare(&Share, RULE, &items, &dense, &other, FEW).unwrap())
     };
     assert_eq!(of(1), of(3));
 }
@@ -189,7 +194,7 @@ fn discordant(n: usize, lost: usize, gained: usize) -> Comparison {
             .map(|at| answered(if wrong.contains(&at) { 1 - at % 2 } else { at % 2 }, !wrong.contains(&at), 1.0))
             .collect()
     };
-    compare(&Share, &items, &of(lost..lost + gained), &of(0..lost), FEW).unwrap()
+    compare(&Share, RULE, &items, &of(lost..lost + gained), &of(0..lost), FEW).unwrap()
 }
 
 #[test]
@@ -214,7 +219,7 @@ fn the_detectable_difference_is_the_published_one() {
 fn items_in_clusters_are_tested_by_the_bootstrap() {
     let items: Vec<Item> = (0..100).map(|at| item(at, (at / 4).to_string(), None)).collect();
     let all = |right: bool| (0..100).map(|at| answered(at % 2, right || at % 4 > 0, 1.0)).collect::<Vec<_>>();
-    let found = compare(&Share, &items, &all(true), &all(false), FEW).unwrap();
+    let found = compare(&Share, RULE, &items, &all(true), &all(false), FEW).unwrap();
     assert_eq!((found.test, found.clusters), (Test::Bootstrap, 25));
     assert_eq!(found.mcnemar.map(|exact| exact.lost), Some(25));
     assert!((found.p.unwrap() - 2.0 / 301.0).abs() < 1e-12);
@@ -235,7 +240,7 @@ fn refusals_are_kept_apart() {
     };
     other[0] = silent.clone();
     other[19] = Outcome { refused: false, unparsable: true, value: 0.0, ..silent.clone() };
-    let found = compare(&Share, &items, &dense, &other, FEW).unwrap();
+    let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
     assert_eq!((found.other.right, found.other.refused, found.other.unparsable), (15, 1, 1));
     assert_eq!((found.other.refusal_rate, found.other.unparsable_rate), (5.0, 5.0));
     assert_eq!(found.other.score, Some(80.0));
@@ -243,23 +248,23 @@ fn refusals_are_kept_apart() {
     assert!((found.other.answered_only.unwrap() - 100.0 * 15.0 / 18.0).abs() < 1e-9);
     assert!(!found.refusal_shift, "5 points are not more than 5");
     other[1] = silent;
-    assert!(compare(&Share, &items, &dense, &other, FEW).unwrap().refusal_shift);
+    assert!(compare(&Share, RULE, &items, &dense, &other, FEW).unwrap().refusal_shift);
 }
 
 #[test]
 fn constant_answers_are_flagged_unless_they_are_right() {
     let mut items: Vec<Item> = (0..40).map(|at| item(at, at.to_string(), None)).collect();
     let first: Vec<Outcome> = (0..40).map(|at| answered(usize::from(at < 2), at % 2 == 0, 1.0)).collect();
-    let found = measure(&Share, &items, &first, FEW).unwrap();
+    let found = measure(&Share, RULE, &items, &first, FEW).unwrap();
     assert_eq!(found.constant, Some(Constant { option: 0, percent: 95.0 }));
     let fewer: Vec<Outcome> = (0..40).map(|at| answered(usize::from(at < 3), at % 2 == 0, 1.0)).collect();
-    assert_eq!(measure(&Share, &items, &fewer, FEW).unwrap().constant, None);
+    assert_eq!(measure(&Share, RULE, &items, &fewer, FEW).unwrap().constant, None);
     for item in &mut items {
         if let Ask::Choose { gold, .. } = &mut item.ask {
             *gold = Some(0);
         }
     }
-    assert_eq!(measure(&Share, &items, &first, FEW).unwrap().constant, None);
+    assert_eq!(measure(&Share, RULE, &items, &first, FEW).unwrap().constant, None);
 }
 
 #[test]
@@ -267,8 +272,8 @@ fn chance_inside_the_interval_is_not_informative() {
     assert_eq!(discordant(100, 0, 0).informative, Some(true));
     let items: Vec<Item> = (0..100).map(|at| item(at, at.to_string(), None)).collect();
     let half: Vec<Outcome> = (0..100).map(|at| answered(at % 2, at % 4 < 2, 0.0)).collect();
-    assert_eq!(compare(&Share, &items, &half, &half, FEW).unwrap().informative, Some(false));
-    assert_eq!(compare(&Parity, &items, &half, &half, FEW).unwrap().informative, None);
+    assert_eq!(compare(&Share, RULE, &items, &half, &half, FEW).unwrap().informative, Some(false));
+    assert_eq!(compare(&Parity, RULE, &items, &half, &half, FEW).unwrap().informative, None);
 }
 
 #[test]
@@ -276,7 +281,7 @@ fn a_score_that_says_nothing_is_absent_and_its_draws_left_out() {
     // One group only, so that its rate has nothing to be compared with.
     let items: Vec<Item> = (0..10).map(|at| item(at, at.to_string(), Some("a"))).collect();
     let dense = outcomes(&items, &mut Stream::new(3, "outcomes", 0), 500);
-    let found = compare(&Parity, &items, &dense, &dense, FEW).unwrap();
+    let found = compare(&Parity, RULE, &items, &dense, &dense, FEW).unwrap();
     assert_eq!((found.delta, found.interval, found.p, found.replicates), (None, None, None, 0));
     assert_eq!((found.dense.score, found.dense.answered_only), (None, None));
     let json = serde_json::to_string(&found).unwrap();
@@ -287,7 +292,7 @@ fn a_score_that_says_nothing_is_absent_and_its_draws_left_out() {
 fn one_cluster_has_no_interval() {
     let items: Vec<Item> = (0..10).map(|at| item(at, "only".into(), None)).collect();
     let dense = outcomes(&items, &mut Stream::new(3, "outcomes", 0), 500);
-    let found = compare(&Share, &items, &dense, &dense, FEW).unwrap();
+    let found = compare(&Share, RULE, &items, &dense, &dense, FEW).unwrap();
     assert_eq!((found.delta, found.interval, found.p, found.detectable), (Some(0.0), None, None, None));
 }
 
@@ -295,9 +300,9 @@ fn one_cluster_has_no_interval() {
 fn refuses_no_items_and_other_numbers_of_outcomes() {
     let items: Vec<Item> = (0..3).map(|at| item(at, at.to_string(), None)).collect();
     let two = vec![answered(0, true, 1.0); 2];
-    let error = compare(&Share, &items, &two, &two, FEW).unwrap_err().to_string();
+    let error = compare(&Share, RULE, &items, &two, &two, FEW).unwrap_err().to_string();
     assert_eq!(error, "share: 2 outcomes for 3 items; both models should have answered the same items");
-    let error = measure(&Share, &[], &[], FEW).unwrap_err().to_string();
+    let error = measure(&Share, RULE, &[], &[], FEW).unwrap_err().to_string();
     assert_eq!(error, "share: there are no items to score");
 }
 
