@@ -1,9 +1,9 @@
 //! What compression did to trust: items are put to a model, answers are judged by a rule with a version, and two models
 //! are compared item by item.
 //!
-//! In the order the data flows: an [`item`] is one thing put to a model; a [`dimension`] says how an answer is judged and
-//! what a model scores;
-//! the [`dimensions`] are one file each.
+//! In the order the data flows: an [`item`] is one thing put to a model; [`rules`] read answers that are text; a
+//! [`dimension`] says how an answer is judged and what a model scores, and the [`dimensions`] are one file each;
+//! [`statistics`] over plain numbers make the [`paired`] comparison of two models.
 
 pub mod item;
 
@@ -12,3 +12,7 @@ pub mod rules;
 pub mod dimension;
 
 pub mod dimensions;
+
+pub mod statistics;
+
+pub mod paired;

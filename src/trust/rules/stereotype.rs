@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn recorded_replies_have_the_published_labels() {
         let Some(data) = std::env::var_os("SCRUPLE_DATA") else {
-            eprintln!("skipped: SCRUPLE_DATA is not set");
+            crate::printer::say("skipped: SCRUPLE_DATA is not set");
             return;
         };
         let path = std::path::Path::new(&data).join("trust/stereotype/golden_outputs_benign_20k.jsonl.gz");
