@@ -2,8 +2,8 @@
 //! are compared item by item.
 //!
 //! In the order the data flows: an [`item`] is one thing put to a model; [`rules`] read answers that are text; a
-//! [`dimension`] says how an answer is judged and what a model scores, and the [`dimensions`] are one file each;
-//! [`statistics`] over plain numbers make the [`paired`] comparison of two models.
+//! [`dimension`] says how an answer is judged and what a model scores, and the [`dimensions`] are one file each; a
+//! [`suite`] is items of several of them; [`statistics`] over plain numbers make the [`paired`] comparison of two models.
 
 pub mod item;
 
@@ -12,6 +12,8 @@ pub mod rules;
 pub mod dimension;
 
 pub mod dimensions;
+
+pub mod suite;
 
 pub mod statistics;
 
