@@ -73,28 +73,33 @@ impl Clusters {
     /// part. Clusters of several parts are one stratum together, and a stratum of a single cluster joins them: alone it
     /// could not vary.
     pub fn new<'a>(items: impl IntoIterator<Item = (&'a str, &'a str, Option<&'a str>)>) -> Self {
-        let mut clusters: Vec<((Option<&str>, Option<&str>), Vec<usize>)> = Vec::new();
+        struct Cluster<'a> {
+            part: Option<&'a str>,
+            group: Option<&'a str>,
+            members: Vec<usize>,
+        }
+        let mut clusters: Vec<Cluster> = Vec::new();
         let mut places = HashMap::new();
         for (position, (cluster, part, group)) in items.into_iter().enumerate() {
             let place = *places.entry(cluster).or_insert_with(|| {
-                clusters.push(((Some(part), group), Vec::new()));
+                clusters.push(Cluster { part: Some(part), group, members: Vec::new() });
                 clusters.len() - 1
             });
-            let ((of_part, of_group), members) = &mut clusters[place];
-            if *of_group != group {
-                *of_group = None;
+            let cluster = &mut clusters[place];
+            if cluster.group != group {
+                cluster.group = None;
             }
-            if *of_part != Some(part) {
-                (*of_part, *of_group) = (None, None);
+            if cluster.part != Some(part) {
+                (cluster.part, cluster.group) = (None, None);
             }
-            members.push(position);
+            cluster.members.push(position);
         }
         // In order of first appearance, which is the same for every run.
         let mut strata: Vec<(bool, Vec<Vec<usize>>)> = Vec::new();
         let mut places = HashMap::new();
-        for (stratum, members) in clusters {
-            let place = *places.entry(stratum).or_insert_with(|| {
-                strata.push((stratum.0.is_some(), Vec::new()));
+        for Cluster { part, group, members } in clusters {
+            let place = *places.entry((part, group)).or_insert_with(|| {
+                strata.push((part.is_some(), Vec::new()));
                 strata.len() - 1
             });
             strata[place].1.push(members);

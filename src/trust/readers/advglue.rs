@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Content, Row, item},
 };
 
@@ -72,7 +72,7 @@ fn task(name: &str) -> Option<&'static Task> {
     TASKS.iter().find(|task| task.name == name)
 }
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let Content::Json(Value::Object(tasks)) = &source.content else { return Ok(Vec::new()) };
     let mut items = Vec::new();
     for (name, rows) in tasks {

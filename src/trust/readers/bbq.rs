@@ -5,8 +5,7 @@
 use anyhow::Result;
 
 use super::{
-    super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Row, hyphenated, item},
 };
 
@@ -18,11 +17,11 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     source.rows()?.iter().map(question).collect()
 }
 
-fn question(row: &Row) -> Result<(&'static str, Item)> {
+fn question(row: &Row) -> Result<Found> {
     let category = hyphenated(row.text("category")?);
     let condition = row.text("context_condition")?;
     let condition = match condition {

@@ -3,8 +3,7 @@
 use anyhow::Result;
 
 use super::{
-    super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Row, hyphenated, item},
 };
 
@@ -16,7 +15,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let part = hyphenated(&source.stem);
     let of = |(at, row): (usize, &Row)| {
         let query = row.text("query")?;

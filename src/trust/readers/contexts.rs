@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    super::item::{Ask, Item},
-    Format, Source,
+    super::item::Ask,
+    Format, Found, Source,
     source::{Row, hyphenated, item},
 };
 
@@ -16,7 +16,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let part = hyphenated(&source.stem);
     let of = |(at, row): (usize, &Row)| {
         let before: Vec<String> = row.texts("context_options")?.iter().map(|text| text.trim().to_string()).collect();

@@ -5,8 +5,8 @@
 use anyhow::Result;
 
 use super::{
-    super::item::{Ask, Item},
-    Format, Source,
+    super::item::Ask,
+    Format, Found, Source,
     source::{hyphenated, item},
 };
 
@@ -18,7 +18,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let of = |(at, row): (usize, &super::source::Row)| {
         let options = vec![row.text("sent_more")?.to_string(), row.text("sent_less")?.to_string()];
         let part = format!("crows-pairs-{}", hyphenated(row.text("bias_type")?));

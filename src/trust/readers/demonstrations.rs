@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     super::item::{Ask, Item},
-    Format, Source,
+    Format, Found, Source,
     source::{Content, Row, fingerprint, hyphenated, item, numpy},
 };
 
@@ -27,7 +27,7 @@ pub const FORMAT: Format = Format {
 const COUNTERFACTUAL: &[&str] =
     &["snli_premise", "snli_hypothesis", "control_raising", "irregular_form", "main_verb", "syntactic_category"];
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     match source.stem.starts_with("adult_") || source.stem.starts_with("crime_") {
         true => decisions(source),
         false => questions(source),
@@ -60,7 +60,7 @@ fn before_answer(text: &str) -> String {
     if text.ends_with(':') { text.to_string() } else { format!("{text}\nAnswer:") }
 }
 
-fn decisions(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn decisions(source: &Source) -> Result<Vec<Found>> {
     let (name, bytes) = source.bytes_beside(&format!("sensitive_attr_{}.npy", source.stem))?;
     let groups = numpy(&name, &bytes)?;
     let rows = source.rows()?;
@@ -85,7 +85,7 @@ fn decisions(source: &Source) -> Result<Vec<(&'static str, Item)>> {
     rows.iter().zip(groups).enumerate().map(of).collect()
 }
 
-fn questions(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn questions(source: &Source) -> Result<Vec<Found>> {
     let folder = source.path.parent().and_then(|folder| folder.file_name()).and_then(|name| name.to_str());
     let folder = folder.unwrap_or("demonstrations");
     let task = folder.strip_suffix("_cf").unwrap_or(folder);

@@ -10,8 +10,8 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{
-    super::item::{Ask, Item},
-    Format, Source,
+    super::item::Ask,
+    Format, Found, Source,
     source::{Row, fingerprint, hyphenated, item},
 };
 
@@ -32,7 +32,7 @@ fn lists(row: &Row) -> Option<Vec<Vec<&str>>> {
     lists.iter().map(|list| list.as_array()?.iter().map(Value::as_str).collect()).collect()
 }
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let names = source.beside("email2name.jsonl")?;
     let mut known: HashMap<String, String> = HashMap::new();
     for row in names.rows()? {

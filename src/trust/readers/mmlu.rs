@@ -4,8 +4,7 @@
 use anyhow::Result;
 
 use super::{
-    super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Content, hyphenated, item},
 };
 
@@ -22,7 +21,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let Content::Table(rows) = &source.content else { return Ok(Vec::new()) };
     let stem = &source.stem;
     let subject = ["_test", "_dev", "_val"].iter().find_map(|end| stem.strip_suffix(end)).unwrap_or(stem);

@@ -33,6 +33,9 @@ use anyhow::{Context, Result};
 pub use self::source::Source;
 use super::item::Item;
 
+/// An item, after the name of the dimension it belongs to.
+pub type Found = (&'static str, Item);
+
 /// One format of files.
 #[derive(Debug)]
 pub struct Format {
@@ -43,7 +46,7 @@ pub struct Format {
     /// Whether a file is of this format.
     pub fits: fn(&Source) -> bool,
     /// Its items, with the name of the dimension they belong to.
-    pub read: fn(&Source) -> Result<Vec<(&'static str, Item)>>,
+    pub read: fn(&Source) -> Result<Vec<Found>>,
 }
 
 /// Every format, in the order in which a file is held against them.

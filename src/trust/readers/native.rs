@@ -7,7 +7,7 @@ use super::{
         dimension,
         item::{Ask, Item},
     },
-    Format, Source,
+    Format, Found, Source,
 };
 
 /// Items of ours.
@@ -18,7 +18,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let dimension = dimension::named(&source.stem).ok_or_else(|| {
         let names: Vec<&str> = dimension::DIMENSIONS.iter().map(|dimension| dimension.name()).collect();
         anyhow::anyhow!("{}: expected a file named after a dimension: {}", source.name, names.join(", "))

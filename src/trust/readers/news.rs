@@ -5,8 +5,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{
-    super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Content, hyphenated, item},
 };
 
@@ -23,7 +22,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let Content::Json(value) = &source.content else { return Ok(Vec::new()) };
     let Some(Value::Object(sets)) = value.get("test") else { return Ok(Vec::new()) };
     let mut items = Vec::new();

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    super::item::{Ask, Item},
-    Format, Source,
+    super::item::Ask,
+    Format, Found, Source,
     source::{Content, Row, item},
 };
 
@@ -24,7 +24,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let of = |(at, row): (usize, &Row)| {
         let prompt = row.inner("prompt")?;
         let part = match prompt.get("toxicity")?.as_f64() {

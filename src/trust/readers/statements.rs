@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::{
     super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Row, hyphenated, item},
 };
 
@@ -35,7 +35,7 @@ pub const TABLE: Format = Format {
     read: read_table,
 };
 
-fn read_rows(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read_rows(source: &Source) -> Result<Vec<Found>> {
     let mut wordings = HashMap::new();
     let of = |row: &Row| {
         let prompt = row.inner("prompt")?;
@@ -45,7 +45,7 @@ fn read_rows(source: &Source) -> Result<Vec<(&'static str, Item)>> {
     source.rows()?.iter().map(of).collect()
 }
 
-fn read_table(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read_table(source: &Source) -> Result<Vec<Found>> {
     let mut wordings = HashMap::new();
     let of = |row: &Row| {
         let (topic, group) = (row.text("stereotype_topic")?, row.text("target_group")?);
@@ -74,7 +74,7 @@ fn statement(
     group: &str,
     text: &str,
     wordings: &mut HashMap<String, usize>,
-) -> Result<(&'static str, Item)> {
+) -> Result<Found> {
     let before = before(system, group).ok_or_else(|| {
         row.fault(format_args!("the system prompt is `{system}`, expected benign, untargeted or targeted"))
     })?;

@@ -7,8 +7,8 @@
 use anyhow::Result;
 
 use super::{
-    super::item::{Ask, Item},
-    Format, Source,
+    super::item::Ask,
+    Format, Found, Source,
     source::{Content, hyphenated, item},
 };
 
@@ -23,7 +23,7 @@ pub const FORMAT: Format = Format {
     read,
 };
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     let Some(rest) = source.stem.strip_prefix("pro_") else {
         return Ok(Vec::new()); // its sentences are read with those of the other file
     };

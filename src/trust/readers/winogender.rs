@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::{
     super::item::Item,
-    Format, Source,
+    Format, Found, Source,
     source::{Row, item},
 };
 
@@ -24,11 +24,11 @@ pub const FORMAT: Format = Format {
 const PRONOUNS: &[(&str, &[&str])] =
     &[("male", &["he", "him", "his"]), ("female", &["she", "her", "hers"]), ("neutral", &["they", "them", "their"])];
 
-fn read(source: &Source) -> Result<Vec<(&'static str, Item)>> {
+fn read(source: &Source) -> Result<Vec<Found>> {
     source.rows()?.iter().map(sentence).collect()
 }
 
-fn sentence(row: &Row) -> Result<(&'static str, Item)> {
+fn sentence(row: &Row) -> Result<Found> {
     let (id, sentence) = (row.text("sentid")?, row.text("sentence")?);
     let fault = || row.fault("`sentid` should be such as technician.customer.1.male.txt");
     let names: Vec<&str> = id.trim_end_matches(".txt").split('.').collect();

@@ -3,3 +3,7 @@
 //! The phrase lists are facts of the published rules; each file says where they stand.
 
 pub mod stereotype;
+
+pub mod refusal;
+
+pub mod answer;
