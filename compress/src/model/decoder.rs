@@ -275,8 +275,8 @@ impl Decoder {
         self.finish(&x)
     }
 
-    /// Whether sequences of these two lengths are turned by different rotary positions.
-    fn switches(&self, a: usize, b: usize) -> bool {
+    /// Whether sequences of these two lengths are turned by different rotary positions; such share no keys and values.
+    pub fn switches(&self, a: usize, b: usize) -> bool {
         self.switches_after.is_some_and(|longest| (a <= longest) != (b <= longest))
     }
 
