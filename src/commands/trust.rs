@@ -21,13 +21,15 @@ use crate::{
     source,
     trust::{
         dimension::{self, DIMENSIONS, Dimension, Rule},
-        item::{Item, Outcome},
+        dimensions::{Toxicity, scored},
+        item::{Answer, Ask, Item, Outcome},
         language_model::{Chat, Counts, LanguageModel, Put, Running},
         paired::{self, Comparison, Constant, Measured, Summary},
         readers::{self, Limits},
-        record::{self, Answered, Header, Journal, ModelHashes},
+        record::{self, Answered, Header, Journal, ModelHashes, RuleName},
         statistics::Bootstrap,
         suite::{self, Suite},
+        toxicity::{Agreement, ToxicityScorer, classifier::Classifier, ngrams::Ngrams},
     },
 };
 
@@ -67,6 +69,10 @@ pub struct Arguments {
     /// Keep answers in this folder, a file a model and dimension, and use those that are there
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Score the toxicity of texts by this checkpoint with a classification head, instead of by the scorer that comes with
+    /// the program
+    #[arg(long, value_name = "DIR")]
+    toxicity_classifier: Option<PathBuf>,
     /// Judge answers that were kept under another rule again, instead of refusing them
     #[arg(long)]
     rejudge: bool,
@@ -129,6 +135,15 @@ struct Asked {
     source: Option<Origin>,
 }
 
+/// What says how toxic texts are.
+#[derive(Debug, Serialize)]
+struct Scorer {
+    name: String,
+    version: u32,
+    /// With a reference, where it was measured.
+    agreement: Option<Agreement>,
+}
+
 /// What was found: the same bytes for the same inputs.
 #[derive(Debug, Serialize)]
 struct Record {
@@ -141,6 +156,9 @@ struct Record {
     chat: Chat,
     bootstrap: Bootstrap,
     dimensions: Vec<Found>,
+    /// What says how toxic texts are, where texts are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    toxicity_scorer: Option<Scorer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,14 +191,53 @@ impl Side {
 }
 
 /// One dimension's part of the suite.
-struct Topic {
+struct Topic<'a> {
     dimension: &'static dyn Dimension,
     rule: Rule,
     items: Vec<Item>,
+    /// Of the dimension whose texts are scored by a model of their own.
+    scorer: Option<&'a dyn ToxicityScorer>,
+}
+
+impl Topic<'_> {
+    fn judge(&self, item: &Item, answer: &Answer) -> Result<Outcome> {
+        match (&self.scorer, &item.ask, &answer.text) {
+            (Some(scorer), Ask::Continue { .. }, Some(text)) => Ok(scored(text, scorer.score(text)?)),
+            _ => Ok(self.dimension.judge(self.rule, item, answer)),
+        }
+    }
+
+    /// The rule's name, with the scorer's where texts are scored by one.
+    fn rule_name(&self) -> RuleName {
+        let RuleName { name, version } = self.rule.into();
+        match &self.scorer {
+            Some(scorer) => {
+                RuleName { name: format!("{name}, texts by {} {}", scorer.name(), scorer.version()), version }
+            }
+            None => RuleName { name, version },
+        }
+    }
+}
+
+/// What scores the texts of a dimension's items, where they are scored for toxicity.
+fn scorer<'a>(own: Option<&'a Classifier>, name: &str, items: &[Item]) -> Result<Option<&'a dyn ToxicityScorer>> {
+    let texts = items.iter().any(|item| matches!(item.ask, Ask::Continue { .. }));
+    Ok(match own {
+        _ if name != Toxicity.name() || !texts => None,
+        Some(own) => Some(own),
+        None => Some(Ngrams::embedded()?),
+    })
+}
+
+fn known_names() -> String {
+    DIMENSIONS.iter().map(|dimension| dimension.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// The items asked for, and files that were passed over.
 fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
+    if let Some(name) = arguments.dimensions.iter().find(|name| dimension::named(name).is_none()) {
+        anyhow::bail!("--dimension: there is no dimension `{name}`; there are {}", known_names());
+    }
     let usual = [PathBuf::from(if arguments.model.is_none() { "world" } else { "general" })];
     let names = if arguments.suite.is_empty() { usual.as_slice() } else { &arguments.suite };
     let (mut shown, mut unknown) = (Vec::new(), Vec::new());
@@ -236,18 +293,14 @@ fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
 }
 
 /// The dimensions to measure with the rules to judge by.
-fn topics(arguments: &Arguments, suite: &Suite) -> Result<Vec<Topic>> {
-    let known = || DIMENSIONS.iter().map(|dimension| dimension.name()).collect::<Vec<_>>().join(", ");
-    if let Some(name) = arguments.dimensions.iter().find(|name| dimension::named(name).is_none()) {
-        anyhow::bail!("--dimension: there is no dimension `{name}`; there are {}", known());
-    }
+fn topics<'a>(arguments: &Arguments, suite: &Suite, classifier: Option<&'a Classifier>) -> Result<Vec<Topic<'a>>> {
     let mut chosen: Vec<(&'static str, Rule)> = Vec::new();
     for text in &arguments.rules {
         let (name, rule) = text.split_once('=').with_context(|| {
             format!("--rule should be a dimension and a rule, as in stereotype=official, found `{text}`")
         })?;
         let dimension = dimension::named(name)
-            .with_context(|| format!("--rule: there is no dimension `{name}`; there are {}", known()))?;
+            .with_context(|| format!("--rule: there is no dimension `{name}`; there are {}", known_names()))?;
         let rules = dimension.rules();
         let found = rules.iter().find(|known| known.name == rule).with_context(|| {
             let names: Vec<_> = rules.iter().map(|rule| rule.name).collect();
@@ -258,7 +311,8 @@ fn topics(arguments: &Arguments, suite: &Suite) -> Result<Vec<Topic>> {
     let topic = |(name, items): &(String, Vec<Item>)| {
         let dimension = dimension::named(name).with_context(|| format!("there is no dimension `{name}`"))?;
         let rule = chosen.iter().rev().find(|(known, _)| known == name).map(|(_, rule)| *rule);
-        Ok(Topic { dimension, rule: rule.unwrap_or(dimension.rules()[0]), items: items.clone() })
+        let scorer = scorer(classifier, name, items)?;
+        Ok(Topic { dimension, rule: rule.unwrap_or(dimension.rules()[0]), items: items.clone(), scorer })
     };
     suite.dimensions.iter().map(topic).collect()
 }
@@ -315,14 +369,14 @@ struct Judged {
 fn judged(
     arguments: &Arguments,
     side: &Side,
-    topic: &Topic,
+    topic: &Topic<'_>,
     suite: (&str, &str),
     put: &[Put],
     counts: &mut Counts,
     tell: &mut dyn FnMut(usize),
 ) -> Result<Judged> {
-    let Topic { dimension, rule, items } = topic;
-    let header = Header::new(dimension.name(), *rule, side.hashes.clone(), suite, items)?;
+    let Topic { dimension, items, .. } = topic;
+    let header = Header::new(dimension.name(), topic.rule_name(), side.hashes.clone(), suite, items)?;
     let own = arguments.output.as_ref();
     let own = own.map(|out| out.join(side.name).join(format!("{}.jsonl", dimension.name())));
     let shared = arguments.cache.as_ref().map(|cache| header.place().map(|place| cache.join(place))).transpose()?;
@@ -342,7 +396,7 @@ fn judged(
         None => ask(side, put, places.last().map(|place| (place.as_path(), &header)), counts, tell)?,
     };
     let outcomes: Vec<Outcome> =
-        items.iter().zip(&answers).map(|(item, kept)| dimension.judge(*rule, item, &kept.answer)).collect();
+        items.iter().zip(&answers).map(|(item, kept)| topic.judge(item, &kept.answer)).collect::<Result<_>>()?;
     for place in &places {
         record::write(place, &header, items, &answers, &outcomes)?;
     }
@@ -350,7 +404,7 @@ fn judged(
 }
 
 /// A dimension's figures beside the score.
-fn parts(topic: &Topic, outcomes: &[Outcome], dense: Option<&[Outcome]>) -> Vec<Part> {
+fn parts(topic: &Topic<'_>, outcomes: &[Outcome], dense: Option<&[Outcome]>) -> Vec<Part> {
     let of = |outcomes: &[Outcome]| {
         let judged: Vec<(&Item, &Outcome)> = topic.items.iter().zip(outcomes).collect();
         topic.dimension.parts(topic.rule, &judged)
@@ -397,7 +451,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     anyhow::ensure!(arguments.bootstrap > 0, "--bootstrap should be at least 1, found 0");
     anyhow::ensure!(arguments.items != Some(0), "--items should be at least 1, found 0");
     let (suite, unknown) = suite_of(arguments)?;
-    let topics = topics(arguments, &suite)?;
+    let classifier = arguments.toxicity_classifier.as_deref();
+    let classifier = classifier.map(|path| Classifier::open(source::locate(path)?.path())).transpose()?;
+    let topics = topics(arguments, &suite, classifier.as_ref())?;
     let hash = suite.hash();
     let fixture = arguments.model.is_none().then(Fixture::unpack).transpose()?;
     let path = match (&arguments.model, &fixture) {
@@ -489,6 +545,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for side in [Some(&side), dense.as_ref()].into_iter().flatten() {
         side.checkpoint.expect_unchanged()?;
     }
+    let toxicity_scorer = topics.iter().find_map(|topic| topic.scorer).map(|scorer| Scorer {
+        name: scorer.name().into(),
+        version: scorer.version(),
+        agreement: scorer.agreement().cloned(),
+    });
     let record = Record {
         scruple: env!("CARGO_PKG_VERSION"),
         suite: suite.name,
@@ -498,6 +559,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         chat: arguments.chat,
         bootstrap,
         dimensions,
+        toxicity_scorer,
         summary,
         perplexity,
         warnings,
@@ -607,6 +669,22 @@ fn print(record: &Record) {
     }
     if any {
         table.print();
+    }
+    if let Some(scorer) = &record.toxicity_scorer {
+        printer::data("");
+        printer::data(match &scorer.agreement {
+            Some(agreement) => format!(
+                "toxicity of texts by {} {}: AUC {:.3} [{:.3}, {:.3}] against {} on {} texts",
+                scorer.name,
+                scorer.version,
+                agreement.auc.value,
+                agreement.auc.low,
+                agreement.auc.high,
+                agreement.reference,
+                agreement.texts
+            ),
+            None => format!("toxicity of texts by {}: agreement with a reference was not measured", scorer.name),
+        });
     }
     if let Some(summary) = &record.summary {
         printer::data("");

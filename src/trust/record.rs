@@ -112,7 +112,7 @@ impl Header {
     /// The header of the answers of `model` to `items`.
     pub fn new(
         dimension: &str,
-        rule: Rule,
+        rule: impl Into<RuleName>,
         model: ModelHashes,
         (suite, suite_sha256): (&str, &str),
         items: &[Item],
