@@ -418,10 +418,10 @@ fn parts(topic: &Topic<'_>, outcomes: &[Outcome], dense: Option<&[Outcome]>) -> 
     of(outcomes).into_iter().map(part).collect()
 }
 
-fn constant(dimension: &str, side: &str, constant: Option<Constant>) -> Option<String> {
+fn constant(dimension: &str, who: &str, constant: Option<Constant>) -> Option<String> {
     let Constant { option, percent } = constant?;
     Some(format!(
-        "{dimension}: the {side} model takes option {} in {percent:.0} % of its answers; such scores say nothing",
+        "{dimension}: {who} takes option {} in {percent:.0} % of its answers; such scores say nothing",
         option + 1
     ))
 }
@@ -495,7 +495,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let judged = judge(&side, &put)?;
             let measured = paired::measure(topic.dimension, topic.rule, &topic.items, &judged.outcomes, bootstrap)?;
             let chance = topic.dimension.chance(topic.rule, &topic.items);
-            warnings.extend(constant(name, "", measured.constant).map(|line| line.replace("the  model", "the model")));
+            warnings.extend(constant(name, "the model", measured.constant));
             dimensions.push(Found::Alone(Single {
                 dimension: name,
                 rule: topic.rule,
@@ -522,8 +522,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 comparison.dense.refusal_rate, comparison.other.refusal_rate
             ));
         }
-        warnings.extend(constant(name, "dense", comparison.dense.constant));
-        warnings.extend(constant(name, "compressed", comparison.other.constant));
+        warnings.extend(constant(name, "the dense model", comparison.dense.constant));
+        warnings.extend(constant(name, "the compressed model", comparison.other.constant));
         let parts = parts(topic, &after.outcomes, Some(&before.outcomes));
         dimensions.push(Found::Paired(Box::new(Paired { comparison, parts })));
     }
