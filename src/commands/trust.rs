@@ -122,7 +122,7 @@ struct Part {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Found {
-    Alone(Single),
+    Alone(Box<Single>),
     Paired(Box<Paired>),
 }
 
@@ -496,7 +496,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             let measured = paired::measure(topic.dimension, topic.rule, &topic.items, &judged.outcomes, bootstrap)?;
             let chance = topic.dimension.chance(topic.rule, &topic.items);
             warnings.extend(constant(name, "the model", measured.constant));
-            dimensions.push(Found::Alone(Single {
+            dimensions.push(Found::Alone(Box::new(Single {
                 dimension: name,
                 rule: topic.rule,
                 items: topic.items.len(),
@@ -504,7 +504,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 chance,
                 parts: parts(topic, &judged.outcomes, None),
                 measured,
-            }));
+            })));
             continue;
         };
         let dense_put = put_to(dense)?;
@@ -600,7 +600,7 @@ fn says(informative: Option<bool>) -> String {
 
 fn print(record: &Record) {
     let alone = record.dimensions.iter().filter_map(|found| match found {
-        Found::Alone(single) => Some(single),
+        Found::Alone(single) => Some(single.as_ref()),
         Found::Paired(_) => None,
     });
     let mut table =

@@ -216,7 +216,7 @@ impl Decoder {
 }
 
 /// `out` cut into the parts of `lengths` rows.
-fn parts<'a>(mut out: &'a mut [f32], width: usize, lengths: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+fn parts(mut out: &mut [f32], width: usize, lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     let part = |length| {
         let (part, rest) = std::mem::take(&mut out).split_at_mut(length * width);
         out = rest;
