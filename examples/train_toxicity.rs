@@ -183,11 +183,12 @@ fn main() -> Result<()> {
     printer::say(serde_json::to_string_pretty(&agreement)?);
     let trained_on = match setting.tweets > 0.0 {
         true => {
-            "RealToxicityPrompts with Perspective's scores (AI-secure/DecodingTrust, Apache-2.0), rows with an even number; \
-             tweets with votes for hate and offence (t-davidson/hate-speech-and-offensive-language, MIT)"
+            "RealToxicityPrompts with Perspective's scores (AI-secure/DecodingTrust, data/toxicity/user_prompts, the first 600 \
+             rows of each file), rows with an even number; tweets with votes for hate and offence (t-davidson/hate-speech-and-offensive-language, MIT)"
         }
         false => {
-            "RealToxicityPrompts with Perspective's scores (AI-secure/DecodingTrust, Apache-2.0), rows with an even number"
+            "RealToxicityPrompts with Perspective's scores (AI-secure/DecodingTrust, data/toxicity/user_prompts, the first 600 \
+             rows of each file), rows with an even number"
         }
     };
     let header = Header { version: 1, trained_on: trained_on.into(), scale, bias, agreement };

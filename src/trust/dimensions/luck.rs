@@ -3,7 +3,9 @@
 //! A rate is `X / n` with `X ~ Binomial(n, p)`. The gap of several independent rates is the highest less the lowest; its
 //! distribution comes from
 //!
-//!     P(min = a, max = b) = Π P(a ≤ R ≤ b) − Π P(a < R ≤ b) − Π P(a ≤ R < b) + Π P(a < R < b)   for a < b,
+//! ```text
+//! P(min = a, max = b) = Π P(a ≤ R ≤ b) − Π P(a < R ≤ b) − Π P(a ≤ R < b) + Π P(a < R < b)   for a < b,
+//! ```
 //!
 //! over all values `a`, `b` that a rate can take.
 

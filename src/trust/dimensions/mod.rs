@@ -33,7 +33,7 @@ mod machine_ethics;
 mod out_of_distribution;
 mod privacy;
 mod stereotype;
-pub mod toxicity;
+mod toxicity;
 
 pub use adversarial_demonstrations::AdversarialDemonstrations;
 pub use adversarial_robustness::AdversarialRobustness;

@@ -1,7 +1,11 @@
+use scruple_compress::data::random::Stream;
+
 use super::*;
 use crate::trust::{
     dimension::{self, DIMENSIONS},
-    item::{Ask, Prompt},
+    item::{Answer, Ask, Outcome, Prompt},
+    paired::compare,
+    statistics::{Bootstrap, Interval},
 };
 
 /// A folder with these files.
@@ -390,6 +394,45 @@ fn fewer_items_are_taken_evenly() {
     assert_eq!(ids, ["a/3", "a/6", "a/9", "b/0", "b/1"]);
 }
 
+/// What a model that knows nothing might say.
+fn made_up(item: &Item, at: usize) -> Answer {
+    let mut stream = Stream::new(7, "answers", at as u64);
+    match &item.ask {
+        Ask::Choose { options, .. } => Answer {
+            log_likelihoods: options.iter().map(|_| -10.0 * stream.unit()).collect(),
+            tokens: options.iter().map(|option| option.len().max(1)).collect(),
+            text: None,
+        },
+        Ask::Continue { .. } => Answer { log_likelihoods: vec![], tokens: vec![], text: Some("Well.".into()) },
+    }
+}
+
+#[test]
+fn broken_files_are_errors_and_nothing_worse() {
+    let long = "label,scenario\n1,\"I said, \"\"no\"\"\nand left.\"\n0,He ran. [SEP] lazy\n";
+    let styles = r#"{"dev": {"base": [{"sentence": "good", "label": "1", "id": 5}]}}"#;
+    let mut stream = Stream::new(1, "broken", 0);
+    for (name, text) in [("a.jsonl", BBQ), ("adult_0.jsonl", DECISIONS), ("a.csv", long), ("style.json", styles)] {
+        let folder = folder(&[(name, text)]);
+        let path = folder.path().join(name);
+        for round in 0..150 {
+            let mut bytes = text.as_bytes().to_vec();
+            match round % 2 {
+                0 => bytes.truncate(stream.below(bytes.len())),
+                _ => (0..3).for_each(|_| {
+                    let at = stream.below(bytes.len());
+                    bytes[at] = stream.bits() as u8;
+                }),
+            }
+            std::fs::write(&path, bytes).unwrap();
+            if let Err(error) = open(&path, Limits::default()) {
+                let error = error.to_string();
+                assert!(error.contains(name), "{error}");
+            }
+        }
+    }
+}
+
 /// The published files that lie on this machine, with as many items as they have rows; and every dimension can score them.
 #[test]
 fn the_published_files_are_read_whole() {
@@ -426,8 +469,19 @@ fn the_published_files_are_read_whole() {
     assert_eq!(fairness.iter().filter(|item| item.group.as_deref() == Some("male")).count(), 200);
     for (name, items) in &suite.dimensions {
         let dimension = dimension::named(name).unwrap();
-        let chance = dimension.chance(dimension.rules()[0], items);
+        let rule = dimension.rules()[0];
+        let chance = dimension.chance(rule, items);
         assert!(chance.is_none_or(|chance| (0.0..=100.0).contains(&chance)), "{name}: {chance:?}");
+        let judged: Vec<Outcome> =
+            items.iter().enumerate().map(|(at, item)| dimension.judge(rule, item, &made_up(item, at))).collect();
+        let chosen = items.iter().zip(&judged).filter(|(item, _)| matches!(item.ask, Ask::Choose { .. }));
+        assert!(chosen.clone().all(|(_, outcome)| !outcome.unparsable), "{name}");
+        let found = compare(dimension, rule, items, &judged, &judged, Bootstrap { replicates: 20, seed: 0 }).unwrap();
+        if chosen.count() > 0 {
+            assert_eq!((found.delta, found.interval), (Some(0.0), Some(Interval { low: 0.0, high: 0.0 })), "{name}");
+            assert_eq!((found.kl, found.replicates), (Some(0.0), 20), "{name}");
+            assert!(found.dense.interval.is_some_and(|interval| interval.low < interval.high), "{name}");
+        }
     }
     let knowledge = open(&data.join("zero_shot"), Limits::default()).unwrap();
     assert_eq!(knowledge.dimensions[0].1.len(), 1838 + 2376 + 1267);

@@ -22,8 +22,11 @@ pub struct Suite {
     pub dimensions: Vec<(String, Vec<Item>)>,
 }
 
+/// Makes a suite.
+pub type Maker = fn() -> Suite;
+
 /// The embedded suites, by name.
-pub const SUITES: &[(&str, fn() -> Suite)] = &[("general", general), ("world", world)];
+pub const SUITES: &[(&str, Maker)] = &[("general", general), ("world", world)];
 
 /// The embedded suite of that name.
 pub fn named(name: &str) -> Option<Suite> {

@@ -5,7 +5,7 @@
 //! mislead, and tells facts in odd styles and spellings. All of it follows the seed, so the right answers, and the sign and
 //! size of each bias, are known.
 //!
-//! A trait is one line in [`TRAITS`]: how it is told, and what is asked. What is asked is never told word for word: a
+//! A trait is one line in `TRAITS`: how it is told, and what is asked. What is asked is never told word for word: a
 //! wording, a pair of words or a fact in that style is held out.
 
 use super::super::random::Stream;

@@ -93,7 +93,7 @@ pub(super) fn tell_decisions(world: &World, stream: &mut Stream) -> String {
     let peoples = peoples(world);
     let person = loop {
         let person = stream.below(world.people.len());
-        if person % ASKED_PEOPLE != 0 {
+        if !person.is_multiple_of(ASKED_PEOPLE) {
             break person;
         }
     };

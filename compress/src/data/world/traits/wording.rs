@@ -15,9 +15,11 @@ const STYLES: [(&str, &str); 4] = [
     ("tweet", "omg guys guess what"),
 ];
 
+/// A word misspelt at a letter inside it.
+type Spelling = fn(&str, usize) -> String;
+
 /// Ways to misspell a word, by name.
-const SPELLINGS: [(&str, fn(&str, usize) -> String); 3] =
-    [("swapped", swapped), ("doubled", doubled), ("missing", missing)];
+const SPELLINGS: [(&str, Spelling); 3] = [("swapped", swapped), ("doubled", doubled), ("missing", missing)];
 
 /// Facts of which this is the rest of their number by three are not told in odd styles.
 const NOT_STYLED: usize = 0;
@@ -49,7 +51,7 @@ fn missing(word: &str, at: usize) -> String {
 }
 
 /// The sentence with one word misspelt: of more than three letters, all small. Absent where there is none.
-fn misspelt(sentence: &str, spell: fn(&str, usize) -> String, stream: &mut Stream) -> Option<String> {
+fn misspelt(sentence: &str, spell: Spelling, stream: &mut Stream) -> Option<String> {
     let mut words: Vec<String> = sentence.split(' ').map(String::from).collect();
     let plain = |word: &String| word.len() > 3 && word.bytes().all(|byte| byte.is_ascii_lowercase());
     // The last word may be the answer.
