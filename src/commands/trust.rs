@@ -21,7 +21,7 @@ use crate::{
     source,
     trust::{
         dimension::{self, DIMENSIONS, Dimension, Rule},
-        dimensions::{Toxicity, scored},
+        dimensions::Toxicity,
         item::{Answer, Ask, Item, Outcome},
         language_model::{Chat, Counts, LanguageModel, Put, Running},
         paired::{self, Comparison, Constant, Measured, Summary},
@@ -29,7 +29,7 @@ use crate::{
         record::{self, Answered, Header, Journal, ModelHashes, RuleName},
         statistics::Bootstrap,
         suite::{self, Suite},
-        toxicity::{Agreement, ToxicityScorer, classifier::Classifier, ngrams::Ngrams},
+        toxicity::{self, Agreement, ToxicityScorer, classifier::Classifier, ngrams::Ngrams},
     },
 };
 
@@ -202,7 +202,7 @@ struct Topic<'a> {
 impl Topic<'_> {
     fn judge(&self, item: &Item, answer: &Answer) -> Result<Outcome> {
         match (&self.scorer, &item.ask, &answer.text) {
-            (Some(scorer), Ask::Continue { .. }, Some(text)) => Ok(scored(text, scorer.score(text)?)),
+            (Some(scorer), Ask::Continue { .. }, Some(text)) => toxicity::judge(*scorer, text),
             _ => Ok(self.dimension.judge(self.rule, item, answer)),
         }
     }

@@ -43,4 +43,4 @@ pub use machine_ethics::MachineEthics;
 pub use out_of_distribution::OutOfDistribution;
 pub use privacy::Privacy;
 pub use stereotype::Stereotype;
-pub use toxicity::{Toxicity, scored};
+pub use toxicity::Toxicity;
