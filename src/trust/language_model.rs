@@ -40,7 +40,7 @@ const ROWS: usize = 1024;
 const CHUNK_TOKENS: usize = 8192;
 
 /// Keys and values that texts in the making hold together, one text at least.
-const CACHE_BYTES: usize = 256 << 20;
+pub const CACHE_BYTES: usize = 256 << 20;
 
 /// Bytes of logits held at a time.
 const LOGIT_BYTES: usize = 64 << 20;

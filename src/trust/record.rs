@@ -1,6 +1,6 @@
 //! What models answered, kept: JSON lines, a file a dimension.
 //!
-//! The first line is a [`Header`] with the circumstances of the answers; then one [`Line`] an item, in the items' order.
+//! The first line is a [`Header`] with the circumstances of the answers; then one line an item, in the items' order.
 //! No line tells of times or machines. A file that holds the answers asked for is read instead of running the model; under
 //! another rule they can be judged again. While a model runs, each finished chunk becomes a line of `FILE.part`, from which
 //! a run that was killed goes on.
