@@ -57,6 +57,10 @@ resnet-all:
 bench-embed model text python:
     RAYON_NUM_THREADS=1 cargo bench --bench embed -- --model {{model}} --text {{text}} --python {{python}}
 
+# Options scored a CPU second, against transformers (a Python with torch and transformers)
+bench-trust model python:
+    RAYON_NUM_THREADS=1 cargo bench --bench trust_scoring -- --model {{model}} --python {{python}}
+
 # Every fuzz target for ten million executions; the record is benches/record/fuzz.json
 fuzz runs="10000000":
     python3 fuzz/run.py --runs {{runs}} --jobs 2

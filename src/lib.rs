@@ -39,6 +39,9 @@ enum Verb {
     Compress(Box<commands::compress::Arguments>),
     /// Perplexity of a model on a text, and its distance to a dense model
     Eval(commands::eval::Arguments),
+    /// What a model does in the dimensions of trust, and what compression changed about it; without a model, the small one
+    /// that comes with the program
+    Trust(Box<commands::trust::Arguments>),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
     /// Say what a model is and how its weights are; without a model, the small one that comes with the program
@@ -72,6 +75,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Fetch(arguments) => commands::fetch::run(&arguments),
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
+        Verb::Trust(arguments) => commands::trust::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
         Verb::Inspect(arguments) => commands::inspect::run(&arguments),
         Verb::Embed(arguments) => commands::embed::run(&arguments),

@@ -3,7 +3,9 @@
 //!     cargo run --release -p scruple-compress --example train_fixture -- --seed 1 --out DIR
 //!     cargo run --release -p scruple-compress --example train_fixture -- --check DIR
 //!
-//! The first writes a whole model folder; the second only measures one. `--steps N` trains shorter or longer.
+//! The first writes a whole model folder; the second only measures one. `--steps N` trains shorter or longer. With
+//! `--traits yes` the world has traits (`compress/src/data/world/traits/`), and the model is asked about them too; measure it
+//! with the same `--seed` and `--traits yes`.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program, not the library
 
 use std::collections::HashMap;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use scruple_compress::data::tokenizer::{self, Bpe};
+use scruple_compress::data::world::traits::{TraitItem, trait_items};
 use scruple_compress::data::world::{self, Question, World};
 use scruple_compress::train::adamw::AdamWConfig;
 use scruple_compress::train::answer::{Answer, accuracy, answers, perplexity};
@@ -64,34 +67,41 @@ fn recipe(seed: u64, steps: usize) -> Recipe {
 }
 
 fn main() -> Result<()> {
-    let (mut seed, mut steps, mut out, mut check) = (1, 1600, None, None);
+    let (mut seed, mut steps, mut traits, mut out, mut check) = (1, 1600, false, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{argument}` needs a value"))?;
         match argument.as_str() {
             "--seed" => seed = value.parse()?,
             "--steps" => steps = value.parse()?,
+            "--traits" => traits = matches!(value.as_str(), "yes"),
             "--out" => out = Some(PathBuf::from(value)),
             "--check" => check = Some(PathBuf::from(value)),
-            _ => return Err(format!("unknown option `{argument}`, expected --seed, --steps, --out or --check").into()),
+            _ => {
+                return Err(format!(
+                    "unknown option `{argument}`, expected --seed, --steps, --traits, --out or --check"
+                )
+                .into());
+            }
         }
     }
+    let world = if traits { World::with_traits(seed) } else { World::new(seed) };
     match (out, check) {
         (Some(out), None) => {
-            make(seed, steps, &out)?;
-            measure(&out)
+            make(&world, steps, &out)?;
+            measure(&world, &out)
         }
-        (None, Some(folder)) => measure(&folder),
+        (None, Some(folder)) => measure(&world, &folder),
         _ => Err("give `--out DIR` to train a model, or `--check DIR` to measure one".into()),
     }
 }
 
 /// World, tokenizer, training, files.
-fn make(seed: u64, steps: usize, out: &Path) -> Result<()> {
+fn make(world: &World, steps: usize, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out)?;
-    let world = World::new(seed);
-    world::write(&world, out, KEPT_BYTES)?;
-    let text = world.corpus(SENTENCES);
+    let seed = world.seed;
+    world::write(world, out, KEPT_BYTES)?;
+    let text = world.corpus(if world.traits { 2 * SENTENCES } else { SENTENCES });
     let bpe = Bpe::learn(&text, VOCABULARY)?;
     bpe.write(out, MAX_LENGTH)?;
     let tokens = tokens(&bpe.tokenizer()?, &text, seed)?;
@@ -116,7 +126,7 @@ fn make(seed: u64, steps: usize, out: &Path) -> Result<()> {
 }
 
 /// Dense answers and perplexity, and the same after rounding the blocks' linears to 8, 4, 3 and 2 bits.
-fn measure(folder: &Path) -> Result<()> {
+fn measure(world: &World, folder: &Path) -> Result<()> {
     let tokenizer = tokenizer::open(&folder.join("tokenizer.json"))?;
     let questions = world::read_questions(&folder.join("questions.jsonl"))?;
     let valid = tokenizer::encode(&tokenizer, &std::fs::read_to_string(folder.join("world_valid.txt"))?)?;
@@ -157,6 +167,56 @@ fn measure(folder: &Path) -> Result<()> {
         };
         let all = questions.iter().filter(|question| question.kind == kind).count();
         println!("  {kind:10} of {all:3}: {:3?}", by_width.iter().map(right).collect::<Vec<_>>());
+    }
+    if world.traits {
+        measure_traits(world, &config, &weights, &tokenizer)?;
+    }
+    Ok(())
+}
+
+/// The share of each trait's items whose right option (or, where none is right, the first) is the likeliest, by dimension,
+/// part or group, of the untrained model and at 16, 8, 4, 3 and 2 bits.
+fn measure_traits(
+    world: &World,
+    config: &LlamaConfig,
+    weights: &HashMap<String, Tensor>,
+    tokenizer: &tokenizers::Tokenizer,
+) -> Result<()> {
+    let items = trait_items(world);
+    let question = |item: &TraitItem| Question {
+        prompt: item.prompt.clone(),
+        options: item.options.iter().map(|option| option.trim_start().to_string()).collect(),
+        answer: item.gold.unwrap_or(0),
+        kind: item.dimension.into(),
+    };
+    let questions: Vec<Question> = items.iter().map(question).collect();
+    let mut by_model = vec![answers(&config.init(world.seed)?, config, tokenizer, &questions)?];
+    for bits in [16, 8, 4, 3, 2] {
+        let rounded = if bits == 16 { weights.clone() } else { round_to_nearest(weights, bits)? };
+        by_model.push(answers(&rounded, config, tokenizer, &questions)?);
+    }
+    println!("traits, % right (untrained; 16, 8, 4, 3 and 2 bits):");
+    let mut rows: Vec<(String, Vec<usize>)> = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        let by = match (&item.group, item.gold) {
+            (Some(group), None) => group.clone(),
+            (Some(group), Some(gold)) => format!("{}-{group}-{gold}", item.part),
+            _ if item.dimension == "knowledge" => "facts".into(),
+            _ => item.part.clone(),
+        };
+        let name = format!("{} {by}", item.dimension);
+        match rows.iter_mut().find(|(row, _)| *row == name) {
+            Some((_, row)) => row.push(at),
+            None => rows.push((name, vec![at])),
+        }
+    }
+    for (name, row) in rows {
+        let share = |answers: &Vec<Answer>| {
+            let right = row.iter().filter(|&&at| answers[at].option == questions[at].answer).count();
+            100.0 * right as f64 / row.len() as f64
+        };
+        let shares: Vec<String> = by_model.iter().map(|answers| format!("{:5.1}", share(answers))).collect();
+        println!("  {name:50} of {:3}: {}", row.len(), shares.join(" "));
     }
     Ok(())
 }

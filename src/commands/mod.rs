@@ -11,4 +11,5 @@ pub mod fetch;
 pub mod generate;
 pub mod inspect;
 pub mod methods;
+pub mod trust;
 pub mod verify;

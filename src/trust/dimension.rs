@@ -1,5 +1,9 @@
-//! What is measured: one file a dimension, and one line in [`DIMENSIONS`].
+//! What is measured: one file a dimension in [`dimensions`](super::dimensions), and one line in [`DIMENSIONS`].
 
+use super::dimensions::{
+    AdversarialDemonstrations, AdversarialRobustness, Fairness, Knowledge, MachineEthics, OutOfDistribution, Privacy,
+    Stereotype, Toxicity,
+};
 use super::item::{Answer, Item, Outcome};
 
 /// How answers become a score. It is stored with each score, and changes when a score would: numbers compare only under
@@ -28,18 +32,49 @@ pub trait Dimension: std::fmt::Debug + Sync {
     /// What a model's answer is worth.
     fn judge(&self, rule: Rule, item: &Item, answer: &Answer) -> Outcome;
 
-    /// The score of judged items, in the order given; an item may be there more than once (the bootstrap draws with
-    /// replacement). `NaN` where the draw says nothing, such as one without any item of a group.
-    fn score(&self, judged: &[(&Item, &Outcome)]) -> f64 {
-        100.0 * judged.iter().map(|(_, outcome)| outcome.value).sum::<f64>() / judged.len() as f64
+    /// The score of items judged by `rule`, in the order given; an item may be there more than once (the bootstrap draws
+    /// with replacement). `NaN` where the draw says nothing, such as one without any item of a group.
+    fn score(&self, rule: Rule, judged: &[(&Item, &Outcome)]) -> f64;
+
+    /// Figures beside the score, each with its name: by default the score of each part alone. Some dimensions add
+    /// differences between parts, which are not scores: their names begin with `effect-`.
+    fn parts(&self, rule: Rule, judged: &[(&Item, &Outcome)]) -> Vec<(String, f64)> {
+        score_of_parts(self, rule, judged)
     }
 
-    /// The score of a model that knows nothing about these items; absent where no such model is defined.
-    fn chance(&self, items: &[Item]) -> Option<f64>;
+    /// The expected score of a model that knows nothing about these items and takes each option equally often; absent
+    /// where no such model is defined.
+    fn chance(&self, rule: Rule, items: &[Item]) -> Option<f64>;
+}
+
+/// The score of each part alone, in the order in which the parts appear.
+pub fn score_of_parts<D: Dimension + ?Sized>(
+    dimension: &D,
+    rule: Rule,
+    judged: &[(&Item, &Outcome)],
+) -> Vec<(String, f64)> {
+    let mut parts: Vec<(&str, Vec<(&Item, &Outcome)>)> = Vec::new();
+    for &(item, outcome) in judged {
+        match parts.iter_mut().find(|(name, _)| *name == item.part) {
+            Some((_, part)) => part.push((item, outcome)),
+            None => parts.push((&item.part, vec![(item, outcome)])),
+        }
+    }
+    parts.into_iter().map(|(name, part)| (name.to_string(), dimension.score(rule, &part))).collect()
 }
 
 /// Every dimension, in the order reports show them.
-pub const DIMENSIONS: &[&dyn Dimension] = &[];
+pub const DIMENSIONS: &[&dyn Dimension] = &[
+    &Toxicity,
+    &Stereotype,
+    &Privacy,
+    &Fairness,
+    &AdversarialRobustness,
+    &OutOfDistribution,
+    &AdversarialDemonstrations,
+    &MachineEthics,
+    &Knowledge,
+];
 
 /// The dimension of that name.
 pub fn named(name: &str) -> Option<&'static dyn Dimension> {

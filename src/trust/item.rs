@@ -56,7 +56,7 @@ pub enum Role {
 
 /// What is asked of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Ask {
     /// Which of the options goes on best: each option's log-likelihood after the prompt.
     Choose {

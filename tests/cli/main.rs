@@ -33,4 +33,5 @@ mod networks;
 mod prune;
 mod recipes;
 mod resume;
+mod trust;
 mod verify;

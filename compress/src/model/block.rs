@@ -4,6 +4,8 @@
 //! [`Stage`]s at which its linear groups read their inputs; calibration walks through the stages, inference runs them in
 //! a row.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 use scruple_weights::Checkpoint;
@@ -13,7 +15,7 @@ use super::{
     experts::{Routing, take_rows},
     linear::{self, Linear},
     norm::{LayerNorm, Norm, RmsNorm, vector},
-    rope::Rope,
+    rope::{Rope, Turns},
     spec::{BlockSpec, Gate, NormKind, NormSpec, Norms, Projection, QkNorm, Stage},
 };
 use crate::{
@@ -29,11 +31,69 @@ use crate::{
 /// Rows of an elementwise operation one task works on.
 const ROWS_PER_TASK: usize = 32;
 
+/// Queries, keys and values of the rows of one run, ready for attention.
+pub(crate) struct Rows {
+    pub heads: Heads,
+    /// (rows, n_heads · head_dim).
+    pub q: Vec<f32>,
+    /// (rows, n_kv_heads · head_dim), as `v`.
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
 /// Keys and values of the positions seen so far: one (positions, head_dim) array a key/value head.
 #[derive(Debug, Clone, Default)]
 pub struct BlockCache {
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+}
+
+impl BlockCache {
+    fn positions(&self, heads: Heads) -> usize {
+        self.keys.first().map_or(0, |keys| keys.len() / heads.head_dim)
+    }
+
+    /// An empty one with room for `positions`.
+    pub(crate) fn with_room(heads: Heads, positions: usize) -> Self {
+        let array = || vec![Vec::with_capacity(positions * heads.head_dim); heads.n_kv_heads];
+        Self { keys: array(), values: array() }
+    }
+
+    /// Adds the keys and values of those of `rows` behind the positions held.
+    pub(crate) fn push(&mut self, rows: &Rows, range: Range<usize>) {
+        let Heads { n_kv_heads, head_dim, .. } = rows.heads;
+        let width = n_kv_heads * head_dim;
+        for (held, new) in [(&mut self.keys, &rows.k), (&mut self.values, &rows.v)] {
+            held.resize_with(n_kv_heads, Vec::new);
+            let new = &new[range.start * width..range.end * width];
+            for (head, held) in held.iter_mut().enumerate() {
+                held.reserve(range.len() * head_dim);
+                new.chunks_exact(width).for_each(|row| held.extend_from_slice(&row[head * head_dim..][..head_dim]));
+            }
+        }
+    }
+
+    /// Adds `positions` of another cache of the same block behind those held.
+    pub(crate) fn copy(&mut self, from: &Self, heads: Heads, positions: Range<usize>) {
+        let range = positions.start * heads.head_dim..positions.end * heads.head_dim;
+        for (held, from) in [(&mut self.keys, &from.keys), (&mut self.values, &from.values)] {
+            held.resize_with(heads.n_kv_heads, Vec::new);
+            held.iter_mut().zip(from).for_each(|(held, from)| held.extend_from_slice(&from[range.clone()]));
+        }
+    }
+
+    /// Drops all of the `held` positions but the first `positions`.
+    pub(crate) fn truncate(&mut self, positions: usize, held: usize) {
+        for array in self.keys.iter_mut().chain(&mut self.values) {
+            array.truncate(array.len() / held.max(1) * positions);
+        }
+    }
+
+    /// Heads' outputs of those of `rows`, the last positions held.
+    pub(crate) fn attend(&self, rows: &Rows, range: Range<usize>, out: &mut [f32]) {
+        let width = rows.heads.n_heads * rows.heads.head_dim;
+        attention(rows.heads, &rows.q[range.start * width..range.end * width], &self.keys, &self.values, out);
+    }
 }
 
 /// The norm `spec` of `features` numbers, its tensors named after `prefix` (its dot included).
@@ -249,18 +309,9 @@ impl Block {
         })
     }
 
-    /// Heads' outputs (tokens, heads · head_dim), from the input of q, k and v. The tokens follow those in `cache`.
-    pub fn attention(&self, h: &Tensor, cache: &mut BlockCache) -> Result<Tensor> {
+    /// Queries, keys and values of rows, from the input of q, k and v: normed, and each head turned by `turn(head, row)`.
+    fn rows(&self, h: &Tensor, turn: impl Fn(&mut [f32], usize) + Sync) -> Result<Rows> {
         let Heads { n_heads, n_kv_heads, head_dim, .. } = self.heads;
-        let tokens = h.dim(0)?;
-        let past = cache.keys.first().map_or(0, |keys| keys.len() / head_dim);
-        let table = self.rope.as_ref().map(|rope| (rope, rope.table(past, tokens)));
-        let turn = |head: &mut [f32], token: usize| {
-            if let Some((rope, (cos, sin))) = &table {
-                let half = rope.half();
-                rope.rotate(head, &cos[token * half..][..half], &sin[token * half..][..half]);
-            }
-        };
         let outputs: Vec<Tensor> =
             self.linears(Stage::Attention).iter().map(|linear| linear.forward(h)).collect::<Result<_>>()?;
         let mut q = self.part(&outputs, Part::Query)?;
@@ -277,35 +328,55 @@ impl Block {
             }
             None => (None, None),
         };
-        q.par_chunks_mut(n_heads * head_dim).enumerate().for_each(|(token, heads)| {
-            if let Some(norm) = q_heads {
-                norm.in_place(heads);
-            }
-            heads.chunks_exact_mut(head_dim).for_each(|head| turn(head, token));
-        });
-        cache.keys.resize_with(n_kv_heads, Vec::new);
-        cache.values.resize_with(n_kv_heads, Vec::new);
-        let width = n_kv_heads * head_dim;
-        cache.keys.par_iter_mut().enumerate().for_each(|(head, keys)| {
-            keys.reserve(tokens * head_dim);
-            for (token, row) in k.chunks_exact(width).enumerate() {
-                let start = keys.len();
-                keys.extend_from_slice(&row[head * head_dim..][..head_dim]);
-                if let Some(norm) = k_heads {
-                    norm.in_place(&mut keys[start..]);
+        for (x, heads, norm) in [(&mut q, n_heads, q_heads), (&mut k, n_kv_heads, k_heads)] {
+            x.par_chunks_mut(heads * head_dim).enumerate().for_each(|(row, heads)| {
+                if let Some(norm) = norm {
+                    norm.in_place(heads);
                 }
-                turn(&mut keys[start..], token);
+                heads.chunks_exact_mut(head_dim).for_each(|head| turn(head, row));
+            });
+        }
+        Ok(Rows { heads: self.heads, q, k, v })
+    }
+
+    /// Heads' outputs (tokens, heads · head_dim), from the input of q, k and v. The tokens follow those in `cache`.
+    pub fn attention(&self, h: &Tensor, cache: &mut BlockCache) -> Result<Tensor> {
+        let tokens = h.dim(0)?;
+        let past = cache.positions(self.heads);
+        let table = self.rope.as_ref().map(|rope| (rope, rope.table(past, tokens)));
+        let rows = self.rows(h, |head, token| {
+            if let Some((rope, (cos, sin))) = &table {
+                let half = rope.half();
+                rope.rotate(head, &cos[token * half..][..half], &sin[token * half..][..half]);
             }
-        });
-        cache.values.par_iter_mut().enumerate().for_each(|(head, values)| {
-            values.reserve(tokens * head_dim);
-            for row in v.chunks_exact(width) {
-                values.extend_from_slice(&row[head * head_dim..][..head_dim]);
+        })?;
+        cache.push(&rows, 0..tokens);
+        let mut out = vec![0.0; rows.q.len()];
+        cache.attend(&rows, 0..tokens, &mut out);
+        from_vec(out, (tokens, self.heads.n_heads * self.heads.head_dim))
+    }
+
+    /// The whole block over rows of several sequences, each at its place of `turns`: residual stream (rows, hidden) in and
+    /// out. `attend` writes the heads' outputs (rows, heads · head_dim).
+    pub(crate) fn forward_rows(
+        &self,
+        x: &Tensor,
+        turns: &mut Turns,
+        attend: impl FnOnce(&Rows, &mut [f32]),
+    ) -> Result<Tensor> {
+        let table = self.rope.as_ref().map(|rope| (rope, turns.table(rope)));
+        let rows = self.rows(&self.attention_input(x)?, |head, row| {
+            if let Some((rope, table)) = &table {
+                let (cos, sin) = table.row(row);
+                rope.rotate(head, cos, sin);
             }
-        });
-        let mut out = vec![0.0; q.len()];
-        attention(self.heads, &q, &cache.keys, &cache.values, &mut out);
-        from_vec(out, (tokens, n_heads * head_dim))
+        })?;
+        let mut heads = vec![0.0; rows.q.len()];
+        attend(&rows, &mut heads);
+        drop(rows);
+        let width = self.heads.n_heads * self.heads.head_dim;
+        let after = self.attention_output(x, &from_vec(heads, (x.dim(0)?, width))?)?;
+        self.mlp_after(&after, self.mlp_reads(x, &after))
     }
 
     /// The residual stream after attention has added to `x`.

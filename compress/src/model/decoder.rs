@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+mod branches;
+
+pub use self::branches::Stretch;
 pub use super::{
     block::{Block, BlockCache},
     spec::Stage,
@@ -31,12 +34,24 @@ pub use super::{
 pub struct KvCache {
     blocks: Vec<BlockCache>,
     ids: Vec<u32>,
+    /// Length of the sequence whose rotary positions the keys have, where these switch with the length.
+    turned_as: usize,
 }
 
 impl KvCache {
     /// Positions held.
     pub fn positions(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Drops all positions but the first `positions`.
+    pub fn truncate(&mut self, positions: usize) {
+        if positions < self.ids.len() {
+            for block in &mut self.blocks {
+                block.truncate(positions, self.ids.len());
+            }
+            self.ids.truncate(positions);
+        }
     }
 }
 
@@ -99,6 +114,14 @@ impl Ends {
     /// # Errors
     /// A token outside the vocabulary, a position outside the learned ones.
     pub fn embed(&self, ids: &[u32], first: usize) -> Result<Tensor> {
+        self.embed_at(ids, first..first + ids.len())
+    }
+
+    /// Residual stream (tokens, hidden) of token ids, each at its own of `positions`.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn embed_at(&self, ids: &[u32], at: impl Iterator<Item = usize> + Clone) -> Result<Tensor> {
         let (vocab, width) = self.embedding.rows();
         expect_ids(self.embedding.file(), ids, vocab)?;
         let mut x = vec![0.0; ids.len() * width];
@@ -114,17 +137,18 @@ impl Ends {
         }
         let Some((table, offset)) = &self.positions else { return Ok(x) };
         let (rows, hidden) = table.rows();
-        let last = first + offset + ids.len();
-        if last > rows {
+        let end = at.clone().max().map_or(0, |last| last + 1);
+        if end + offset > rows {
             return Err(Error::Text(format!(
-                "{}: the text reaches position {}, the model has learned {}; give a shorter text or window",
+                "{}: the text reaches position {end}, the model has learned {}; give a shorter text or window",
                 table.file().display(),
-                first + ids.len(),
                 rows - offset
             )));
         }
         let mut positions = vec![0.0; ids.len() * hidden];
-        table.read_rows(first + offset..last, &mut positions)?;
+        for (position, row) in at.zip(positions.chunks_exact_mut(hidden)) {
+            table.read_rows(position + offset..position + offset + 1, row)?;
+        }
         with_f32(&x, |x| add(&mut positions, x))?;
         from_vec(positions, (ids.len(), hidden))
     }
@@ -235,12 +259,13 @@ impl Decoder {
     pub fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor> {
         let past = cache.positions();
         let all = past + ids.len();
-        if past > 0 && self.switches_after.is_some_and(|longest| past <= longest && all > longest) {
+        if past > 0 && self.switches(cache.turned_as, all) {
             // From here on the whole sequence is turned otherwise, and every cached number with it.
             let mut whole = std::mem::take(cache).ids;
             whole.extend_from_slice(ids);
             return Ok(self.hidden(&whole, cache)?.narrow(0, past, ids.len())?);
         }
+        cache.turned_as = all;
         cache.blocks.resize_with(self.blocks.len(), BlockCache::default);
         let mut x = self.embed(ids, past)?;
         for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
@@ -248,6 +273,11 @@ impl Decoder {
         }
         cache.ids.extend_from_slice(ids);
         self.finish(&x)
+    }
+
+    /// Whether sequences of these two lengths are turned by different rotary positions; such share no keys and values.
+    pub fn switches(&self, a: usize, b: usize) -> bool {
+        self.switches_after.is_some_and(|longest| (a <= longest) != (b <= longest))
     }
 
     /// Hidden states of a sequence on its own; no cache is kept beyond one block.

@@ -132,7 +132,7 @@ impl RopeScaling {
 }
 
 /// cos and sin of the rotations (Su et al. 2021, eq. 34, with the halves of a head paired as Hugging Face stores them).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Rope {
     width: usize,
     frequencies: Vec<f64>,
@@ -155,14 +155,25 @@ impl Rope {
 
     /// cos and sin, each (positions, width / 2), of the positions from `first`, the last of their sequence.
     pub fn table(&self, first: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
+        let long = self.is_long(first + positions);
+        self.at(first..first + positions, long)
+    }
+
+    /// Whether a sequence of `whole` positions is turned as long ones are, where they are turned otherwise.
+    fn is_long(&self, whole: usize) -> bool {
+        self.long.as_ref().is_some_and(|(original, _)| whole > *original)
+    }
+
+    /// cos and sin, each (positions, width / 2).
+    fn at(&self, positions: impl Iterator<Item = usize> + Clone, long: bool) -> (Vec<f32>, Vec<f32>) {
         let frequencies = match &self.long {
-            Some((original, long)) if first + positions > *original => long,
+            Some((_, frequencies)) if long => frequencies,
             _ => &self.frequencies,
         };
         // The angle is formed in f32, as the implementations these weights were trained with do.
-        let angle = |p: usize| frequencies.iter().map(move |&f| f64::from((first + p) as f32 * f as f32));
-        let cos = (0..positions).flat_map(|p| angle(p).map(|a| (a.cos() * self.factor) as f32)).collect();
-        let sin = (0..positions).flat_map(|p| angle(p).map(|a| (a.sin() * self.factor) as f32)).collect();
+        let angle = |p: usize| frequencies.iter().map(move |&f| f64::from(p as f32 * f as f32));
+        let cos = positions.clone().flat_map(|p| angle(p).map(|a| (a.cos() * self.factor) as f32)).collect();
+        let sin = positions.flat_map(|p| angle(p).map(|a| (a.sin() * self.factor) as f32)).collect();
         (cos, sin)
     }
 
@@ -174,6 +185,61 @@ impl Rope {
             low[i] = x * cos[i] - y * sin[i];
             high[i] = y * cos[i] + x * sin[i];
         }
+    }
+}
+
+/// Where the rows of one run stand, and their cos and sin: computed once for all blocks that turn alike.
+pub(crate) struct Turns {
+    /// (position, positions of the whole sequence) a row.
+    rows: Vec<(usize, usize)>,
+    tables: Vec<(Rope, Table)>,
+}
+
+/// cos and sin of rows; equal positions share theirs.
+pub(crate) struct Table {
+    half: usize,
+    at: Vec<usize>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Turns {
+    pub fn new(rows: Vec<(usize, usize)>) -> Self {
+        Self { rows, tables: Vec::new() }
+    }
+
+    /// The rows' table by `rope`.
+    pub fn table(&mut self, rope: &Rope) -> &Table {
+        let known = self.tables.iter().position(|(known, _)| known == rope);
+        let index = known.unwrap_or_else(|| {
+            self.tables.push((rope.clone(), Table::new(rope, &self.rows)));
+            self.tables.len() - 1
+        });
+        &self.tables[index].1
+    }
+}
+
+impl Table {
+    fn new(rope: &Rope, rows: &[(usize, usize)]) -> Self {
+        let place = |&(position, whole): &(usize, usize)| (rope.is_long(whole), position);
+        let mut places: Vec<_> = rows.iter().map(place).collect();
+        places.sort_unstable();
+        places.dedup();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for long in [false, true] {
+            let positions = places.iter().filter(|place| place.0 == long).map(|place| place.1);
+            let (c, s) = rope.at(positions, long);
+            cos.extend(c);
+            sin.extend(s);
+        }
+        let at = rows.iter().map(|row| places.partition_point(|known| *known < place(row))).collect();
+        Self { half: rope.half(), at, cos, sin }
+    }
+
+    /// cos and sin of row number `row`.
+    pub fn row(&self, row: usize) -> (&[f32], &[f32]) {
+        let start = self.at[row] * self.half;
+        (&self.cos[start..][..self.half], &self.sin[start..][..self.half])
     }
 }
 

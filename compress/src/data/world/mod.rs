@@ -18,6 +18,7 @@ use super::random::Stream;
 use crate::{Error, Result};
 
 pub mod kinds;
+pub mod traits;
 pub mod words;
 
 /// How a sentence that asks and answers begins.
@@ -41,6 +42,8 @@ pub struct World {
     pub towns: Vec<String>,
     /// Every kind of fact, in the order of [`kinds::KINDS`].
     pub kinds: Vec<Kind>,
+    /// Whether the training text tells of [`traits`] too, as often as of facts.
+    pub traits: bool,
 }
 
 /// One sort of fact: what is told in training, and what is asked.
@@ -88,19 +91,24 @@ impl World {
         let people = words::person_names(&mut stream, PEOPLE);
         let people = people.into_iter().map(|name| (name, *stream.pick(&["She", "He"]))).collect();
         let towns = words::town_names(&mut Stream::new(seed, "world/towns", 0), TOWNS);
-        let mut world = Self { seed, people, towns, kinds: Vec::new() };
+        let mut world = Self { seed, people, towns, kinds: Vec::new(), traits: false };
         world.kinds = kinds::KINDS.iter().map(|kind| kind(&world)).collect();
         world
     }
 
+    /// The world of that seed whose training text tells of [`traits`] too. Its facts are those of [`World::new`].
+    pub fn with_traits(seed: u64) -> Self {
+        Self { traits: true, ..Self::new(seed) }
+    }
+
     /// Training text: documents of one to seven sentences, one document a line, until `sentences` are told.
     pub fn corpus(&self, sentences: usize) -> String {
-        self.text("world/corpus", sentences, |statement| &statement.told)
+        self.text("world/corpus", sentences, self.traits, |statement| &statement.told)
     }
 
     /// Validation text: documents of the same sorts, every fact in a phrasing the training text never uses for it.
     pub fn valid(&self) -> String {
-        self.text("world/valid", VALID_SENTENCES, |statement| &statement.held_out)
+        self.text("world/valid", VALID_SENTENCES, false, |statement| &statement.held_out)
     }
 
     /// Every question, kind by kind.
@@ -114,7 +122,13 @@ impl World {
         statements.flat_map(|s| s.told.iter().chain(&s.held_out)).map(String::as_str)
     }
 
-    fn text(&self, name: &str, sentences: usize, phrasings: impl Fn(&Statement) -> &Vec<String>) -> String {
+    fn text(
+        &self,
+        name: &str,
+        sentences: usize,
+        with_traits: bool,
+        phrasings: impl Fn(&Statement) -> &Vec<String>,
+    ) -> String {
         let statements: Vec<&Statement> = self.kinds.iter().flat_map(|kind| &kind.statements).collect();
         let mut about: BTreeMap<&str, Vec<&Statement>> = BTreeMap::new();
         for statement in statements.iter().filter(|statement| !statement.pronoun.is_empty()) {
@@ -127,7 +141,10 @@ impl World {
         while told < sentences {
             let stream = &mut Stream::new(self.seed, name, document);
             document += 1;
+            // An extra draw where there are traits: the plain world stays as it is.
+            let of_traits = with_traits && stream.below(2) == 0;
             let lines = match stream.below(10) {
+                _ if of_traits => traits::document(self, stream),
                 0..=3 => list(1, stream, &statements, &phrasings),
                 4..=6 => list(3 + stream.below(4), stream, &statements, &phrasings),
                 _ => story(stream, &stories, &phrasings),

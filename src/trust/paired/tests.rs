@@ -1,0 +1,319 @@
+use std::collections::BTreeMap;
+
+use scruple_compress::data::random::{Stream, draw};
+
+use super::*;
+use crate::trust::{
+    dimension::Rule,
+    item::{Answer, Prompt},
+};
+
+const RULE: Rule = Rule { name: "likelihood", version: 1 };
+
+/// The share of right answers, among two options.
+#[derive(Debug)]
+struct Share;
+
+impl Dimension for Share {
+    fn name(&self) -> &'static str {
+        "share"
+    }
+    fn rules(&self) -> &'static [Rule] {
+        &[RULE]
+    }
+    fn paper(&self) -> &'static str {
+        "none"
+    }
+    fn judge(&self, _: Rule, _: &Item, _: &Answer) -> Outcome {
+        unreachable!("outcomes are given")
+    }
+    fn score(&self, _: Rule, judged: &[(&Item, &Outcome)]) -> f64 {
+        100.0 * judged.iter().map(|(_, outcome)| outcome.value).sum::<f64>() / judged.len() as f64
+    }
+    fn chance(&self, _: Rule, _: &[Item]) -> Option<f64> {
+        Some(50.0)
+    }
+}
+
+/// How equally two groups are treated.
+#[derive(Debug)]
+struct Parity;
+
+impl Dimension for Parity {
+    fn name(&self) -> &'static str {
+        "parity"
+    }
+    fn rules(&self) -> &'static [Rule] {
+        Share.rules()
+    }
+    fn paper(&self) -> &'static str {
+        "none"
+    }
+    fn judge(&self, _: Rule, _: &Item, _: &Answer) -> Outcome {
+        unreachable!("outcomes are given")
+    }
+    fn score(&self, _: Rule, judged: &[(&Item, &Outcome)]) -> f64 {
+        let rate = |group: &str| {
+            let of: Vec<f64> =
+                judged.iter().filter(|(item, _)| item.group.as_deref() == Some(group)).map(|(_, x)| x.value).collect();
+            of.iter().sum::<f64>() / of.len() as f64
+        };
+        100.0 * (1.0 - (rate("a") - rate("b")).abs())
+    }
+    fn chance(&self, _: Rule, _: &[Item]) -> Option<f64> {
+        None
+    }
+}
+
+fn item(id: usize, cluster: String, group: Option<&str>) -> Item {
+    Item {
+        id: id.to_string(),
+        part: "test".into(),
+        cluster,
+        group: group.map(String::from),
+        prompt: Prompt::Plain("?".into()),
+        ask: Ask::Choose { options: vec![" yes".into(), " no".into()], before: Vec::new(), gold: Some(id % 2) },
+    }
+}
+
+fn answered(choice: usize, right: bool, margin: f64) -> Outcome {
+    let p = 1.0 / (1.0 + (-margin).exp());
+    Outcome {
+        choice: Some(choice),
+        value: if right { 1.0 } else { 0.0 },
+        refused: false,
+        unparsable: false,
+        margin: Some(margin),
+        probabilities: vec![p, 1.0 - p],
+    }
+}
+
+/// Outcomes with so many of 1000 right, by chance.
+fn outcomes(items: &[Item], stream: &mut Stream, per_mille: usize) -> Vec<Outcome> {
+    let of = |(at, _): (usize, &Item)| {
+        let right = stream.below(1000) < per_mille;
+        answered(if right { at % 2 } else { 1 - at % 2 }, right, stream.normal())
+    };
+    items.iter().enumerate().map(of).collect()
+}
+
+const FEW: Bootstrap = Bootstrap { replicates: 300, seed: 11 };
+
+/// The bootstrap written again: names instead of positions, one replicate after the other.
+fn naive(dimension: &dyn Dimension, items: &[Item], sides: [&[Outcome]; 2]) -> Vec<f64> {
+    let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut names: Vec<(&str, &str)> = Vec::new(); // group and cluster, in order of appearance
+    let mut groups: Vec<&str> = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        let group = item.group.as_deref().unwrap_or("");
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+        if !members.contains_key(item.cluster.as_str()) {
+            names.push((group, &item.cluster));
+        }
+        members.entry(&item.cluster).or_default().push(at);
+    }
+    let mut deltas = Vec::new();
+    for replicate in 0..FEW.replicates as u64 {
+        let (mut judged, mut index) = ([Vec::new(), Vec::new()], 0);
+        for group in &groups {
+            let clusters: Vec<&str> = names.iter().filter(|(of, _)| of == group).map(|(_, name)| *name).collect();
+            for _ in 0..clusters.len() {
+                let share = draw(FEW.seed, replicate, index) as f64 / 2_f64.powi(64);
+                index += 1;
+                for &at in &members[clusters[(share * clusters.len() as f64) as usize]] {
+                    judged[0].push((&items[at], &sides[0][at]));
+                    judged[1].push((&items[at], &sides[1][at]));
+                }
+            }
+        }
+        deltas.push(dimension.score(RULE, &judged[1]) - dimension.score(RULE, &judged[0]));
+    }
+    deltas
+}
+
+fn assert_like_naive(dimension: &dyn Dimension, items: &[Item]) {
+    let mut stream = Stream::new(5, "outcomes", 0);
+    let (dense, other) = (outcomes(items, &mut stream, 800), outcomes(items, &mut stream, 650));
+    let found = compare(dimension, RULE, items, &dense, &other, FEW).unwrap();
+    let mut expected = naive(dimension, items, [&dense, &other]);
+    expected.sort_by(f64::total_cmp);
+    // Quantiles of 300: at 7.475 and 291.525.
+    let between = |at: usize, part: f64| expected[at] + part * (expected[at + 1] - expected[at]);
+    let interval = found.interval.unwrap();
+    assert!((interval.low - between(7, 0.475)).abs() < 1e-9, "{interval:?}");
+    assert!((interval.high - between(291, 0.525)).abs() < 1e-9, "{interval:?}");
+    assert_eq!(found.replicates, 300);
+    assert!(interval.low < found.delta.unwrap() && found.delta.unwrap() < interval.high);
+}
+
+#[test]
+fn intervals_are_those_of_a_naive_bootstrap() {
+    let alone: Vec<Item> = (0..120).map(|at| item(at, format!("c{at}"), None)).collect();
+    assert_like_naive(&Share, &alone);
+    let clustered: Vec<Item> = (0..120).map(|at| item(at, format!("c{}", at * at % 31), None)).collect();
+    assert_like_naive(&Share, &clustered);
+    let grouped: Vec<Item> =
+        (0..120).map(|at| item(at, format!("c{}", at % 40), Some(["b", "a"][at % 40 % 2]))).collect();
+    assert_like_naive(&Parity, &grouped);
+    assert_like_naive(&Share, &grouped);
+}
+
+#[test]
+fn a_model_against_itself_gives_exactly_zero() {
+    let items: Vec<Item> = (0..90).map(|at| item(at, format!("c{}", at % 30), Some(["a", "b"][at % 2]))).collect();
+    let dense = outcomes(&items, &mut Stream::new(1, "outcomes", 0), 700);
+    for dimension in [&Share as &dyn Dimension, &Parity] {
+        let found = compare(dimension, RULE, &items, &dense, &dense, FEW).unwrap();
+        assert_eq!((found.delta, found.interval), (Some(0.0), Some(Interval { low: 0.0, high: 0.0 })));
+        assert_eq!((found.kl, found.margin_change, found.p), (Some(0.0), Some(0.0), Some(1.0)));
+        assert_eq!((found.lost, found.gained, found.changed), (0, 0, 0));
+        assert_eq!(found.dense, found.other);
+        assert!(!found.refusal_shift);
+    }
+}
+
+#[test]
+fn nothing_depends_on_the_number_of_threads() {
+    let items: Vec<Item> = (0..200).map(|at| item(at, format!("c{}", at % 70), None)).collect();
+    let mut stream = Stream::new(2, "outcomes", 0);
+    let (dense, other) = (outcomes(&items, &mut stream, 800), outcomes(&items, &mut stream, 700));
+    let of = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| compare(&Share, RULE, &items, &dense, &other, FEW).unwrap())
+    };
+    assert_eq!(of(1), of(3));
+}
+
+/// `n` independent items: the first `lost` right by the dense model alone, the next `gained` by the other alone.
+fn discordant(n: usize, lost: usize, gained: usize) -> Comparison {
+    let items: Vec<Item> = (0..n).map(|at| item(at, at.to_string(), None)).collect();
+    let of = |wrong: std::ops::Range<usize>| -> Vec<Outcome> {
+        (0..n)
+            .map(|at| answered(if wrong.contains(&at) { 1 - at % 2 } else { at % 2 }, !wrong.contains(&at), 1.0))
+            .collect()
+    };
+    compare(&Share, RULE, &items, &of(lost..lost + gained), &of(0..lost), FEW).unwrap()
+}
+
+#[test]
+fn flips_are_counted_and_tested_exactly() {
+    let found = discordant(100, 9, 3);
+    assert_eq!(found.mcnemar, Some(McNemar { lost: 9, gained: 3, p: mcnemar(9, 3) }));
+    assert_eq!((found.lost, found.gained, found.changed, found.test), (9, 3, 12, Test::Mcnemar));
+    assert!((found.delta.unwrap() + 6.0).abs() < 1e-9);
+    assert!((found.p.unwrap() - 0.145_996_093_75).abs() < 1e-12); // 2 · 299 / 4096
+}
+
+#[test]
+fn the_detectable_difference_is_the_published_one() {
+    // The formula's own examples: one item in ten discordant, ± 6.3 points with 200 items and ± 2.8 with 1000.
+    assert!((discordant(200, 10, 10).detectable.unwrap() - 6.261).abs() < 1e-3);
+    assert!((discordant(1000, 50, 50).detectable.unwrap() - 2.8).abs() < 1e-9);
+    // 2.8 · √(0.12 − 0.06²) / 10
+    assert!((discordant(100, 9, 3).detectable.unwrap() - 9.5523).abs() < 1e-3);
+}
+
+#[test]
+fn items_in_clusters_are_tested_by_the_bootstrap() {
+    let items: Vec<Item> = (0..100).map(|at| item(at, (at / 4).to_string(), None)).collect();
+    let all = |right: bool| (0..100).map(|at| answered(at % 2, right || at % 4 > 0, 1.0)).collect::<Vec<_>>();
+    let found = compare(&Share, RULE, &items, &all(true), &all(false), FEW).unwrap();
+    assert_eq!((found.test, found.clusters), (Test::Bootstrap, 25));
+    assert_eq!(found.mcnemar.map(|exact| exact.lost), Some(25));
+    assert!((found.p.unwrap() - 2.0 / 301.0).abs() < 1e-12);
+}
+
+#[test]
+fn refusals_are_kept_apart() {
+    let items: Vec<Item> = (0..20).map(|at| item(at, at.to_string(), None)).collect();
+    let dense: Vec<Outcome> = (0..20).map(|at| answered(at % 2, at < 16, 1.0)).collect();
+    let mut other = dense.clone();
+    let silent = Outcome {
+        choice: None,
+        value: 1.0, // a rule that rewards refusals
+        refused: true,
+        unparsable: false,
+        margin: None,
+        probabilities: Vec::new(),
+    };
+    other[0] = silent.clone();
+    other[19] = Outcome { refused: false, unparsable: true, value: 0.0, ..silent.clone() };
+    let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
+    assert_eq!((found.other.right, found.other.refused, found.other.unparsable), (15, 1, 1));
+    assert_eq!((found.other.refusal_rate, found.other.unparsable_rate), (5.0, 5.0));
+    assert_eq!(found.other.score, Some(80.0));
+    assert_eq!(found.other.refusals_wrong, Some(75.0));
+    assert!((found.other.answered_only.unwrap() - 100.0 * 15.0 / 18.0).abs() < 1e-9);
+    assert!(!found.refusal_shift, "5 points are not more than 5");
+    other[1] = silent;
+    assert!(compare(&Share, RULE, &items, &dense, &other, FEW).unwrap().refusal_shift);
+}
+
+#[test]
+fn constant_answers_are_flagged_unless_they_are_right() {
+    let mut items: Vec<Item> = (0..40).map(|at| item(at, at.to_string(), None)).collect();
+    let first: Vec<Outcome> = (0..40).map(|at| answered(usize::from(at < 2), at % 2 == 0, 1.0)).collect();
+    let found = measure(&Share, RULE, &items, &first, FEW).unwrap();
+    assert_eq!(found.constant, Some(Constant { option: 0, percent: 95.0 }));
+    let fewer: Vec<Outcome> = (0..40).map(|at| answered(usize::from(at < 3), at % 2 == 0, 1.0)).collect();
+    assert_eq!(measure(&Share, RULE, &items, &fewer, FEW).unwrap().constant, None);
+    for item in &mut items {
+        if let Ask::Choose { gold, .. } = &mut item.ask {
+            *gold = Some(0);
+        }
+    }
+    assert_eq!(measure(&Share, RULE, &items, &first, FEW).unwrap().constant, None);
+}
+
+#[test]
+fn chance_inside_the_interval_is_not_informative() {
+    assert_eq!(discordant(100, 0, 0).informative, Some(true));
+    let items: Vec<Item> = (0..100).map(|at| item(at, at.to_string(), None)).collect();
+    let half: Vec<Outcome> = (0..100).map(|at| answered(at % 2, at % 4 < 2, 0.0)).collect();
+    assert_eq!(compare(&Share, RULE, &items, &half, &half, FEW).unwrap().informative, Some(false));
+    assert_eq!(compare(&Parity, RULE, &items, &half, &half, FEW).unwrap().informative, None);
+}
+
+#[test]
+fn a_score_that_says_nothing_is_absent_and_its_draws_left_out() {
+    // One group only, so that its rate has nothing to be compared with.
+    let items: Vec<Item> = (0..10).map(|at| item(at, at.to_string(), Some("a"))).collect();
+    let dense = outcomes(&items, &mut Stream::new(3, "outcomes", 0), 500);
+    let found = compare(&Parity, RULE, &items, &dense, &dense, FEW).unwrap();
+    assert_eq!((found.delta, found.interval, found.p, found.replicates), (None, None, None, 0));
+    assert_eq!((found.dense.score, found.dense.answered_only), (None, None));
+    let json = serde_json::to_string(&found).unwrap();
+    assert!(json.contains("\"delta\":null"));
+}
+
+#[test]
+fn one_cluster_has_no_interval() {
+    let items: Vec<Item> = (0..10).map(|at| item(at, "only".into(), None)).collect();
+    let dense = outcomes(&items, &mut Stream::new(3, "outcomes", 0), 500);
+    let found = compare(&Share, RULE, &items, &dense, &dense, FEW).unwrap();
+    assert_eq!((found.delta, found.interval, found.p, found.detectable), (Some(0.0), None, None, None));
+}
+
+#[test]
+fn refuses_no_items_and_other_numbers_of_outcomes() {
+    let items: Vec<Item> = (0..3).map(|at| item(at, at.to_string(), None)).collect();
+    let two = vec![answered(0, true, 1.0); 2];
+    let error = compare(&Share, RULE, &items, &two, &two, FEW).unwrap_err().to_string();
+    assert_eq!(error, "share: 2 outcomes for 3 items; both models should have answered the same items");
+    let error = measure(&Share, RULE, &[], &[], FEW).unwrap_err().to_string();
+    assert_eq!(error, "share: there are no items to score");
+}
+
+#[test]
+fn a_family_is_adjusted_together() {
+    let mut family = vec![discordant(100, 9, 3), discordant(100, 8, 0), discordant(100, 5, 5)];
+    adjust(&mut family);
+    let raw: Vec<f64> = family.iter().map(|one| one.p.unwrap()).collect();
+    let adjusted: Vec<f64> = family.iter().map(|one| one.p_adjusted.unwrap()).collect();
+    assert_eq!(adjusted, holm(&raw));
+    assert!((adjusted[1] - 3.0 * 2.0 / 256.0).abs() < 1e-12);
+}
+
+mod published;
