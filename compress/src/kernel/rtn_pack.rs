@@ -539,7 +539,7 @@ mod tests {
                 .scales
                 .iter()
                 .map(|&bits| match spec.scale_dtype {
-                    ScaleDtype::F16 => half::f16::from_bits(bits).to_f32(),
+                    ScaleDtype::F16 => f16::from_bits(bits).to_f32(),
                     _ => bf16::from_bits(bits).to_f32(),
                 })
                 .collect();
