@@ -1,0 +1,32 @@
+//! Small nets for images, trained at the machine's speed.
+//!
+//! A [`spec`] describes a net; its [`graph`] lists the operations and the tensors; a [`net`] runs them forward, takes a
+//! [`loss`], and runs back.
+
+pub mod spec;
+
+pub mod graph;
+
+mod buffer;
+
+mod linear;
+
+pub mod net;
+
+mod forward;
+
+pub mod loss;
+
+mod backward;
+
+pub mod optimiser;
+
+pub use loss::Loss;
+pub use net::{Mode, Net};
+pub use spec::{Architecture, Input, Shortcut, Spec};
+
+#[cfg(test)]
+mod reference;
+
+#[cfg(test)]
+mod tests;
