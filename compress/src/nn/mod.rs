@@ -1,7 +1,8 @@
 //! Small nets for images, trained at the machine's speed.
 //!
 //! A [`spec`] describes a net; its [`graph`] lists the operations and the tensors; a [`net`] runs them forward, takes a
-//! [`loss`], and runs back.
+//! [`loss`], and runs back. An [`optimiser`] moves the [`weights`], or what a parametrisation ([`parametrise`]) makes them
+//! of; [`train`] is the run over a set of images.
 
 pub mod spec;
 
@@ -21,9 +22,17 @@ mod backward;
 
 pub mod optimiser;
 
+pub mod weights;
+
+pub mod parametrise;
+
+pub mod train;
+
 pub use loss::Loss;
 pub use net::{Mode, Net};
 pub use spec::{Architecture, Input, Shortcut, Spec};
+pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate};
+pub use weights::Weights;
 
 #[cfg(test)]
 mod reference;

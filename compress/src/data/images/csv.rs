@@ -21,14 +21,18 @@ pub(super) fn read(mut source: Source) -> Result<ImageSet> {
         return Err(source.refuse(format!("has more than {MOST_BYTES} bytes of comma-separated values")));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
-        source.refuse(format!("begins as comma-separated values, but byte {} is not text", error.utf8_error().valid_up_to()))
+        source.refuse(format!(
+            "begins as comma-separated values, but byte {} is not text",
+            error.utf8_error().valid_up_to()
+        ))
     })?;
     let (mut pixels, mut labels, mut columns) = (Vec::new(), Vec::new(), None);
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String| source.refuse(format!("line {}: {what}", number + 1));
         let before = pixels.len();
         for value in line.split(',') {
-            pixels.push(byte(value.trim()).ok_or_else(|| wrong(format!("`{value}` is not a whole number of 0 to 255")))?);
+            pixels
+                .push(byte(value.trim()).ok_or_else(|| wrong(format!("`{value}` is not a whole number of 0 to 255")))?);
         }
         let found = pixels.len() - before;
         let expected = *columns.get_or_insert(found);

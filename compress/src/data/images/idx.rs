@@ -18,7 +18,9 @@ pub(super) fn read(mut images: Source, labels: Option<&Path>) -> Result<ImageSet
             let what = "holds labels (one dimension), not images; name the file of the images".to_string();
             return Err(refuse(&file, what));
         }
-        ref other => return Err(refuse(&file, format!("has {} dimensions, expected 3: images, rows, columns", other.len()))),
+        ref other => {
+            return Err(refuse(&file, format!("has {} dimensions, expected 3: images, rows, columns", other.len())));
+        }
     };
     let bytes = check_size(&file, (count, height, width, 1))?;
     let pixels = images.take_all(bytes, &format!("{count} images of {height} × {width} pixels"))?;
@@ -26,12 +28,18 @@ pub(super) fn read(mut images: Source, labels: Option<&Path>) -> Result<ImageSet
     let beside = match labels {
         Some(labels) => labels.to_path_buf(),
         None => beside(&file).ok_or_else(|| {
-            refuse(&file, "is not called …images-idx3…, so that the file of its labels cannot be guessed; name it".into())
+            refuse(
+                &file,
+                "is not called …images-idx3…, so that the file of its labels cannot be guessed; name it".into(),
+            )
         })?,
     };
     let mut source = Source::open(&beside)?;
     if !matches!(source.start(), [0, 0, _, _, ..]) {
-        return Err(refuse(&beside, format!("begins with {:02x?}, expected IDX labels: 00 00 08 01", first(&mut source))));
+        return Err(refuse(
+            &beside,
+            format!("begins with {:02x?}, expected IDX labels: 00 00 08 01", first(&mut source)),
+        ));
     }
     let labelled = match header(&mut source)?[..] {
         [count] => count,
@@ -51,7 +59,9 @@ fn first(source: &mut Source) -> Vec<u8> {
 fn header(source: &mut Source) -> Result<Vec<usize>> {
     let magic = source.take(4)?;
     let &[0, 0, kind, dimensions] = &magic[..] else {
-        return Err(source.refuse(format!("begins with {magic:02x?}, expected IDX: 00 00 08 and the number of dimensions")));
+        return Err(
+            source.refuse(format!("begins with {magic:02x?}, expected IDX: 00 00 08 and the number of dimensions"))
+        );
     };
     if kind != 8 {
         return Err(source.refuse(format!("holds IDX values of kind {kind:#04x}, expected 0x08, unsigned bytes")));

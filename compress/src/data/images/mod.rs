@@ -212,7 +212,8 @@ impl Source {
         (&mut plain).take(2).read_to_end(&mut first).map_err(|error| io("read the images", error))?;
         let zipped = first == [0x1f, 0x8b];
         let whole = std::io::Cursor::new(first).chain(plain);
-        let rest: Box<dyn Read> = if zipped { Box::new(BufReader::new(MultiGzDecoder::new(whole))) } else { Box::new(whole) };
+        let rest: Box<dyn Read> =
+            if zipped { Box::new(BufReader::new(MultiGzDecoder::new(whole))) } else { Box::new(whole) };
         let mut source = Self { file: file.to_path_buf(), start: Vec::new(), read: 0, rest };
         source.start = source.take(512)?;
         source.read = 0;

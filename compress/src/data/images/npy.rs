@@ -72,7 +72,9 @@ fn header(source: &mut Source) -> Result<Header> {
     let bytes = source.take(width)?;
     let length = bytes.iter().rev().fold(0usize, |length, &byte| length << 8 | usize::from(byte));
     if !(1..=3).contains(&major) || bytes.len() < width || length > 1 << 16 {
-        return Err(source.refuse(format!("is a numpy array of version {major} with a header of {length} bytes, unknown")));
+        return Err(
+            source.refuse(format!("is a numpy array of version {major} with a header of {length} bytes, unknown"))
+        );
     }
     let text = source.take(length)?;
     if text.len() < length {
@@ -80,7 +82,8 @@ fn header(source: &mut Source) -> Result<Header> {
     }
     let text = String::from_utf8_lossy(&text).into_owned();
     let after = |key: &str| text.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start());
-    let descr = after("descr").and_then(|rest| rest.strip_prefix('\'')?.split_once('\'')).map(|(descr, _)| descr.to_string());
+    let descr =
+        after("descr").and_then(|rest| rest.strip_prefix('\'')?.split_once('\'')).map(|(descr, _)| descr.to_string());
     let fortran = after("fortran_order").map(|rest| rest.starts_with("True"));
     let shape = after("shape").and_then(|rest| rest.strip_prefix('(')?.split_once(')')).and_then(|(sizes, _)| {
         let sizes = sizes.split(',').map(str::trim).filter(|size| !size.is_empty());

@@ -94,7 +94,10 @@ fn what_is_wrong_with_a_file_is_one_sentence() {
     huge[4..16].fill(0xff);
     for (files, part) in [
         (vec![(name, kind), (label_name, good_labels.clone())], "IDX values of kind 0x0d, expected 0x08"),
-        (vec![(name, images[..30].to_vec()), (label_name, good_labels.clone())], "breaks off: 2 images of 3 × 4 pixels take 24 bytes, found 14"),
+        (
+            vec![(name, images[..30].to_vec()), (label_name, good_labels.clone())],
+            "breaks off: 2 images of 3 × 4 pixels take 24 bytes, found 14",
+        ),
         (vec![(name, [&images[..], &[1]].concat()), (label_name, good_labels.clone())], "goes on after its end"),
         (vec![(name, huge), (label_name, good_labels.clone())], "claims 4294967295 images"),
         (vec![(name, images[..6].to_vec())], "breaks off in its header of 3 dimensions"),
@@ -116,7 +119,10 @@ fn what_is_wrong_with_a_file_is_one_sentence() {
         (vec![("d.csv", b"1,2,3,4,5,6\n".to_vec())], "has 5 values and a label a line, expected a square"),
         (vec![("a.npy", npy("<f4", "(1, 1, 1, 1)", &[0; 4]))], "values of type `<f4`, expected bytes"),
         (vec![("a.npy", npy("|u1", "(4,)", &[0; 4]))], "has shape [4], expected (images, height, width, channels)"),
-        (vec![("a.npy", npy("|u1", "(1, 1, 1, 3)", &[0; 2]))], "breaks off: 1 images of 1 × 1 × 3 values take 3 bytes, found 2"),
+        (
+            vec![("a.npy", npy("|u1", "(1, 1, 1, 3)", &[0; 2]))],
+            "breaks off: 1 images of 1 × 1 × 3 values take 3 bytes, found 2",
+        ),
         (vec![("a.npy", npy("|u1", "(1, 1, 1, 1)", &[0]))], "labels.npy: cannot open the images"),
     ] {
         let error = read(&files).unwrap_err().to_string();
@@ -149,7 +155,9 @@ fn images_are_moved_turned_and_scaled() {
     // First moved, then turned.
     assert_eq!(written(0, 1, true), [1, 0, 0, 4, 3, 0]);
     let scaling = set.scaling();
-    assert!((scaling.mean[0] - 0.25).abs() < 1e-6 && (scaling.deviation[0] - (35.0f32 / 12.0).sqrt() / 10.0).abs() < 1e-6);
+    assert!(
+        (scaling.mean[0] - 0.25).abs() < 1e-6 && (scaling.deviation[0] - (35.0f32 / 12.0).sqrt() / 10.0).abs() < 1e-6
+    );
     let (first, second) = ImageSet::of_glyphs(glyphs(1, 30, 16)).split(10, 3).unwrap();
     assert_eq!((first.len(), second.len()), (20, 10));
 }
