@@ -5,3 +5,6 @@ pub mod lane;
 pub mod conv;
 
 pub mod pixels;
+
+#[cfg(test)]
+mod tests;
