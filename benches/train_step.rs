@@ -122,7 +122,11 @@ fn main() {
             let (peer_costs, seconds) = peer(python, &case, folder.path());
             for (step, (ours, theirs)) in costs.0.iter().zip(&peer_costs).enumerate() {
                 let apart = (ours - theirs).abs() / theirs.abs();
-                assert!(apart < MAX_COST_DIFFERENCE, "{}: cost {ours} at step {step}, the peer's is {theirs}", case.name);
+                assert!(
+                    apart < MAX_COST_DIFFERENCE,
+                    "{}: cost {ours} at step {step}, the peer's is {theirs}",
+                    case.name
+                );
             }
             peer_speeds.push(case.batch as f64 / seconds);
             ratios.push(seconds / found.seconds);
@@ -131,12 +135,17 @@ fn main() {
         let speed = common::median(speeds.clone());
         // Forward, and both gradients but that of the images.
         let first = graph.layout().entries()[0].values();
-        let first = if matches!(case.spec.architecture, Architecture::Mlp { .. }) { first } else { first * height * width };
+        let first =
+            if matches!(case.spec.architecture, Architecture::Mlp { .. }) { first } else { first * height * width };
         let flop = 2.0 * (3 * graph.multiply_adds() - first) as f64;
         let reached = speed * flop / 1e9;
         println!("{}: {speed:.0} images a CPU second, {reached:.0} GFLOP/s", case.name);
         if let Some(limit) = limit {
-            println!("    of {:.0} at the limit of {limit:.0} GFLOP/s: {:.0} %", limit * 1e9 / flop, 100.0 * reached / limit);
+            println!(
+                "    of {:.0} at the limit of {limit:.0} GFLOP/s: {:.0} %",
+                limit * 1e9 / flop,
+                100.0 * reached / limit
+            );
         }
         if !ratios.is_empty() {
             let (theirs, ratio) = (common::median(peer_speeds.clone()), common::median(ratios.clone()));

@@ -55,7 +55,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
         name => match name.strip_prefix("resnet").and_then(|depth| depth.parse().ok()) {
             Some(depth) => Architecture::resnet(depth, width, Shortcut::Slice)?,
-            None => return Err(format!("no net is called `{name}`; resnet20 and its kin, cnn, mlp or residual-mlp").into()),
+            None => {
+                return Err(format!("no net is called `{name}`; resnet20 and its kin, cnn, mlp or residual-mlp").into());
+            }
         },
     };
     let input = Input { height: train.height, width: train.width, channels: train.channels };

@@ -139,12 +139,14 @@ impl Net {
         let (frame, frame_of_dy) = (net.frame(from, plan), net.frame(to, plan));
         let (pieces, images) = net.pieces();
         (0..pieces).into_par_iter().for_each(|piece| {
-            // SAFETY (all below): images and rows of this piece alone are written, by this thread alone. The gradients of
-            // the two slots lie in memory of their own.
-            let gathered = &mut unsafe { net.gathered.rows_shared(piece..piece + 1) }[..plan.packed_forward()];
+            // SAFETY: the piece's row is written by this thread alone.
+            let gathered = unsafe { net.gathered.rows_shared(piece..piece + 1) };
+            let gathered = &mut gathered[..plan.packed_forward()];
             gathered.fill(0.0);
             for image in images(piece) {
                 let one = image..image + 1;
+                // SAFETY: images and rows of this piece alone are written, by this thread alone. The gradients of the two
+                // slots lie in memory of their own.
                 unsafe {
                     let x = &mut net.framed[0].rows_shared(piece..piece + 1)[..plan.padded_input()];
                     let dy = &mut net.framed[1].rows_shared(piece..piece + 1)[..plan.padded_output()];

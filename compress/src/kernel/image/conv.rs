@@ -343,7 +343,9 @@ unsafe fn walk_body<W: Lane, N: Lane>(
     while first < outputs {
         let block = block_of::<W>(outputs - first);
         let weight = packed[first * turned.taps * inputs..].as_ptr();
-        for row in 0..walk.rows {
+        let narrow = block != 2 * W::LANES && block != W::LANES;
+        let mut row = 0;
+        while row < walk.rows {
             let mut tile = Tile {
                 x: x[walk.read[2] + row * walk.read[0]..].as_ptr(),
                 x_step: walk.read[1],
@@ -354,6 +356,7 @@ unsafe fn walk_body<W: Lane, N: Lane>(
                 flipped: turned.flipped,
                 y: y[walk.write[2] + row * walk.write[0] + first..].as_mut_ptr(),
                 y_step: walk.write[1],
+                apart: (walk.read[0], walk.write[0]),
                 add,
             };
             // SAFETY: every result of the row lies in y and every pixel it reads in x, as asserted above; the packed
@@ -363,10 +366,13 @@ unsafe fn walk_body<W: Lane, N: Lane>(
                     run_row::<W, 2>(&mut tile, walk.columns, turned.slides);
                 } else if block == W::LANES {
                     run_row::<W, 1>(&mut tile, walk.columns, turned.slides);
+                } else if row + W::Rows::ROWS <= walk.rows {
+                    run_row::<W::Rows, 1>(&mut tile, walk.columns, turned.slides);
                 } else {
                     run_row::<N, 1>(&mut tile, walk.columns, turned.slides);
                 }
             }
+            row += if narrow && row + W::Rows::ROWS <= walk.rows { W::Rows::ROWS } else { 1 };
         }
         first += block;
     }
@@ -383,6 +389,8 @@ struct Tile<'a> {
     flipped: bool,
     y: *mut f32,
     y_step: usize,
+    /// Values from a row to the next in x and y, where two are worked on at once.
+    apart: (usize, usize),
     add: bool,
 }
 
@@ -420,7 +428,7 @@ unsafe fn start<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) -> [[V
         if tile.add {
             for p in 0..P {
                 for k in 0..K {
-                    sums[p][k] = V::load(tile.y.add(p * tile.y_step + k * V::LANES));
+                    sums[p][k] = V::load_rows(tile.y.add(p * tile.y_step + k * V::LANES), tile.apart.1);
                 }
             }
         }
@@ -434,7 +442,7 @@ unsafe fn finish<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>, sums:
     unsafe {
         for p in 0..P {
             for k in 0..K {
-                sums[p][k].store(tile.y.add(p * tile.y_step + k * V::LANES));
+                sums[p][k].store_rows(tile.y.add(p * tile.y_step + k * V::LANES), tile.apart.1);
             }
         }
     }
@@ -453,7 +461,7 @@ unsafe fn gather<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) {
                 let weights: [V; K] = std::array::from_fn(|k| V::load(w.add(k * V::LANES)));
                 let mut at = x;
                 for p in 0..P {
-                    let value = V::splat(at);
+                    let value = V::splat_rows(at, tile.apart.0);
                     for k in 0..K {
                         sums[p][k] = weights[k].fma(value, sums[p][k]);
                     }
@@ -490,7 +498,7 @@ unsafe fn slide<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) {
                 });
                 let mut at = x;
                 for q in 0..P + 2 {
-                    let value = V::splat(at);
+                    let value = V::splat_rows(at, tile.apart.0);
                     for b in 0..3 {
                         if q >= b && q - b < P {
                             for k in 0..K {
@@ -542,6 +550,10 @@ unsafe fn products_body<W: Lane, N: Lane>(plan: &Plan, x: &[f32], dy: &[f32], ga
     // Rows at a time, so that what they read of x and ∂y stays in the first-level cache for every tile of the gradient.
     const CACHED: usize = 8 * 1024;
     let strip = (CACHED / (dy_row + stride * x_row)).max(1);
+    if W::LANES == 2 * NARROW && outputs == NARROW && slides(&plan.conv) && inputs >= NARROW {
+        // SAFETY: the caller's contract.
+        return unsafe { narrow_products::<W>(plan, x, dy, gathered) };
+    }
     // Where pixels lie close, the places in a row of the kernel follow each other in x and in the gradient alike.
     let (places, values) = if plan.x_stride == inputs { (1, kernel * inputs) } else { (kernel, inputs) };
     for top in (0..rows).step_by(strip) {
@@ -642,4 +654,74 @@ unsafe fn sum_products<V: Lane, const C: usize, const K: usize>(s: &Sums) {
             }
         }
     }
+}
+
+/// [`products_body`] for eight output channels under a 3 × 3 kernel with step 1: the gradients of two neighbouring results
+/// lie side by side and fill a wide run, so that a value of `x` meets two places of the kernel at once.
+#[inline(always)]
+unsafe fn narrow_products<W: Lane>(plan: &Plan, x: &[f32], dy: &[f32], gathered: &mut [f32]) {
+    let inputs = plan.conv.inputs;
+    let (rows, columns) = plan.output_size();
+    let (x_row, dy_row) = ((columns + 2) * plan.x_stride, (columns + 2) * NARROW);
+    for a in 0..3 {
+        let mut input = 0;
+        while input < inputs {
+            let sums = Sums {
+                rows,
+                columns,
+                x: x[a * x_row + plan.x_stride + input..].as_ptr(), // under the middle of the first result
+                x_row,
+                x_step: plan.x_stride,
+                dy: dy[dy_row..].as_ptr(), // the zeros before the first result
+                dy_row,
+                dy_step: NARROW,
+                to: gathered[(a * 3 * inputs + input) * NARROW..].as_mut_ptr(),
+                to_step: inputs * NARROW,
+            };
+            // SAFETY: every row of ∂y has a pixel of zeros on each side and a row of zeros below, so that the two pairs
+            // of results around each pixel of x are readable; three places of the kernel lie `to_step` apart.
+            input += unsafe {
+                match inputs - input {
+                    8.. => sum_narrow::<W, 8>(&sums),
+                    4.. => sum_narrow::<W, 4>(&sums),
+                    _ => sum_narrow::<W, 1>(&sums),
+                }
+            };
+        }
+    }
+}
+
+/// C values of each pixel by three places in a row of the kernel; C.
+#[inline(always)]
+unsafe fn sum_narrow<W: Lane, const C: usize>(s: &Sums) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sums = [[W::all(0.0); 2]; C];
+        for row in 0..s.rows {
+            let (mut x, mut dy) = (s.x.add(row * s.x_row), s.dy.add(row * s.dy_row));
+            for _ in 0..s.columns {
+                // The results whose places 2 and 1 this pixel is, and those of place 0 and none.
+                let (before, after) = (W::load(dy), W::load(dy.add(2 * NARROW)));
+                for c in 0..C {
+                    let value = W::splat(x.add(c));
+                    sums[c][0] = before.fma(value, sums[c][0]);
+                    sums[c][1] = after.fma(value, sums[c][1]);
+                }
+                x = x.wrapping_add(s.x_step);
+                dy = dy.wrapping_add(s.dy_step);
+            }
+        }
+        let mut halves = [0.0f32; 4 * NARROW];
+        for c in 0..C {
+            sums[c][0].store(halves.as_mut_ptr());
+            sums[c][1].store(halves.as_mut_ptr().add(2 * NARROW));
+            for (place, half) in [(2, 0), (1, 1), (0, 2)] {
+                let to = s.to.add(place * s.to_step + c * NARROW);
+                for lane in 0..NARROW {
+                    *to.add(lane) += halves[half * NARROW + lane];
+                }
+            }
+        }
+    }
+    C
 }

@@ -41,6 +41,10 @@ pub(super) trait Lane: Copy {
     const LANES: usize;
     /// Registers to hold results in, of those there are: what is left serves operands.
     const RESULTS: usize;
+    /// Rows of an image worked on at once: in two halves of a register where the channels fill no more.
+    const ROWS: usize = 1;
+    /// Runs of [`NARROW`] channels in as many rows as a register holds.
+    type Rows: Lane;
 
     /// `LANES` values from `at`, at any alignment.
     unsafe fn load(at: *const f32) -> Self;
@@ -60,6 +64,27 @@ pub(super) trait Lane: Copy {
     unsafe fn positive(self) -> Self;
     /// self where `of` is above 0, else 0.
     unsafe fn where_positive(self, of: Self) -> Self;
+
+    /// [`Self::splat`], of each row its value; rows lie `apart` values apart.
+    #[inline(always)]
+    unsafe fn splat_rows(at: *const f32, _apart: usize) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self::splat(at) }
+    }
+
+    /// [`Self::load`], of each row its values.
+    #[inline(always)]
+    unsafe fn load_rows(at: *const f32, _apart: usize) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self::load(at) }
+    }
+
+    /// [`Self::store`], to each row its values.
+    #[inline(always)]
+    unsafe fn store_rows(self, at: *mut f32, _apart: usize) {
+        // SAFETY: the trait's contract.
+        unsafe { self.store(at) }
+    }
 }
 
 /// Eight values in whatever the compiler makes of them.
@@ -69,6 +94,7 @@ pub(super) struct Plain([f32; NARROW]);
 impl Lane for Plain {
     const LANES: usize = NARROW;
     const RESULTS: usize = 4;
+    type Rows = Self;
 
     #[inline(always)]
     unsafe fn load(at: *const f32) -> Self {
@@ -140,6 +166,7 @@ mod x86 {
     impl Lane for Ymm {
         const LANES: usize = NARROW;
         const RESULTS: usize = 8;
+        type Rows = Self;
 
         #[inline(always)]
         unsafe fn load(at: *const f32) -> Self {
@@ -203,6 +230,7 @@ mod x86 {
     impl Lane for Zmm {
         const LANES: usize = 16;
         const RESULTS: usize = 16;
+        type Rows = TwoRows;
 
         #[inline(always)]
         unsafe fn load(at: *const f32) -> Self {
@@ -256,6 +284,100 @@ mod x86 {
         unsafe fn where_positive(self, of: Self) -> Self {
             // SAFETY: the trait's contract.
             Self(unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(of.0, _mm512_setzero_ps()), self.0) })
+        }
+    }
+
+    /// Eight values of each of two rows in a 512-bit register; AVX-512 F and DQ. What is loaded without a word on rows is
+    /// the same in both.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct TwoRows(Zmm);
+
+    impl Lane for TwoRows {
+        const LANES: usize = NARROW;
+        const RESULTS: usize = 16;
+        const ROWS: usize = 2;
+        type Rows = Self;
+
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: the trait's contract.
+            Self(Zmm(unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(at)) }))
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: the trait's contract; the first row.
+            unsafe { _mm256_storeu_ps(at, _mm512_castps512_ps256(self.0.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(at: *const f32) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { Zmm::splat(at) })
+        }
+
+        #[inline(always)]
+        unsafe fn all(value: f32) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { Zmm::all(value) })
+        }
+
+        #[inline(always)]
+        unsafe fn fma(self, by: Self, to: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { self.0.fma(by.0, to.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { self.0.add(other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { self.0.sub(other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn positive(self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { self.0.positive() })
+        }
+
+        #[inline(always)]
+        unsafe fn where_positive(self, of: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { self.0.where_positive(of.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn splat_rows(at: *const f32, apart: usize) -> Self {
+            // SAFETY: the trait's contract; a value in each row.
+            Self(Zmm(unsafe {
+                _mm512_mask_broadcastss_ps(_mm512_set1_ps(*at), 0xff00, _mm_load_ss(at.wrapping_add(apart)))
+            }))
+        }
+
+        #[inline(always)]
+        unsafe fn load_rows(at: *const f32, apart: usize) -> Self {
+            // SAFETY: the trait's contract; eight values in each row.
+            Self(Zmm(unsafe {
+                _mm512_insertf32x8::<1>(
+                    _mm512_castps256_ps512(_mm256_loadu_ps(at)),
+                    _mm256_loadu_ps(at.wrapping_add(apart)),
+                )
+            }))
+        }
+
+        #[inline(always)]
+        unsafe fn store_rows(self, at: *mut f32, apart: usize) {
+            // SAFETY: the trait's contract; eight values in each row.
+            unsafe {
+                _mm256_storeu_ps(at, _mm512_castps512_ps256(self.0.0));
+                _mm256_storeu_ps(at.wrapping_add(apart), _mm512_extractf32x8_ps::<1>(self.0.0));
+            }
         }
     }
 }

@@ -17,7 +17,12 @@ const MAX_PATH_DIFFERENCE: f64 = 4e-6;
 const STEP: f64 = 0.5;
 
 /// An image (height, width, stride) with zeros around, from its values (height, width, channels).
-fn framed(values: &[f32], (height, width): (usize, usize), (channels, stride): (usize, usize), reach: usize) -> Vec<f32> {
+fn framed(
+    values: &[f32],
+    (height, width): (usize, usize),
+    (channels, stride): (usize, usize),
+    reach: usize,
+) -> Vec<f32> {
     let mut out = vec![0.0; (height + 2 * reach) * (width + 2 * reach) * stride];
     for (at, &value) in values.iter().enumerate() {
         let (channel, column, row) = (at % channels, at / channels % width, at / channels / width);
@@ -52,7 +57,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 
 /// What every path makes of one convolution: (y, ∂x, ∂w), without padding.
 fn run(path: Path, conv: Convolution, size: (usize, usize), x: &[f32], w: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
-    let x_stride = if conv.inputs % 3 == 0 { conv.inputs } else { padded(conv.inputs) };
+    let x_stride = if conv.inputs.is_multiple_of(3) { conv.inputs } else { padded(conv.inputs) };
     let plan = Plan::new(conv, size, x_stride);
     let (mut ahead, mut back) = (vec![f32::NAN; plan.packed_forward()], vec![f32::NAN; plan.packed_backward()]);
     plan.pack_forward(path, w, &mut ahead);
@@ -72,7 +77,9 @@ fn run(path: Path, conv: Convolution, size: (usize, usize), x: &[f32], w: &[f32]
     plan.add_gradient(&gathered, &mut dw);
     let bare = |values: &[f32], channels: usize| -> Vec<f32> {
         let pixels = values.chunks_exact(padded(channels));
-        pixels.clone().for_each(|pixel| assert!(pixel[channels..].iter().all(|&value| value == 0.0), "padding is not 0"));
+        pixels
+            .clone()
+            .for_each(|pixel| assert!(pixel[channels..].iter().all(|&value| value == 0.0), "padding is not 0"));
         pixels.flat_map(|pixel| pixel[..channels].to_vec()).collect()
     };
     [bare(&y, conv.outputs), bare(&once, conv.inputs), dw]
@@ -83,7 +90,8 @@ proptest! {
 
     #[test]
     fn convolutions_match_the_definition_and_finite_differences_on_every_path(
-        (inputs, outputs) in (1usize..36, 1usize..50),
+        inputs in prop_oneof![1usize..9, 9usize..36],
+        outputs in prop_oneof![1usize..9, 9usize..50],
         (height, width) in (1usize..12, 1usize..36),
         kernel in prop_oneof![Just(1usize), Just(3), Just(3), Just(5)],
         stride in prop_oneof![Just(1usize), Just(1), Just(2), Just(3)],
