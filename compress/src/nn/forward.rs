@@ -208,13 +208,17 @@ impl Net {
                     for (row, column) in (0..slot.size.0 * slot.size.1).map(|at| (at / slot.size.1, at % slot.size.1)) {
                         let x = &x[(stride * row * from.size.1 + stride * column) * from.stride..][..from.channels];
                         let y = &mut y[(row * slot.size.1 + column) * slot.stride + below..][..from.channels];
+                        if outer.affine.is_none() && !outer.relu {
+                            y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+                            continue;
+                        }
                         for (channel, (y, x)) in y.iter_mut().zip(x).enumerate() {
                             let seen = outer.affine.map_or(*x, |(scale, shift)| scale[channel] * x + shift[channel]);
                             *y += if outer.relu && seen < 0.0 { 0.0 } else { seen };
                         }
                     }
                     // Not `max`, which would hide a NaN.
-                    y.iter_mut().filter(|y| **y < 0.0).for_each(|y| *y = 0.0);
+                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! A batch is cut into at most [`PIECES`] pieces by its size alone. Each operation runs over the pieces in parallel, one
 //! thread a piece, and what concerns the whole batch (the moments of a norm, the gradients of weights) is summed piece by
 //! piece in order: the bytes that come out do not depend on the number of threads. All memory is taken when the net is
-//! made; a step allocates nothing.
+//! made; a step takes only what the library behind the products of linears packs its operands into.
 
 use std::ops::Range;
 
