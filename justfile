@@ -64,7 +64,7 @@ bench-train python:
 # Two epochs on Fashion-MNIST (FOLDER holds its four idx files, as Debian's dataset-fashion-mnist does)
 train-fashion folder:
     cargo run --release -p scruple-compress --example train_images -- --data {{folder}}/train-images-idx3-ubyte.gz \
-        --test {{folder}}/t10k-images-idx3-ubyte.gz --net cnn --width 16 --epochs 2
+        --test {{folder}}/t10k-images-idx3-ubyte.gz --net resnet8 --width 16 --epochs 2
 
 # Every fuzz target for ten million executions; the record is benches/record/fuzz.json
 fuzz runs="10000000":
