@@ -1,4 +1,5 @@
-//! Images trained on a CPU second, against torch with channels last, and against the machine's limit.
+//! Images trained on a CPU second, against torch with channels last, and against the machine's limit; and how near to it
+//! the convolutions come by themselves.
 //!
 //!     RAYON_NUM_THREADS=1 cargo bench --bench train_step -- --python PYTHON
 //!
@@ -10,8 +11,12 @@
 
 mod common;
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
+use scruple_compress::kernel::image::{
+    conv::{self, Convolution, Plan},
+    lane::Path,
+};
 use scruple_compress::nn::{
     Architecture, Input, Mode, Net, Shortcut, Spec, Weights,
     optimiser::{Optimiser, Rule},
@@ -78,8 +83,8 @@ fn ours(case: &Case, images: &[f32], labels: &[u8]) -> Ours {
     Ours { costs, seconds }
 }
 
-fn peer(python: &str, case: &Case, folder: &Path) -> (Vec<f64>, f64) {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/train_torch.py");
+fn peer(python: &str, case: &Case, folder: &std::path::Path) -> (Vec<f64>, f64) {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/train_torch.py");
     let Input { height, width, channels } = case.spec.input;
     let output = Command::new(python)
         .arg(script)
@@ -95,10 +100,48 @@ fn peer(python: &str, case: &Case, folder: &Path) -> (Vec<f64>, f64) {
     (costs, report["cpu_seconds_a_step"].as_f64().expect("seconds"))
 }
 
+/// GFLOP/s of a ResNet-20's 3 × 3 convolutions in each stage: forward, gradient of the input, gradient of the weight.
+fn kernels(limit: Option<f64>) -> Vec<Value> {
+    let path = Path::best();
+    let shapes = [(16, 32), (32, 16), (64, 8), (8, 32)];
+    let rate = |flop: f64, run: &mut dyn FnMut()| {
+        let times = (4e8 / flop) as usize;
+        let mut batch = || (0..times).for_each(|_| run());
+        let seconds = (0..TIMED).map(|_| common::timed(&mut batch).1).fold(f64::MAX, f64::min);
+        flop * times as f64 / seconds / 1e9
+    };
+    shapes
+        .map(|(channels, side)| {
+            let conv = Convolution { inputs: channels, outputs: channels, kernel: 3, stride: 1 };
+            let plan = Plan::new(conv, (side, side), channels);
+            let mut random = common::Random(3);
+            let mut values = |count: usize| (0..count).map(|_| random.normal()).collect::<Vec<f32>>();
+            let (x, dy, w) = (values(plan.padded_input()), values(plan.padded_output()), values(conv.weights()));
+            let (mut ahead, mut back) = (vec![0.0; plan.packed_forward()], vec![0.0; plan.packed_backward()]);
+            plan.pack_forward(path, &w, &mut ahead);
+            plan.pack_backward(path, &w, &mut back);
+            let (mut y, mut dx) = (vec![0.0; plan.output()], vec![0.0; plan.input_gradient()]);
+            let mut dw = vec![0.0; plan.packed_forward()];
+            let flop = 2.0 * conv.multiply_adds((side, side)) as f64;
+            let forward = rate(flop, &mut || conv::forward(path, &plan, &x, &ahead, &mut y));
+            let grad_input = rate(flop, &mut || conv::grad_input(path, &plan, &dy, &back, &mut dx, false));
+            let grad_weight = rate(flop, &mut || conv::grad_weight(path, &plan, &x, &dy, &mut dw));
+            println!(
+                "3 × 3, {channels} channels, {side} × {side} pixels: forward {forward:.0}, gradient of the input \
+                 {grad_input:.0}, of the weight {grad_weight:.0} GFLOP/s of {:.0}",
+                limit.unwrap_or(f64::NAN)
+            );
+            json!({ "channels": channels, "side": side, "forward": forward, "grad_input": grad_input,
+                    "grad_weight": grad_weight })
+        })
+        .to_vec()
+}
+
 fn main() {
     assert_eq!(rayon::current_num_threads(), 1, "set RAYON_NUM_THREADS=1: this compares single threads");
     let python = common::option("--python");
     let limit = common::multiply_add_limit();
+    let kernels = kernels(limit);
     let mut results = Vec::new();
     for case in cases() {
         let Input { height, width, channels } = case.spec.input;
@@ -159,5 +202,8 @@ fn main() {
             "first_costs": costs.0, "peer_first_costs": costs.1,
         }));
     }
-    common::record("train_step", json!({ "limit_gflop_per_second": limit, "threads": 1, "nets": results }));
+    common::record(
+        "train_step",
+        json!({ "limit_gflop_per_second": limit, "threads": 1, "kernels": kernels, "nets": results }),
+    );
 }

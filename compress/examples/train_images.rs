@@ -43,10 +43,20 @@ fn read(name: &str, seed: u64) -> Result<ImageSet, Box<dyn Error>> {
     })
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("error: {error}");
+        std::process::exit(2);
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let threads = number("--threads", 0)?;
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let (mut train, test) = (read("--data", 1)?, read("--test", 2)?);
+    if (test.height, test.width, test.channels) != (train.height, train.width, train.channels) {
+        return Err("the images of --test are of another size than those of --data".into());
+    }
     train = train.select(0..train.len().min(number("--limit", usize::MAX)?));
     let (name, width) = (option("--net").unwrap_or_else(|| "resnet20".into()), number("--width", 16)?);
     let architecture = match name.as_str() {
