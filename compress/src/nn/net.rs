@@ -1,6 +1,6 @@
 //! A net with the memory it runs in.
 //!
-//! A batch is cut into at most [`PIECES`] pieces by its size alone. Each operation runs over the pieces in parallel, one
+//! A batch is cut into at most 16 pieces by its size alone. Each operation runs over the pieces in parallel, one
 //! thread a piece, and what concerns the whole batch (the moments of a norm, the gradients of weights) is summed piece by
 //! piece in order: the bytes that come out do not depend on the number of threads. All memory is taken when the net is
 //! made; a step takes only what the library behind the products of linears packs its operands into.

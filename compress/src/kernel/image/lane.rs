@@ -1,6 +1,6 @@
 //! Runs of f32 values in one register: the same kernel for every instruction set.
 //!
-//! A kernel is written once over [`Lane`] and compiled three times by [`paths!`]: with AVX-512, with AVX2 and FMA, and with
+//! A kernel is written once over `Lane` and compiled three times by `paths!`: with AVX-512, with AVX2 and FMA, and with
 //! what every processor of the target has. Each compilation gets a wide and a narrow run; the narrow one holds eight
 //! values, to which all images are padded.
 
