@@ -51,7 +51,7 @@ bench-memory:
 
 # The trained residual nets on all 10,000 CIFAR-10 test images (SCRUPLE_DATA names the data pack)
 resnet-all:
-    SCRUPLE_ALL_IMAGES=1 cargo test --release --workspace --test resnet_cifar10 -- --nocapture
+    SCRUPLE_ALL_IMAGES=1 cargo test --release --workspace --test resnet_cifar10 --test resnet_engine -- --nocapture
 
 # Texts embedded a CPU second, against transformers (a Python with torch and transformers)
 bench-embed model text python:
@@ -60,6 +60,15 @@ bench-embed model text python:
 # Options scored a CPU second, against transformers (a Python with torch and transformers)
 bench-trust model python:
     RAYON_NUM_THREADS=1 cargo bench --bench trust_scoring -- --model {{model}} --python {{python}}
+
+# Images trained on a CPU second, against torch with channels last (a Python with torch and safetensors)
+bench-train python:
+    RAYON_NUM_THREADS=1 cargo bench --bench train_step -- --python {{python}}
+
+# Two epochs on Fashion-MNIST (FOLDER holds its four idx files, as Debian's dataset-fashion-mnist does)
+train-fashion folder:
+    cargo run --release -p scruple-compress --example train_images -- --data {{folder}}/train-images-idx3-ubyte.gz \
+        --test {{folder}}/t10k-images-idx3-ubyte.gz --net resnet8 --width 16 --epochs 2
 
 # Every fuzz target for ten million executions; the record is benches/record/fuzz.json
 fuzz runs="10000000":

@@ -19,6 +19,8 @@ pub mod model;
 
 pub mod train;
 
+pub mod nn;
+
 pub mod grid;
 
 pub mod weight;

@@ -1,5 +1,5 @@
 //! Data the toolkit makes itself, each a pure function of a seed: a closed little world of facts to train and question a
-//! language model on, the tokenizer for it, and glyph images for vision models. And the reader of one set made by others.
+//! language model on, the tokenizer for it, and glyph images for vision models. And readers of sets made by others.
 
 pub mod random;
 
@@ -10,3 +10,5 @@ pub mod tokenizer;
 pub mod glyphs;
 
 pub mod cifar;
+
+pub mod images;

@@ -28,6 +28,8 @@ pub mod attention;
 
 pub mod conv;
 
+pub mod image;
+
 pub(crate) use scruple_weights::kernel::{Isa, dispatch, isa};
 
 /// A pointer that threads may share because each writes a part of its own.

@@ -323,6 +323,11 @@ impl Aligned {
         Self { values, len }
     }
 
+    /// The first value's address, for threads that each write values of their own.
+    pub(crate) fn address(&self) -> *mut f32 {
+        self.values.as_ptr()
+    }
+
     fn layout(len: usize) -> Layout {
         Layout::array::<f32>(len).and_then(|layout| layout.align_to(64)).expect("a buffer that fits the address space")
     }

@@ -1,0 +1,41 @@
+//! Small nets for images, trained at the machine's speed.
+//!
+//! A [`spec`] describes a net; its [`graph`] lists the operations and the tensors; a [`net`] runs them forward, takes a
+//! [`loss`], and runs back. An [`optimiser`] moves the [`weights`], or what a parametrisation ([`parametrise`]) makes them
+//! of; [`train`] is the run over a set of images.
+
+pub mod spec;
+
+pub mod graph;
+
+mod buffer;
+
+mod linear;
+
+pub mod net;
+
+mod forward;
+
+pub mod loss;
+
+mod backward;
+
+pub mod optimiser;
+
+pub mod weights;
+
+pub mod parametrise;
+
+pub mod train;
+
+pub use loss::Loss;
+pub use net::{Mode, Net};
+pub use spec::{Architecture, Input, Shortcut, Spec};
+pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate};
+pub use weights::Weights;
+
+#[cfg(test)]
+mod reference;
+
+#[cfg(test)]
+mod tests;
