@@ -4,6 +4,8 @@
 //! its linears see; a [`recipe`] says what is wanted and a [`plan`] what that means for this model; the [`sequential`]
 //! loop hands each block to the [`methods`], which choose codes on a number [`grid`]; [`pack`] and [`export`] write them
 //! in formats other tools load; and [`measure`] says what it cost.
+//!
+//! [`nn`] trains small nets for images on kernels of its own; [`train`] the language model that comes with the program.
 
 pub mod error;
 
