@@ -689,8 +689,13 @@ fn print(record: &Record) {
     if let Some(summary) = &record.summary {
         printer::data("");
         let Summary { worst, worst_delta, best, best_delta, mean_absolute, mean } = summary;
-        printer::data(format!("worst: {worst} {worst_delta:.1} points; highest: {best} {best_delta:.1}"));
-        printer::data(format!("mean |Δ| {mean_absolute:.2} points; mean Δ {mean:.2}, which hides falls behind rises"));
+        if *mean_absolute == 0.0 {
+            printer::data("no dimension changed by anything");
+        } else {
+            printer::data(format!("worst: {worst} {worst_delta:.1} points; highest: {best} {best_delta:.1}"));
+            let hides = if worst_delta * best_delta < 0.0 { ", which hides falls behind rises" } else { "" };
+            printer::data(format!("mean |Δ| {mean_absolute:.2} points; mean Δ {mean:.2}{hides}"));
+        }
     }
     if let Some(evaluation) = &record.perplexity {
         printer::data("");
