@@ -246,6 +246,8 @@ paths! {
     fn pack(weight: &[f32], packed: &mut [f32], read: (usize, usize, usize), written: (usize, usize)) = pack_body
 }
 
+/// # Safety
+/// The processor has the instructions that `W` is made of; lengths are checked here.
 #[inline(always)]
 unsafe fn pack_body<W: Lane, N: Lane>(
     weight: &[f32],
@@ -327,6 +329,8 @@ paths! {
     ) = walk_body
 }
 
+/// # Safety
+/// The processor has the instructions that `W` and `N` are made of.
 #[inline(always)]
 unsafe fn walk_body<W: Lane, N: Lane>(
     walk: &Walk,
@@ -399,6 +403,10 @@ struct Tile<'a> {
 }
 
 /// All results of a row, in tiles as wide as the registers allow.
+///
+/// # Safety
+/// The processor has the instructions of `V`, and the columns, with the pixels and weights of their taps,
+/// lie inside the arrays the tile points into.
 #[inline(always)]
 unsafe fn run_row<V: Lane, const K: usize>(tile: &mut Tile<'_>, columns: usize, slides: bool) {
     let mut left = columns;
@@ -424,6 +432,9 @@ unsafe fn run_row<V: Lane, const K: usize>(tile: &mut Tile<'_>, columns: usize, 
     tiles!(8 4 2 1);
 }
 
+/// # Safety
+/// The processor has the instructions of `V`, and the P runs of K registers at y
+/// lie inside the arrays the tile points into.
 #[inline(always)]
 unsafe fn start<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) -> [[V; K]; P] {
     // SAFETY: P runs of K registers are readable at y, by the caller's contract.
@@ -440,6 +451,9 @@ unsafe fn start<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) -> [[V
     }
 }
 
+/// # Safety
+/// The processor has the instructions of `V`, and the P runs of K registers at y
+/// lie inside the arrays the tile points into.
 #[inline(always)]
 unsafe fn finish<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>, sums: [[V; K]; P]) {
     // SAFETY: P runs of K registers are writable at y, by the caller's contract.
@@ -453,6 +467,10 @@ unsafe fn finish<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>, sums:
 }
 
 /// P neighbouring results of any convolution.
+///
+/// # Safety
+/// The processor has the instructions of `V`, and the pixels and weights that the taps name
+/// lie inside the arrays the tile points into.
 #[inline(always)]
 unsafe fn gather<V: Lane, const P: usize, const K: usize>(tile: &Tile<'_>) {
     // SAFETY: the pixels and weights the taps name are readable, by the caller's contract.
