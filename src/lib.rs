@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 
 pub mod commands;
 
+pub mod curve;
+
 pub mod fixture;
 
 pub mod plot;
