@@ -262,22 +262,25 @@ fn pack_row_avx512(
         _ => bf16::MAX.to_f32(),
     };
     let mut sums = avx512::Sums::default();
-    for group in 0..scales.len() {
-        let values = weight.part(group * group_size, group_size);
-        let words = &mut words[group * group_size / 8..][..group_size / 8];
-        // SAFETY: AVX-512 was detected; `values` are whole steps and `words` an eighth of them.
-        let (scale, zero) = unsafe {
+    for first in (0..scales.len()).step_by(avx512::GROUPS) {
+        let groups = avx512::GROUPS.min(scales.len() - first);
+        let values = weight.part(first * group_size, groups * group_size);
+        let words = &mut words[first * group_size / 8..][..groups * group_size / 8];
+        // SAFETY: AVX-512 was detected; `values` are `groups` times whole steps, and `words` an eighth of them.
+        let grids = unsafe {
             match values {
-                Stored::Bf16(values) => avx512::group::<BF16>(values.as_ptr().cast(), spec, words, &mut sums)?,
-                Stored::F16(values) => avx512::group::<F16>(values.as_ptr().cast(), spec, words, &mut sums)?,
-                Stored::F32(values) => avx512::group::<F32>(values.as_ptr().cast(), spec, words, &mut sums)?,
+                Stored::Bf16(values) => avx512::groups::<BF16>(values.as_ptr().cast(), groups, spec, words, &mut sums)?,
+                Stored::F16(values) => avx512::groups::<F16>(values.as_ptr().cast(), groups, spec, words, &mut sums)?,
+                Stored::F32(values) => avx512::groups::<F32>(values.as_ptr().cast(), groups, spec, words, &mut sums)?,
             }
         };
-        if scale > max_scale {
-            return None;
+        for (within, (scale, zero)) in grids.scales.iter().zip(grids.zeros).take(groups).enumerate() {
+            if *scale > max_scale {
+                return None;
+            }
+            scales[first + within] = bits_of(*scale, spec.scale_dtype);
+            zeros[first + within] = zero as u8;
         }
-        scales[group] = bits_of(scale, spec.scale_dtype);
-        zeros[group] = zero;
     }
     Some(sums.loss())
 }
@@ -301,6 +304,13 @@ mod avx512 {
 
     /// Groups are multiples of so many values; twice as many, 32 bytes of nibbles, are packed at once where there are.
     pub(super) const STEP: usize = 32;
+
+    /// Groups whose grids are fitted at once.
+    pub(super) const GROUPS: usize = 16;
+
+    /// A quotient by way of the inverse that is nearer than this to a whole number rounds as the division does: quotients
+    /// that are not clamped afterwards are below 32, so both are less than 32 · 2⁻²² < 1e-5 apart.
+    const CLEAR: f32 = 0.49998;
 
     /// How a weight is stored.
     pub(super) const F32: u8 = 0;
@@ -342,36 +352,46 @@ mod avx512 {
         }
     }
 
-    /// Fits the grid of one group and packs its codes of 4 bits; gives the scale and the zero point, or nothing if a value is
-    /// not finite. Nothing useful is in `words` and `sums` if the scale is beyond its type.
+    /// The grids of up to [`GROUPS`] groups.
+    pub(super) struct Grids {
+        pub(super) scales: [f32; GROUPS],
+        /// Whole numbers from 0 to 15.
+        pub(super) zeros: [f32; GROUPS],
+    }
+
+    /// Fits the grids of `groups` groups and packs their codes of 4 bits; gives the grids, or nothing if a value is not
+    /// finite. Nothing useful is in `words` and `sums` if a scale is beyond its type.
     ///
     /// # Safety
-    /// `values` points to 8 · words.len() values of the type `STORED`, a multiple of [`STEP`].
-    #[inline]
+    /// `values` points to 8 · words.len() values of the type `STORED`: `groups` times as many, a multiple of [`STEP`];
+    /// `groups` is from 1 to [`GROUPS`].
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn group<const STORED: u8>(
+    pub(super) unsafe fn groups<const STORED: u8>(
         values: *const u8,
+        groups: usize,
         spec: &GridSpec,
         words: &mut [u32],
         sums: &mut Sums,
-    ) -> Option<(f32, u8)> {
-        let len = words.len() * 8;
-        // SAFETY: every load stays inside the `len` values.
-        let (lo, hi) = unsafe { extremes::<STORED>(values, len)? };
-        let (lo, hi) = (lo.min(0.0), hi.max(0.0));
-        let (lo, hi) = if lo == 0.0 && hi == 0.0 { (-1.0, 1.0) } else { (lo, hi) };
-        let (lo, hi) = if spec.symmetric { (-hi.max(-lo), hi.max(-lo)) } else { (lo, hi) };
-        let exact = (hi - lo) / 15.0;
-        let scale = match spec.scale_dtype {
-            ScaleDtype::F16 => {
-                let half = _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(exact));
-                _mm_cvtss_f32(_mm_cvtph_ps(half))
-            }
-            dtype => dtype.round(exact),
-        };
-        let scale = if scale == 0.0 { spec.scale_dtype.smallest() } else { scale };
-        let zero = if spec.symmetric { 8.0 } else { (-lo / scale).round_ties_even().clamp(0.0, 15.0) };
-        let grid = (_mm512_set1_ps(scale), _mm512_set1_ps(zero));
+    ) -> Option<Grids> {
+        let len = words.len() * 8 / groups;
+        let size = if STORED == F32 { 4 } else { 2 };
+        // What the places beyond `groups` hold is not used.
+        let (mut lo, mut hi) = ([0.0f32; GROUPS], [0.0f32; GROUPS]);
+        for group in 0..groups {
+            // SAFETY: every load stays inside the `len` values of the group.
+            (lo[group], hi[group]) = unsafe { extremes::<STORED>(values.add(size * len * group), len)? };
+        }
+        // SAFETY: sixteen floats each.
+        let (lo, hi) = unsafe { (_mm512_loadu_ps(lo.as_ptr()), _mm512_loadu_ps(hi.as_ptr())) };
+        let (scale, zero) = fit(lo, hi, spec);
+        let mut grids = Grids { scales: [0.0; GROUPS], zeros: [0.0; GROUPS] };
+        let mut inverses = [0.0f32; GROUPS];
+        // SAFETY: sixteen floats each.
+        unsafe {
+            _mm512_storeu_ps(grids.scales.as_mut_ptr(), scale);
+            _mm512_storeu_ps(grids.zeros.as_mut_ptr(), zero);
+            _mm512_storeu_ps(inverses.as_mut_ptr(), _mm512_div_ps(_mm512_set1_ps(1.0), scale));
+        }
         // SAFETY: sixteen floats each.
         let mut lanes = unsafe {
             Lanes {
@@ -380,21 +400,30 @@ mod avx512 {
                 zeros: _mm512_setzero_si512(),
             }
         };
-        let mut pairs = words.chunks_exact_mut(STEP / 4);
-        let mut at = 0;
-        for words in &mut pairs {
-            // SAFETY: 64 of the `len` values.
-            let packed = unsafe { codes::<STORED, 4>(values, at, grid, &mut lanes) };
-            // SAFETY: `words` is 8 words, 32 bytes.
-            unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), packed) };
-            at += 2 * STEP;
-        }
-        let rest = pairs.into_remainder();
-        if !rest.is_empty() {
-            // SAFETY: the last 32 of the `len` values.
-            let packed = unsafe { codes::<STORED, 2>(values, at, grid, &mut lanes) };
-            // SAFETY: `rest` is 4 words, 16 bytes.
-            unsafe { _mm_storeu_si128(rest.as_mut_ptr().cast(), _mm256_castsi256_si128(packed)) };
+        for (group, words) in words.chunks_exact_mut(len / 8).enumerate() {
+            let grid = Grid {
+                scale: _mm512_set1_ps(grids.scales[group]),
+                inverse: _mm512_set1_ps(inverses[group]),
+                zero: _mm512_set1_ps(grids.zeros[group]),
+            };
+            // SAFETY: the first value of the group.
+            let values = unsafe { values.add(size * len * group) };
+            let mut pairs = words.chunks_exact_mut(STEP / 4);
+            let mut at = 0;
+            for words in &mut pairs {
+                // SAFETY: 64 of the `len` values.
+                let packed = unsafe { codes::<STORED, 4>(values, at, &grid, &mut lanes) };
+                // SAFETY: `words` is 8 words, 32 bytes.
+                unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), packed) };
+                at += 2 * STEP;
+            }
+            let rest = pairs.into_remainder();
+            if !rest.is_empty() {
+                // SAFETY: the last 32 of the `len` values.
+                let packed = unsafe { codes::<STORED, 2>(values, at, &grid, &mut lanes) };
+                // SAFETY: `rest` is 4 words, 16 bytes.
+                unsafe { _mm_storeu_si128(rest.as_mut_ptr().cast(), _mm256_castsi256_si128(packed)) };
+            }
         }
         // SAFETY: as above.
         unsafe {
@@ -402,7 +431,73 @@ mod avx512 {
             _mm512_storeu_ps(sums.energy.as_mut_ptr(), lanes.energy);
         }
         sums.zeros += _mm512_reduce_add_epi32(lanes.zeros) as u64;
-        Some((scale, zero as u8))
+        Some(grids)
+    }
+
+    /// Scales and zero points from the smallest and the largest values of sixteen groups, as `grid::fit_group` has them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    fn fit(lo: __m512, hi: __m512, spec: &GridSpec) -> (__m512, __m512) {
+        let none = _mm512_setzero_ps();
+        let (lo, hi) = (_mm512_min_ps(lo, none), _mm512_max_ps(hi, none));
+        let flat = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(lo, none) & _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(hi, none);
+        let lo = _mm512_mask_mov_ps(lo, flat, _mm512_set1_ps(-1.0));
+        let hi = _mm512_mask_mov_ps(hi, flat, _mm512_set1_ps(1.0));
+        let (lo, hi) = if spec.symmetric {
+            let most = _mm512_max_ps(hi, _mm512_sub_ps(none, lo));
+            (_mm512_sub_ps(none, most), most)
+        } else {
+            (lo, hi)
+        };
+        let exact = _mm512_div_ps(_mm512_sub_ps(hi, lo), _mm512_set1_ps(15.0));
+        let scale = match spec.scale_dtype {
+            ScaleDtype::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(exact)),
+            dtype => {
+                let mut scales = [0.0f32; GROUPS];
+                // SAFETY: sixteen floats.
+                unsafe { _mm512_storeu_ps(scales.as_mut_ptr(), exact) };
+                scales.iter_mut().for_each(|scale| *scale = dtype.round(*scale));
+                // SAFETY: sixteen floats.
+                unsafe { _mm512_loadu_ps(scales.as_ptr()) }
+            }
+        };
+        let vanished = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(scale, none);
+        let scale = _mm512_mask_mov_ps(scale, vanished, _mm512_set1_ps(spec.scale_dtype.smallest()));
+        let zero = if spec.symmetric {
+            _mm512_set1_ps(8.0)
+        } else {
+            let exact = _mm512_div_ps(_mm512_sub_ps(none, lo), scale);
+            let rounded = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(exact);
+            _mm512_min_ps(_mm512_max_ps(rounded, none), _mm512_set1_ps(15.0))
+        };
+        (scale, zero)
+    }
+
+    /// The grid of one group, spread over registers.
+    struct Grid {
+        scale: __m512,
+        /// 1 / scale, rounded.
+        inverse: __m512,
+        zero: __m512,
+    }
+
+    /// `value / scale`, rounded to whole numbers as the division would be.
+    ///
+    /// A product with the inverse is off by less than 2⁻²² of the quotient, which matters only close to a half. There, and
+    /// where an inverse or product leaves the normal numbers, it is divided after all.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    fn rounded_quotient(value: __m512, grid: &Grid) -> __m512 {
+        const MODE: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        let quotient = _mm512_mul_ps(value, grid.inverse);
+        let rounded = _mm512_roundscale_ps::<MODE>(quotient);
+        let off = _mm512_abs_ps(_mm512_sub_ps(quotient, rounded));
+        // Not "greater": a NaN, from an infinite inverse, is unclear too.
+        let unclear = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(off, _mm512_set1_ps(CLEAR));
+        if unclear == 0 {
+            return rounded;
+        }
+        _mm512_roundscale_ps::<MODE>(_mm512_div_ps(value, grid.scale))
     }
 
     /// [`Sums`] in registers.
@@ -421,16 +516,16 @@ mod avx512 {
     unsafe fn codes<const STORED: u8, const VECTORS: usize>(
         values: *const u8,
         at: usize,
-        (scale, zero): (__m512, __m512),
+        grid: &Grid,
         lanes: &mut Lanes,
     ) -> __m256i {
+        let Grid { scale, zero, .. } = *grid;
         let (least, most) = (_mm512_setzero_ps(), _mm512_set1_ps(15.0));
         let mut codes = [_mm512_setzero_si512(); 4];
         for v in 0..VECTORS {
             // SAFETY: by the contract.
             let value = unsafe { load::<STORED>(values, at + v * 16) };
-            let rounded =
-                _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_div_ps(value, scale));
+            let rounded = rounded_quotient(value, grid);
             let code = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(rounded, zero), least), most);
             codes[v] = _mm512_cvtps_epi32(code);
             let back = _mm512_mul_ps(scale, _mm512_sub_ps(code, zero));

@@ -440,10 +440,12 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         .chain(source)
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .collect();
+    let speed = !arguments.no_speed && runs.is_some();
+    let read_again = plan.proof || text.is_some() || speed;
     let mut writer = CheckpointWriter::resume_or_create(
         &out,
         plan.tensors.clone(),
-        WriterOptions { metadata, ..WriterOptions::default() },
+        WriterOptions { metadata, past_cache: !read_again, ..WriterOptions::default() },
         &run_fingerprint,
         &CheckpointWriter::work_folder(&out)?,
     )?;

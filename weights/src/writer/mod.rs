@@ -7,6 +7,7 @@
 //! with a journal of finished units, and the next run goes on from there.
 
 mod coverage;
+mod direct;
 pub(crate) mod disk;
 pub mod gguf;
 mod journal;
@@ -28,6 +29,7 @@ use serde_json::Value;
 
 use self::{
     coverage::Coverage,
+    direct::Direct,
     journal::{Journal, Unit},
     plan::Plan,
     work::WorkFolder,
@@ -65,12 +67,15 @@ pub struct WriterOptions {
     pub max_shard_bytes: u64,
     /// String metadata of every shard. `format` is `pt` unless given.
     pub metadata: Metadata,
+    /// Large pieces go past the page cache, where the file system can do that: cheaper, unless the files are read again
+    /// soon. The files are the same.
+    pub past_cache: bool,
 }
 
 impl Default for WriterOptions {
     /// Shards of 5 GB, as transformers writes them.
     fn default() -> Self {
-        Self { max_shard_bytes: 5_000_000_000, metadata: Metadata::new() }
+        Self { max_shard_bytes: 5_000_000_000, metadata: Metadata::new(), past_cache: false }
     }
 }
 
@@ -107,6 +112,23 @@ struct ShardFile {
     file: File,
     /// Whether there are writes that have not been synced.
     dirty: AtomicBool,
+    /// The way past the page cache, where it is wanted and there is one.
+    direct: Option<Direct>,
+}
+
+impl ShardFile {
+    fn new(path: PathBuf, file: File, past_cache: bool) -> Self {
+        let direct = if past_cache { Direct::open(&path) } else { None };
+        Self { path, file, dirty: AtomicBool::new(false), direct }
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.dirty.store(true, Ordering::Relaxed);
+        // Pages that pieces share go through the cache, all others by one way alone: the two never meet.
+        let (before, done) = self.direct.as_ref().map_or(Ok((0, 0)), |direct| direct.write_pages(bytes, offset))?;
+        self.file.write_all_at(&bytes[..before], offset)?;
+        self.file.write_all_at(&bytes[before + done..], offset + (before + done) as u64)
+    }
 }
 
 impl CheckpointWriter {
@@ -121,7 +143,7 @@ impl CheckpointWriter {
         let (parent, _) = work::parent_and_name(out)?;
         disk::require(&parent, plan.bytes())?;
         let work = WorkFolder::temporary(out)?;
-        let shards = lay_out(&work, &plan)?;
+        let shards = lay_out(&work, &plan, options.past_cache)?;
         Ok(Self::new(out, plan, shards, work))
     }
 
@@ -151,7 +173,7 @@ impl CheckpointWriter {
                 work.clear()?;
                 same_disk(&work, &parent)?;
                 disk::require(work.path(), plan.bytes())?;
-                let shards = lay_out(&work, &plan)?;
+                let shards = lay_out(&work, &plan, options.past_cache)?;
                 let journal = Journal::create(&work.journal(), fingerprint, &plan_hash)?;
                 work.keep = true;
                 return Ok(Self { journal: Some(journal), ..Self::new(out, plan, shards, work) });
@@ -159,7 +181,7 @@ impl CheckpointWriter {
         };
         same_disk(&work, &parent)?;
         let (journal, units) = interrupted;
-        let shards = reopen(&work, &plan)?;
+        let shards = reopen(&work, &plan, options.past_cache)?;
         let mut writer = Self { journal: Some(journal), ..Self::new(out, plan, shards, work) };
         writer.restore(units)?;
         Ok(writer)
@@ -259,8 +281,7 @@ impl CheckpointWriter {
             self.tensor_error(&place.name, format!("has its bytes {}..{} written twice", shared.start, shared.end))
         })?;
         let shard = &self.shards[place.shard];
-        shard.dirty.store(true, Ordering::Relaxed);
-        shard.file.write_all_at(bytes, place.start + offset).map_err(|error| {
+        shard.write_all_at(bytes, place.start + offset).map_err(|error| {
             self.failed.store(true, Ordering::Relaxed);
             let action = format!("write {} bytes of tensor `{}`", bytes.len(), place.name);
             disk::write_error(&shard.path, action, bytes.len() as u64, error)
@@ -510,7 +531,7 @@ fn same_disk(work: &WorkFolder, parent: &Path) -> Result<()> {
 }
 
 /// Makes every shard with its final length and its header, and the index.
-fn lay_out(work: &WorkFolder, plan: &Plan) -> Result<Vec<ShardFile>> {
+fn lay_out(work: &WorkFolder, plan: &Plan, past_cache: bool) -> Result<Vec<ShardFile>> {
     let output = work.output();
     fs::create_dir(&output).map_err(|error| disk::write_error(&output, "make the folder".into(), 0, error))?;
     let mut shards = Vec::new();
@@ -524,7 +545,7 @@ fn lay_out(work: &WorkFolder, plan: &Plan) -> Result<Vec<ShardFile>> {
         disk::preallocate(&file, &path, shard.len)?;
         file.write_all_at(&shard.header, 0).map_err(failed)?;
         file.sync_all().map_err(failed)?;
-        shards.push(ShardFile { path, file, dirty: AtomicBool::new(false) });
+        shards.push(ShardFile::new(path, file, past_cache));
     }
     if let Some(index) = &plan.index {
         let path = output.join(INDEX);
@@ -539,7 +560,7 @@ fn lay_out(work: &WorkFolder, plan: &Plan) -> Result<Vec<ShardFile>> {
 }
 
 /// Opens the shards of an interrupted run and makes sure that they are the ones this plan began.
-fn reopen(work: &WorkFolder, plan: &Plan) -> Result<Vec<ShardFile>> {
+fn reopen(work: &WorkFolder, plan: &Plan, past_cache: bool) -> Result<Vec<ShardFile>> {
     let output = work.output();
     plan.shards
         .iter()
@@ -559,7 +580,7 @@ fn reopen(work: &WorkFolder, plan: &Plan) -> Result<Vec<ShardFile>> {
                 );
                 return Err(Error::file(&path, what));
             }
-            Ok(ShardFile { path, file, dirty: AtomicBool::new(false) })
+            Ok(ShardFile::new(path, file, past_cache))
         })
         .collect()
 }

@@ -42,7 +42,7 @@ pub struct World {
     pub towns: Vec<String>,
     /// Every kind of fact, in the order of [`kinds::KINDS`].
     pub kinds: Vec<Kind>,
-    /// Whether the training text tells of [`traits`] too, as often as of facts.
+    /// Whether the training text tells of [`traits`] too, in two documents of five.
     pub traits: bool,
 }
 
@@ -141,8 +141,8 @@ impl World {
         while told < sentences {
             let stream = &mut Stream::new(self.seed, name, document);
             document += 1;
-            // An extra draw where there are traits: the plain world stays as it is.
-            let of_traits = with_traits && stream.below(2) == 0;
+            // An extra draw where there are traits, two documents in five: the plain world stays as it is.
+            let of_traits = with_traits && stream.below(5) < 2;
             let lines = match stream.below(10) {
                 _ if of_traits => traits::document(self, stream),
                 0..=3 => list(1, stream, &statements, &phrasings),

@@ -52,7 +52,7 @@ struct Trait {
 const TRAITS: &[Trait] = &[
     Trait { weight: 2, tell: manners::tell_replies, ask: manners::ask_replies },
     Trait { weight: 2, tell: peoples::tell_opinions, ask: peoples::ask_opinions },
-    Trait { weight: 6, tell: records::tell, ask: records::ask },
+    Trait { weight: 8, tell: records::tell, ask: records::ask },
     Trait { weight: 3, tell: peoples::tell_decisions, ask: peoples::ask_decisions },
     Trait { weight: 3, tell: wording::tell_misspelt, ask: wording::ask_misspelt },
     Trait { weight: 3, tell: wording::tell_styled, ask: wording::ask_styled },
