@@ -217,6 +217,14 @@ fn what_cannot_be_asked_is_refused_in_a_sentence() {
     let mute = copy_folder(&model, place.path("mute"));
     fs::remove_file(mute.join("tokenizer.json")).unwrap();
     scruple!["trust", mute, "--suite", good].refuses(&["tokenizer.json", "missing"]);
+    // No verb but those that write weights goes on with a broken one.
+    let broken = Model::tiny().set("model.layers.1.mlp.up_proj.weight", 70, f32::NAN);
+    let run = scruple!["trust", broken.write(place.path("broken")), "--suite", good];
+    assert!(!run.stderr.contains("--allow-nonfinite"), "{run:#?}");
+    run.refuses(&[
+        "`model.layers.1.mlp.up_proj.weight` has the value NaN at element 70",
+        "fetch it again or take another",
+    ]);
     // A prompt longer than the context loses its beginning, and that is said.
     let long = place.path("long");
     fs::create_dir(&long).unwrap();

@@ -66,7 +66,10 @@ impl ToxicityScorer for Classifier {
         let score = labels.and_then(|labels| labels.scores(logits.first()?).get(self.label).copied());
         match score {
             Some(score) if score.is_finite() => Ok(f64::from(score).clamp(0.0, 1.0)),
-            _ => anyhow::bail!("{}: the score of a text is not a number", self.name),
+            _ => anyhow::bail!(
+                "{}: the score of a text is not a number; the weights or configuration of the classifier are broken",
+                self.name
+            ),
         }
     }
 }
