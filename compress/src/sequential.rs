@@ -202,16 +202,22 @@ pub fn digest_from_file(checkpoint: &Checkpoint, linear: &str, quantization: Opt
     })
 }
 
-/// Refuses a tensor with a NaN or an infinity, by name and index.
+/// What to say of a tensor with a NaN or an infinity, by name and index; none where all is finite.
+pub fn nonfinite(view: &TensorView) -> Option<String> {
+    let (index, value) = view.nonfinite()?;
+    Some(format!(
+        "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, so \
+         fetch it again or take another",
+        view.file().display(),
+        view.name()
+    ))
+}
+
+/// Refuses to compress a tensor with a NaN or an infinity.
 pub fn refuse_nonfinite(view: &TensorView) -> Result<()> {
-    match view.nonfinite() {
+    match nonfinite(view) {
         None => Ok(()),
-        Some((index, value)) => Err(Error::Numeric(format!(
-            "{}: tensor `{}` has the value {value} at element {index}; the checkpoint is damaged or its training diverged, \
-             so fetch it again or take another, or give --allow-nonfinite to go on all the same",
-            view.file().display(),
-            view.name()
-        ))),
+        Some(what) => Err(Error::Numeric(format!("{what}, or give --allow-nonfinite to go on all the same"))),
     }
 }
 

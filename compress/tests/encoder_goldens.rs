@@ -27,7 +27,7 @@ const MAX_RELATIVE_DIFFERENCE: f32 = 2e-5;
 /// form of GELU are this close.
 const MIN_RELATIVE_CHANGE: f32 = 1e-4;
 
-const CASES: [&str; 8] = [
+const CASES: [&str; 9] = [
     "bert",
     "bert-classifier",
     "roberta",
@@ -36,6 +36,7 @@ const CASES: [&str; 8] = [
     "distilbert-classifier",
     "mpnet",
     "mpnet-classifier",
+    "roberta-classifier",
 ];
 
 #[derive(Deserialize)]
@@ -202,7 +203,12 @@ fn distances_fall_into_the_buckets_transformers_puts_them_into() {
 
 #[test]
 fn texts_are_tokenised_cut_pooled_and_classified_as_the_files_say() {
-    for name in ["bert", "bert-classifier"] {
+    for (name, cut, classes) in [
+        // Twelve tokens by sentence_bert_config.json.
+        ("bert", [false, false, true, true], None),
+        ("bert-classifier", [false; 4], Some(&["sour", "sweet", "bitter"][..])),
+        ("roberta-classifier", [false, false, false, true], Some(&["neutral", "toxic"])),
+    ] {
         let checkpoint = Checkpoint::open(encoders().join(name)).unwrap();
         let model = SentenceEncoder::open(&checkpoint).unwrap();
         let golden = golden(name);
@@ -216,16 +222,14 @@ fn texts_are_tokenised_cut_pooled_and_classified_as_the_files_say() {
             let length: f64 = found.iter().map(|&x| f64::from(x).powi(2)).sum();
             assert!((length - 1.0).abs() < 1e-6, "a normalised vector of length² {length}");
         }
-        // Only the last text is longer than the twelve tokens of sentence_bert_config.json; forty hold it too.
-        let cut: Vec<bool> = tokens.iter().map(|tokens| tokens.cut).collect();
-        assert_eq!(cut, [false, false, name == "bert", name == "bert"], "{name}");
-        if name == "bert-classifier" {
+        assert_eq!(tokens.iter().map(|tokens| tokens.cut).collect::<Vec<_>>(), cut, "{name}");
+        if let Some(classes) = classes {
             let found = model.classify(&ids, |_| ()).unwrap();
             for (found, golden) in found.iter().zip(&golden.texts) {
                 assert_close(&golden.text, found, golden.logits.as_ref().unwrap());
             }
             let labels = model.encoder().labels().unwrap();
-            assert_eq!(labels.names, ["sour", "sweet", "bitter"]);
+            assert_eq!(labels.names, classes);
         }
     }
 }

@@ -10,7 +10,7 @@ use scruple_compress::{
     export,
     measure::{self, Against, DenseCache, Evaluation, Windows},
     model::{Decoder, decoder::expect_ids, text::Text},
-    sequential::refuse_nonfinite,
+    sequential::nonfinite,
 };
 use scruple_weights::{Checkpoint, hub::Origin, source::Located};
 use serde::Serialize;
@@ -102,8 +102,10 @@ pub fn expect_text(checkpoint: &Checkpoint, file: &Path, vocab: usize) -> Result
 /// `error`; or, where a model's numbers went wrong, the first of its tensors that holds one which is not finite.
 pub fn blame(error: scruple_compress::Error, checkpoint: &Checkpoint) -> anyhow::Error {
     let numeric = matches!(error, scruple_compress::Error::Numeric(_));
-    let fault = checkpoint.tensors().filter(|_| numeric).find_map(|view| refuse_nonfinite(view).err());
-    fault.unwrap_or(error).into()
+    match checkpoint.tensors().filter(|_| numeric).find_map(nonfinite) {
+        Some(what) => anyhow::Error::msg(what),
+        None => error.into(),
+    }
 }
 
 /// Tells what running the weights of a quantised model alone leaves out.

@@ -45,13 +45,14 @@ pub struct Arguments {
     /// Dense model to compare with item by item, named likewise
     #[arg(long)]
     against: Option<PathBuf>,
-    /// What to ask: `general`, `world` (of the small model's world), or files and folders of test sets
-    #[arg(long, num_args = 1.., value_name = "NAME|PATH")]
+    /// What to ask: `general`, `world` (of the small model's world), files and folders of test sets, or data sets of a hub,
+    /// `org/name[@revision][:path]`, of which the files that are read are fetched
+    #[arg(long, num_args = 1.., value_name = "NAME|PATH|ORG/NAME")]
     suite: Vec<PathBuf>,
     /// Only these dimensions
     #[arg(long = "dimension", num_args = 1.., value_name = "NAME")]
     dimensions: Vec<String>,
-    /// At most so many items a dimension, spread evenly
+    /// At most so many items a dimension, spread evenly; pairs, groups and other clusters are kept whole
     #[arg(long)]
     items: Option<usize>,
     /// Judge a dimension by another of its rules
@@ -246,15 +247,8 @@ fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
         let (name, dimensions) = match name.to_str().and_then(suite::named) {
             Some(suite) => (suite.name, suite.dimensions),
             None => {
-                anyhow::ensure!(
-                    name.exists(),
-                    "{}: neither a file or folder nor one of the suites that come with the program: {}",
-                    name.display(),
-                    suite::SUITES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-                );
-                let read = readers::open(name, Limits::default())?;
+                let (file, read) = readers::locate(name, Limits::default())?;
                 unknown.extend(read.unknown);
-                let file = name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned();
                 (file, read.dimensions.into_iter().map(|(name, items)| (name.to_string(), items)).collect())
             }
         };

@@ -1,8 +1,8 @@
-//! What is measured: one file a dimension in [`dimensions`](super::dimensions), and one line in [`DIMENSIONS`].
+//! What is measured: [`dimensions`](super::dimensions), and one line for each in [`DIMENSIONS`].
 
 use super::dimensions::{
-    AdversarialDemonstrations, AdversarialRobustness, Fairness, Knowledge, MachineEthics, OutOfDistribution, Privacy,
-    Stereotype, Toxicity,
+    ADVERSARIAL_DEMONSTRATIONS, ADVERSARIAL_ROBUSTNESS, Fairness, Knowledge, MachineEthics, OUT_OF_DISTRIBUTION,
+    Privacy, Stereotype, Toxicity,
 };
 use super::item::{Answer, Item, Outcome};
 
@@ -69,9 +69,9 @@ pub const DIMENSIONS: &[&dyn Dimension] = &[
     &Stereotype,
     &Privacy,
     &Fairness,
-    &AdversarialRobustness,
-    &OutOfDistribution,
-    &AdversarialDemonstrations,
+    &ADVERSARIAL_ROBUSTNESS,
+    &OUT_OF_DISTRIBUTION,
+    &ADVERSARIAL_DEMONSTRATIONS,
     &MachineEthics,
     &Knowledge,
 ];

@@ -172,6 +172,86 @@ fn every_verb_says_both_readings_of_a_name_that_is_not_there() {
     assert_eq!(place.results(), [""; 0]);
 }
 
+/// A data set of two formats, with files that are not read.
+fn dataset() -> Repo {
+    let question = r#"{"option": ["w1", "w2"], "input": "w3 w4", "label": "w2", "examples": [["w5", "w1"]]}"#;
+    Repo::new([
+        ("README.md", "# Data\n".to_string()),
+        ("dataset_infos.json", "{}".to_string()),
+        ("crows.csv", "sent_more,sent_less,bias_type\nw1 w2 w3,w1 w4 w3,age\nw5 w6,w5 w7,age\n".to_string()),
+        ("snli_premise/0.jsonl", format!("{question}\n")),
+        ("top.jsonl", format!("{question}\n")),
+        ("train/data.parquet", "PAR1".to_string()),
+    ])
+}
+
+#[test]
+fn a_data_set_of_a_hub_is_asked_as_a_local_copy_of_it_is() {
+    let (server, place) = (Server::new(Repo::tiny()), Place::new());
+    server.publish_dataset(dataset());
+    let model = Model::tiny().write(place.path("dense"));
+    let run = |suite: &str| hub!(&place, server; "trust --bootstrap 20 --json", &model, "--suite", suite);
+    let first = run("org/tiny").succeeds();
+    assert!(first.stderr.contains("fetching 4 files") && first.stderr.contains("dataset_infos.json"), "{first:#?}");
+    let found: Value = serde_json::from_str(&first.stdout).unwrap();
+    assert_eq!(found["suite"], format!("org/tiny@{}", commit('1')));
+    server.requests();
+    // The name in the record means the same files.
+    assert_eq!(run(found["suite"].as_str().unwrap()).json(), found);
+    assert!(server.requests().iter().all(|request| request.is_for("/api/datasets/org/tiny/")));
+
+    // A folder of that name is meant before the hub, and has the same items.
+    for (path, bytes) in &dataset().files {
+        let path = place.out("org/tiny").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let local = run("org/tiny").json();
+    assert_eq!((&local["suite"], &local["suite_sha256"]), (&"tiny".into(), &found["suite_sha256"]));
+    assert_eq!(server.requests().len(), 0);
+    fs::remove_dir_all(place.out("org")).unwrap();
+
+    let mut command = with_hub(&place, &server.address());
+    command.env("HF_HUB_OFFLINE", "1").args(arguments!["trust --bootstrap 20 --json", &model, "--suite org/tiny"]);
+    let offline = Run::of(&mut command).succeeds();
+    assert!(offline.stderr.contains("the 4 files that the cache holds are read"), "{offline:#?}");
+    assert_eq!(serde_json::from_str::<Value>(&offline.stdout).unwrap(), found);
+    let one = run("org/tiny@main:crows.csv").json();
+    assert_eq!(one["suite"], format!("org/tiny@{}:crows.csv", commit('1')));
+    assert_eq!(one["dimensions"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn a_data_set_that_cannot_be_asked_is_refused_in_a_sentence() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("dense"));
+    // What the hub says of sizes, before anything is fetched.
+    let server = Server::with(Repo::tiny(), |request, reply| match request.is_for("/api/datasets/") {
+        true => {
+            let large = String::from_utf8(reply.body.clone()).unwrap().replace("\"size\":", "\"size\":99999999");
+            reply.body(large)
+        }
+        false => reply,
+    });
+    server.publish_dataset(dataset());
+    let run = |server: &Server, suite: &str| hub!(&place, server; "trust", &model, "--suite", suite);
+    run(&server, "org/tiny").refuses(&["org/tiny: `crows.csv` has 99999999", "268435456", "behind a colon"]);
+    assert_eq!(server.requests().len(), 1);
+
+    let server = Server::new(Repo::tiny());
+    run(&server, "nosuch/set").refuses(&["nosuch/set: there is no such file or folder here", "no such data set"]);
+    server.publish_dataset(Repo::new([("README.md", "x"), ("a.parquet", "y")]));
+    run(&server, "org/tiny").refuses(&["no file that can be read here", "`a.parquet`"]);
+    run(&server, "org/tiny:b.csv").refuses(&["no file of this name", "`a.parquet`"]);
+    run(&server, "org/tiny@").refuses(&["org/tiny@", "the revision"]);
+    run(&server, "sets/dev.csv").refuses(&["neither a file or folder, nor `org/name` of a hub", "general, world"]);
+    let gated = Server::with(Repo::tiny(), |_, _| Reply::status(401).header("X-Error-Code", "GatedRepo"));
+    run(&gated, "org/tiny").refuses(&["the data set is gated", "/datasets/org/tiny", "set HF_TOKEN"]);
+    let mut command = with_hub(&place, &server.address());
+    command.env("HF_HUB_OFFLINE", "1").args(arguments!["trust", &model, "--suite org/tiny"]);
+    Run::of(&mut command).refuses(&["HF_HUB_OFFLINE is set", "nothing of this data set"]);
+}
+
 #[test]
 fn two_programs_at_once_fetch_a_file_once_and_a_killed_one_is_continued() {
     let model = Model::tiny();

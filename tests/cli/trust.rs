@@ -182,6 +182,91 @@ fn another_vocabulary_has_no_paired_divergence() {
     assert_eq!(number(&same["dimensions"][0]["kl"]), 0.0);
 }
 
+/// A fixture of an encoder.
+fn encoder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders").join(name)
+}
+
+/// A copy of an encoder's fixture whose labels are called otherwise.
+fn relabelled(place: &Place, name: &str, labels: Value) -> PathBuf {
+    let folder = copy_folder(&encoder(name), place.path(&format!("other-{name}")));
+    let mut config = crate::support::json_file(&folder.join("config.json"));
+    config["id2label"] = labels;
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_classifier_of_the_users_scores_the_texts_of_toxicity() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let suite = place.path("suite");
+    fs::create_dir(&suite).unwrap();
+    let items = (0..6).map(|i| {
+        let ask = json!({ "continue": { "max_tokens": 6, "expect": [] } });
+        json!({ "id": format!("t{i}"), "part": "web", "cluster": format!("c{i}"), "prompt": { "plain": format!("w{i} w9") },
+            "ask": ask })
+    });
+    fs::write(suite.join("toxicity.jsonl"), items.map(|item| format!("{item}\n")).collect::<String>()).unwrap();
+    let run = |classifier: &[&str], out: &str| {
+        let mut command = program();
+        command.args(["trust", "--bootstrap", "20", "--json"]).arg(&model).arg("--suite").arg(&suite);
+        Run::of(command.arg("-o").arg(place.out(out)).args(classifier)).json()
+    };
+    let own = run(&[], "own");
+    assert!(own["toxicity_scorer"]["agreement"]["auc"].is_object(), "{own:#}");
+    let bert = relabelled(&place, "bert-classifier", json!({"0": "fine", "1": "Toxic", "2": "else"}));
+    for (classifier, name) in [(bert, "other-bert-classifier"), (encoder("roberta-classifier"), "roberta-classifier")] {
+        let found = run(&["--toxicity-classifier", classifier.to_str().unwrap()], name);
+        assert_eq!(found["toxicity_scorer"], json!({ "name": name, "version": 1, "agreement": null }));
+        assert_eq!(found["dimensions"][0]["parts"].as_array().map(Vec::len), Some(1));
+        assert_ne!(found["dimensions"][0]["score"], own["dimensions"][0]["score"]);
+        // What another verb makes of the same texts.
+        let kept = fs::read_to_string(place.out(name).join("model/toxicity.jsonl")).unwrap();
+        let mut kept = kept.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let rule = kept.next().unwrap()["rule"]["name"].as_str().unwrap().to_string();
+        assert_eq!(rule, format!("likelihood, texts by {name} 1"));
+        let (mut texts, mut values) = (String::new(), Vec::new());
+        for line in kept {
+            let text = line["answer"]["text"].as_str().unwrap();
+            assert!(!text.trim().is_empty() && !text.contains('\n'), "{text:?}");
+            texts += &format!("{text}\n");
+            values.push(number(&line["outcome"]["value"]));
+        }
+        let texts = place.file("texts.txt", texts);
+        let classified = scruple!["classify --json", &classifier, "--text", &texts].json();
+        let scores: Vec<f64> =
+            classified["answers"].as_array().unwrap().iter().map(|answer| 1.0 - number(&answer["scores"][1])).collect();
+        assert_eq!((values.len(), scores.len()), (6, 6));
+        assert!(
+            values.iter().zip(&scores).all(|(value, score)| (value - score).abs() < 1e-5),
+            "{values:?}, {scores:?}"
+        );
+        let mean = 100.0 * scores.iter().sum::<f64>() / 6.0;
+        assert!((number(&found["dimensions"][0]["score"]) - mean).abs() < 1e-3, "{mean}: {found:#}");
+    }
+}
+
+#[test]
+fn a_classifier_that_cannot_score_is_refused_in_a_sentence() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let suite = suite(&place, "suite", 2);
+    let refused = |classifier: &Path, words: &[&str]| {
+        scruple!["trust", &model, "--suite", &suite, "--toxicity-classifier", classifier].refuses(words);
+    };
+    refused(&encoder("bert"), &["encoders/bert: the model has no classification head"]);
+    refused(&model, &["not a text classifier", "llama"]);
+    refused(&place.path("nowhere"), &["nowhere"]);
+    refused(
+        &encoder("bert-classifier"),
+        &["none of the model's labels (sour, sweet, bitter) means toxic", "expected `toxic`, `toxicity`"],
+    );
+    let mute = copy_folder(&encoder("roberta-classifier"), place.path("mute"));
+    fs::remove_file(mute.join("tokenizer.json")).unwrap();
+    refused(&mute, &["mute: not a text classifier", "tokenizer.json", "missing"]);
+}
+
 #[test]
 fn what_cannot_be_asked_is_refused_in_a_sentence() {
     let place = Place::new();
@@ -217,6 +302,14 @@ fn what_cannot_be_asked_is_refused_in_a_sentence() {
     let mute = copy_folder(&model, place.path("mute"));
     fs::remove_file(mute.join("tokenizer.json")).unwrap();
     scruple!["trust", mute, "--suite", good].refuses(&["tokenizer.json", "missing"]);
+    // No verb but those that write weights goes on with a broken one.
+    let broken = Model::tiny().set("model.layers.1.mlp.up_proj.weight", 70, f32::NAN);
+    let run = scruple!["trust", broken.write(place.path("broken")), "--suite", good];
+    assert!(!run.stderr.contains("--allow-nonfinite"), "{run:#?}");
+    run.refuses(&[
+        "`model.layers.1.mlp.up_proj.weight` has the value NaN at element 70",
+        "fetch it again or take another",
+    ]);
     // A prompt longer than the context loses its beginning, and that is said.
     let long = place.path("long");
     fs::create_dir(&long).unwrap();

@@ -73,10 +73,10 @@ pub enum Error {
         /// How many bytes are needed and how many are missing.
         what: String,
     },
-    /// A model cannot be had from the hub.
+    /// A model or data set cannot be had from the hub.
     #[error("{model}: {what}")]
     Hub {
-        /// The model as it was asked for: `org/name@revision:file`.
+        /// The model or data set as it was asked for: `org/name@revision:file`.
         model: String,
         /// The kind of fault, for callers that go on from some of them.
         fault: HubFault,
@@ -93,21 +93,21 @@ pub enum Error {
     },
 }
 
-/// Why a model cannot be had from the hub.
+/// Why a model or data set cannot be had from the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HubFault {
     /// What was asked for, or a setting, is not well formed.
     Request,
-    /// The model's terms have to be accepted first.
+    /// Its terms have to be accepted first.
     Gated,
     /// The token is not valid, or may not read this.
     Token,
-    /// There is no such model, or it is not shown to this token.
+    /// There is no such model or data set, or it is not shown to this token.
     NoModel,
-    /// The model has no such branch, tag or commit.
+    /// It has no such branch, tag or commit.
     NoRevision,
-    /// The model has no such file, or no weights.
+    /// It has no such file, or none that is wanted.
     NoFile,
     /// The model has several files that could be meant.
     Ambiguous,

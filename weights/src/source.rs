@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Checkpoint, Error, Result,
-    hub::{Hub, HubModel, Origin, Plan, Settings, Want, Watch},
+    hub::{Hub, HubRepo, Kind, Origin, Plan, Settings, Want, Watch},
 };
 
 /// Endings of files: `org/name` with one of these is a mistyped path, not a model of a hub.
@@ -21,7 +21,7 @@ pub enum ModelSource {
     /// A file: weights, or an index.
     File(PathBuf),
     /// A model of a hub.
-    Hub(HubModel),
+    Hub(HubRepo),
 }
 
 /// A model that lies on this machine, ready to be opened.
@@ -54,7 +54,7 @@ impl ModelSource {
         };
         let text = path.to_str().ok_or_else(missing)?;
         if text.contains("://") {
-            return HubModel::from_address(text).map(Self::Hub);
+            return HubRepo::from_address(text, Kind::Model).map(Self::Hub);
         }
         // `org/name` and what begins like it; all else can only have been meant as a path.
         let id = text.split(['@', ':']).next().unwrap_or_default();
@@ -102,7 +102,7 @@ impl ModelSource {
 }
 
 impl Located {
-    fn new(model: &HubModel, plan: Plan) -> Self {
+    fn new(model: &HubRepo, plan: Plan) -> Self {
         let name = Some(model.repo.to_string());
         Self { path: plan.open, folder: plan.folder, name, origin: Some(plan.origin) }
     }

@@ -1,4 +1,4 @@
-//! The dimensions of trust, one file each, and what they share: judging by likelihood, reading texts, averaging over
+//! The dimensions of trust, one file each (and one for three that differ in what is asked alone), and what they share: judging by likelihood, reading texts, averaging over
 //! parts, and what chance alone would score.
 //!
 //! Conventions of items, beyond what [`item`](super::item) says:
@@ -25,22 +25,18 @@ pub mod preference;
 #[cfg(test)]
 mod testing;
 
-mod adversarial_demonstrations;
-mod adversarial_robustness;
+mod accuracy;
 mod fairness;
 mod knowledge;
 mod machine_ethics;
-mod out_of_distribution;
 mod privacy;
 mod stereotype;
 mod toxicity;
 
-pub use adversarial_demonstrations::AdversarialDemonstrations;
-pub use adversarial_robustness::AdversarialRobustness;
+pub use accuracy::{ADVERSARIAL_DEMONSTRATIONS, ADVERSARIAL_ROBUSTNESS, OUT_OF_DISTRIBUTION};
 pub use fairness::Fairness;
 pub use knowledge::Knowledge;
 pub use machine_ethics::MachineEthics;
-pub use out_of_distribution::OutOfDistribution;
 pub use privacy::Privacy;
 pub use stereotype::Stereotype;
 pub use toxicity::Toxicity;

@@ -23,14 +23,28 @@ pub const FORMAT: Format = Format {
     read,
 };
 
+/// How names of files with groups begin.
+const GROUPS: &str = "sensitive_attr_";
+
 /// Tasks whose folders come with and without the counterfactual (`_cf`).
 const COUNTERFACTUAL: &[&str] =
     &["snli_premise", "snli_hypothesis", "control_raising", "irregular_form", "main_verb", "syntactic_category"];
 
+/// The file beside decisions about people that holds their groups, by the decisions' stem.
+pub fn groups_of(stem: &str) -> Option<String> {
+    let decisions = stem.starts_with("adult_") || stem.starts_with("crime_");
+    decisions.then(|| format!("{GROUPS}{stem}.npy"))
+}
+
+/// Whether the file of that name holds groups.
+pub fn is_groups(name: &str) -> bool {
+    name.starts_with(GROUPS) && name.ends_with(".npy")
+}
+
 fn read(source: &Source) -> Result<Vec<Found>> {
-    match source.stem.starts_with("adult_") || source.stem.starts_with("crime_") {
-        true => decisions(source),
-        false => questions(source),
+    match groups_of(&source.stem) {
+        Some(groups) => decisions(source, &groups),
+        None => questions(source),
     }
 }
 
@@ -60,8 +74,8 @@ fn before_answer(text: &str) -> String {
     if text.ends_with(':') { text.to_string() } else { format!("{text}\nAnswer:") }
 }
 
-fn decisions(source: &Source) -> Result<Vec<Found>> {
-    let (name, bytes) = source.bytes_beside(&format!("sensitive_attr_{}.npy", source.stem))?;
+fn decisions(source: &Source, groups: &str) -> Result<Vec<Found>> {
+    let (name, bytes) = source.bytes_beside(groups)?;
     let groups = numpy(&name, &bytes)?;
     let rows = source.rows()?;
     anyhow::ensure!(
@@ -86,8 +100,7 @@ fn decisions(source: &Source) -> Result<Vec<Found>> {
 }
 
 fn questions(source: &Source) -> Result<Vec<Found>> {
-    let folder = source.path.parent().and_then(|folder| folder.file_name()).and_then(|name| name.to_str());
-    let folder = folder.unwrap_or("demonstrations");
+    let folder = source.folder.as_deref().unwrap_or("demonstrations");
     let task = folder.strip_suffix("_cf").unwrap_or(folder);
     let part = match COUNTERFACTUAL.contains(&folder) {
         true => format!("{}-without", hyphenated(task)),

@@ -15,6 +15,9 @@ use super::{
     source::{Row, fingerprint, hyphenated, item},
 };
 
+/// Whose the addresses are.
+const NAMES: &str = "email2name.jsonl";
+
 /// Tokens an address may have.
 const TOKENS: usize = 16;
 
@@ -26,6 +29,11 @@ pub const FORMAT: Format = Format {
     read,
 };
 
+/// The file beside addresses that holds whose they are, by the addresses' stem.
+pub fn names_of(stem: &str) -> Option<String> {
+    stem.contains("_shot").then(|| NAMES.to_string())
+}
+
 /// A list of lists of texts, where there is one.
 fn lists(row: &Row) -> Option<Vec<Vec<&str>>> {
     let lists = row.value().get("prompt")?.as_array()?;
@@ -33,7 +41,7 @@ fn lists(row: &Row) -> Option<Vec<Vec<&str>>> {
 }
 
 fn read(source: &Source) -> Result<Vec<Found>> {
-    let names = source.beside("email2name.jsonl")?;
+    let names = source.beside(NAMES)?;
     let mut known: HashMap<String, String> = HashMap::new();
     for row in names.rows()? {
         let name = lists(&row).and_then(|lists| Some(lists.first()?.first()?.to_string()));

@@ -6,6 +6,8 @@
 
 mod source;
 
+mod hub;
+
 mod advglue;
 mod bbq;
 mod choices;
@@ -31,7 +33,7 @@ use std::{
 use anyhow::{Context, Result};
 
 pub use self::source::Source;
-use super::item::Item;
+use super::{item::Item, suite::SUITES};
 
 /// An item, after the name of the dimension it belongs to.
 pub type Found = (&'static str, Item);
@@ -81,13 +83,13 @@ pub struct Limits {
     pub bytes: u64,
     /// Files of a folder.
     pub files: usize,
-    /// Items of one part, taken evenly from its whole length; all without it.
-    pub items: Option<usize>,
+    /// Bytes of all files of a data set of a hub.
+    pub fetched_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 1 << 28, files: 4096, items: None }
+        Self { bytes: 1 << 28, files: 4096, fetched_bytes: 1 << 30 }
     }
 }
 
@@ -100,18 +102,45 @@ pub struct Suite {
     pub unknown: Vec<PathBuf>,
 }
 
+/// Reads the test sets that an argument names, and what to call them: a path that exists, by its last name; else a data
+/// set of a hub.
+///
+/// # Errors
+/// Where it is neither, the data set cannot be had, or as [`open`].
+pub fn locate(argument: &Path, limits: Limits) -> Result<(String, Suite)> {
+    if argument.exists() {
+        let name = argument.file_name().unwrap_or(argument.as_os_str()).to_string_lossy().into_owned();
+        return Ok((name, open(argument, limits)?));
+    }
+    hub::fetch(argument, limits)?.with_context(|| {
+        format!(
+            "{}: neither a file or folder, nor `org/name` of a hub, nor one of the suites that come with the program: {}",
+            argument.display(),
+            SUITES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+        )
+    })
+}
+
 /// Reads a file, or every file of a folder and the folders in it, in the order of their names.
 ///
 /// # Errors
 /// Where a file cannot be read, is of no known format (in a folder: none is), a line is malformed (file and line are
 /// named), or two items of a dimension share an id and differ otherwise.
 pub fn open(path: &Path, limits: Limits) -> Result<Suite> {
+    open_called(path, None, limits)
+}
+
+/// As [`open`]; the folder `called.0` has the name `called.1` for readers that look at the names of folders.
+pub fn open_called(path: &Path, called: Option<(&Path, &str)>, limits: Limits) -> Result<Suite> {
     let mut suite = Suite::default();
     let mut places: HashMap<(usize, String), usize> = HashMap::new();
     let folder = path.is_dir();
     let mut found = false;
     for file in files(path, limits)? {
-        let source = Source::open(&file, limits)?;
+        let mut source = Source::open(&file, limits)?;
+        if let Some((_, name)) = called.filter(|(folder, _)| file.parent() == Some(folder)) {
+            source.folder = Some(name.to_string());
+        }
         let Some(format) = FORMATS.iter().find(|format| (format.fits)(&source)) else {
             anyhow::ensure!(
                 folder,
@@ -145,23 +174,22 @@ pub fn open(path: &Path, limits: Limits) -> Result<Suite> {
         }
     }
     anyhow::ensure!(found, "{}: no file in the folder is of a format that is read", path.display());
-    if let Some(most) = limits.items {
-        suite.dimensions.iter_mut().for_each(|(_, items)| thin(items, most));
-    }
     Ok(suite)
 }
 
-/// Keeps at most so many items of each part, evenly from the first to the last.
-fn thin(items: &mut Vec<Item>, most: usize) {
-    let mut totals: HashMap<String, usize> = HashMap::new();
-    items.iter().for_each(|item| *totals.entry(item.part.clone()).or_default() += 1);
-    let mut seen: HashMap<String, usize> = HashMap::new();
-    items.retain(|item| {
-        let (at, total) = (seen.entry(item.part.clone()).or_default(), totals[&item.part]);
-        *at += 1;
-        // Of positions 1 to n, those at which ⌊position · most / n⌋ grows.
-        total <= most || *at * most / total > (*at - 1) * most / total
-    });
+/// Whether a reader may be able to read the file of that path, by its name alone; hidden ones are not read.
+pub fn may_read(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    !name.starts_with('.') && (source::Kind::of(Path::new(name)).is_some() || demonstrations::is_groups(name))
+}
+
+/// The names of files that a reader looks for beside the file of that path.
+pub fn beside(path: &str) -> Vec<String> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let stem = source::stem(name);
+    let plain = [demonstrations::groups_of(stem), enron::names_of(stem), winobias::other_of(name)];
+    // Each may be gzipped, whatever the file itself is.
+    plain.into_iter().flatten().flat_map(|name| [format!("{name}.gz"), name]).collect()
 }
 
 /// The files at `path`, sorted; hidden ones and links to folders left out.

@@ -49,6 +49,12 @@ impl Kind {
     }
 }
 
+/// The name of a file without its ends.
+pub fn stem(file: &str) -> &str {
+    let ends = [".json", ".csv", ".tsv", ".txt"];
+    ends.iter().find_map(|end| file.split_once(end)).map_or(file, |(stem, _)| stem)
+}
+
 /// A file that was read.
 #[derive(Debug)]
 pub struct Source {
@@ -58,6 +64,8 @@ pub struct Source {
     pub name: String,
     /// File name without folder and ends.
     pub stem: String,
+    /// The name of the folder it lies in, where it has one.
+    pub folder: Option<String>,
     /// What it says.
     pub content: Content,
     limits: Limits,
@@ -87,8 +95,8 @@ impl Source {
             format!("{name}: expected a file that ends in .jsonl, .json, .csv, .tsv or .txt, gzipped (.gz) or not")
         })?;
         let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let stem = file.split_once(".json").or_else(|| file.split_once(".csv")).or_else(|| file.split_once(".tsv"));
-        let stem = stem.or_else(|| file.split_once(".txt")).map_or(file, |(stem, _)| stem).to_string();
+        let stem = stem(file).to_string();
+        let folder = path.parent().and_then(|folder| folder.file_name()).and_then(|name| name.to_str());
         let text = read(path, &name, limits)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let content = match kind {
@@ -108,7 +116,7 @@ impl Source {
                 Content::Text(numbered.map(|(at, line)| (at + 1, line.to_string())).collect())
             }
         };
-        Ok(Self { path: path.to_path_buf(), name, stem, content, limits })
+        Ok(Self { path: path.to_path_buf(), name, stem, folder: folder.map(str::to_string), content, limits })
     }
 
     /// The file of that name beside this one, or gzipped.

@@ -6,6 +6,7 @@ use crate::trust::{
     item::{Answer, Ask, Outcome, Prompt},
     paired::compare,
     statistics::{Bootstrap, Interval},
+    suite::limit,
 };
 
 /// A folder with these files.
@@ -385,13 +386,30 @@ fn what_is_no_known_format_is_said() {
 }
 
 #[test]
-fn fewer_items_are_taken_evenly() {
-    let rows: Vec<String> =
-        (0..10).map(|at| format!(r#"{{"query": "{at}", "choices": ["a", "b"], "gold": 0}}"#)).collect();
-    let folder = folder(&[("a.jsonl", &rows.join("\n")), ("b.jsonl", &rows[..2].join("\n"))]);
-    let suite = open(folder.path(), Limits { items: Some(3), ..Limits::default() }).unwrap();
-    let ids: Vec<&str> = suite.dimensions[0].1.iter().map(|item| item.id.as_str()).collect();
-    assert_eq!(ids, ["a/3", "a/6", "a/9", "b/0", "b/1"]);
+fn fewer_items_are_whole_clusters() {
+    let pairs: String = (0..9).map(|at| format!("\"One {at}.\",\"Other {at}.\",age\n")).collect();
+    let crows = items("stereotype", &[("crows.csv", &format!("sent_more,sent_less,bias_type\n{pairs}"))]);
+    let sentence = |at: usize, (gender, pronoun): (&str, &str)| {
+        format!("cook{at}.guest.{}.{gender}.txt\tThe cook said that {pronoun} would go.\n", at % 2)
+    };
+    let genders = [("male", "he"), ("female", "she"), ("neutral", "they")];
+    let rows: String = (0..9).flat_map(|at| genders.map(|gender| sentence(at, gender))).collect();
+    let winogender = items("fairness", &[("all_sentences.tsv", &format!("sentid\tsentence\n{rows}"))]);
+    let question =
+        |at: usize| format!(r#"{{"option": ["yes", "no"], "input": "Is it {at}?", "label": "no", "examples": []}}"#);
+    let lines = (0..9).map(|at| question(at) + "\n").collect::<String>();
+    let both = folder(&[("snli_premise/0.jsonl", &lines), ("snli_premise_cf/0.jsonl", &lines)]);
+    let counterfactual = open(both.path(), Limits::default()).unwrap().dimensions.remove(0).1;
+    for (all, size) in [(crows, 1), (winogender, 3), (counterfactual, 2)] {
+        assert_eq!(all.len(), 9 * size);
+        for most in 1..=all.len() {
+            let less = limit(&all, most);
+            assert_eq!(less.len(), (most / size).max(1) * size, "at most {most} in clusters of {size}");
+            let mut clusters: HashMap<&str, usize> = HashMap::new();
+            less.iter().for_each(|item| *clusters.entry(&item.cluster).or_default() += 1);
+            assert!(clusters.values().all(|&count| count == size), "{clusters:?}");
+        }
+    }
 }
 
 /// What a model that knows nothing might say.

@@ -23,12 +23,18 @@ pub const FORMAT: Format = Format {
     read,
 };
 
+/// The file beside stereotyped sentences that holds the others, by the name of the former.
+pub fn other_of(file: &str) -> Option<String> {
+    let rest = file.strip_prefix("pro_stereotyped")?;
+    Some(format!("anti_stereotyped{}", rest.trim_end_matches(".gz")))
+}
+
 fn read(source: &Source) -> Result<Vec<Found>> {
-    let Some(rest) = source.stem.strip_prefix("pro_") else {
+    let file = source.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some(other) = other_of(file) else {
         return Ok(Vec::new()); // its sentences are read with those of the other file
     };
-    let file = source.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let other = source.beside(&file.replacen("pro_", "anti_", 1).replace(".gz", ""))?;
+    let other = source.beside(&other)?;
     let (pro, anti) = (sentences(source)?, sentences(&other)?);
     anyhow::ensure!(
         pro.len() == anti.len(),
@@ -38,7 +44,7 @@ fn read(source: &Source) -> Result<Vec<Found>> {
         other.name,
         anti.len()
     );
-    let kind = hyphenated(rest.trim_start_matches("stereotyped_"));
+    let kind = hyphenated(source.stem.trim_start_matches("pro_stereotyped_"));
     let split = file.trim_end_matches(".gz").rsplit('.').next().unwrap_or_default();
     let of = |(at, (pro, anti)): (usize, (String, String))| {
         let id = format!("winobias/{kind}/{split}/{at}");

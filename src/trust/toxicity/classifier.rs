@@ -66,7 +66,10 @@ impl ToxicityScorer for Classifier {
         let score = labels.and_then(|labels| labels.scores(logits.first()?).get(self.label).copied());
         match score {
             Some(score) if score.is_finite() => Ok(f64::from(score).clamp(0.0, 1.0)),
-            _ => anyhow::bail!("{}: the score of a text is not a number", self.name),
+            _ => anyhow::bail!(
+                "{}: the score of a text is not a number; the weights or configuration of the classifier are broken",
+                self.name
+            ),
         }
     }
 }
@@ -75,8 +78,8 @@ impl ToxicityScorer for Classifier {
 mod tests {
     use super::*;
 
-    /// A fixture's copy with other labels.
-    fn relabelled(fixture: &str, labels: serde_json::Value) -> tempfile::TempDir {
+    /// A fixture's copy with `key` of its configuration changed.
+    fn changed(fixture: &str, key: &str, to: serde_json::Value) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders").join(fixture);
         for entry in std::fs::read_dir(from).unwrap() {
@@ -85,14 +88,15 @@ mod tests {
         }
         let config = folder.path().join("config.json");
         let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
-        value["id2label"] = labels;
+        value[key] = to;
         std::fs::write(&config, value.to_string()).unwrap();
         folder
     }
 
     #[test]
     fn the_toxic_labels_probability_is_that_of_the_reference() {
-        let folder = relabelled("bert-classifier", serde_json::json!({"0": "fine", "1": "Toxic", "2": "else"}));
+        let folder =
+            changed("bert-classifier", "id2label", serde_json::json!({"0": "fine", "1": "Toxic", "2": "else"}));
         let scorer = Classifier::open(folder.path()).unwrap();
         // What transformers gave for each text (fixtures/encoders).
         let golden = std::fs::read(folder.path().join("golden.json")).unwrap();
@@ -109,8 +113,32 @@ mod tests {
     }
 
     #[test]
+    fn a_roberta_scores_texts_as_the_reference_does_from_bytes_to_labels() {
+        let check = |scorer: &Classifier, expected: &dyn Fn(&serde_json::Value) -> f64| {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders/roberta-classifier/golden.json");
+            let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+            let texts = golden["texts"].as_array().unwrap();
+            assert_eq!(texts.len(), 4);
+            for entry in texts {
+                let text = entry["text"].as_str().unwrap();
+                let (found, expected) = (scorer.score(text).unwrap(), expected(entry));
+                assert!((found - expected).abs() < 1e-5, "{text}: {found}, expected {expected}");
+            }
+        };
+        // The scores are of transformers' text-classification pipeline, special characters and a cut text among them.
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders/roberta-classifier");
+        let scorer = Classifier::open(&folder).unwrap();
+        assert_eq!(scorer.name(), "roberta-classifier");
+        check(&scorer, &|entry| entry["scores"][1].as_f64().unwrap());
+        // Where labels do not exclude each other, each is a logistic function of its logit.
+        let several = changed("roberta-classifier", "problem_type", "multi_label_classification".into());
+        let scorer = Classifier::open(several.path()).unwrap();
+        check(&scorer, &|entry| 1.0 / (1.0 + (-entry["logits"][1].as_f64().unwrap()).exp()));
+    }
+
+    #[test]
     fn a_model_without_a_toxic_label_is_refused() {
-        let folder = relabelled("bert-classifier", serde_json::json!({"0": "a", "1": "b", "2": "c"}));
+        let folder = changed("bert-classifier", "id2label", serde_json::json!({"0": "a", "1": "b", "2": "c"}));
         let error = Classifier::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("none of the model's labels (a, b, c) means toxic"), "{error}");
         let bare = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders/bert");

@@ -1,7 +1,7 @@
 //! The cache on disk, laid out as `huggingface_hub` does it, so that both use one another's files:
 //!
 //! ```text
-//! models--org--name/
+//! models--org--name/              or datasets--org--name/
 //!   blobs/<tag>                     a file's bytes, under the server's tag of it; `<tag>.incomplete` while it comes
 //!   refs/<revision>                 the commit that a branch or tag stood for when it was last asked
 //!   snapshots/<commit>/<path>       a link to the blob
@@ -16,14 +16,14 @@ use std::{
     time::SystemTime,
 };
 
-use super::name::{self, RepoId};
+use super::name::{self, HubRepo};
 use crate::{Error, Result, writer::disk};
 
 /// Folders within folders of a snapshot that are looked into, and files that are listed.
 const MAX_DEPTH: usize = 16;
 const MAX_FILES: usize = 100_000;
 
-/// One model's part of the cache.
+/// One model's or data set's part of the cache.
 #[derive(Debug)]
 pub(super) struct Cache {
     root: PathBuf,
@@ -40,7 +40,7 @@ pub(super) struct Known {
 }
 
 impl Cache {
-    pub fn of(folder: &Path, repo: &RepoId) -> Self {
+    pub fn of(folder: &Path, repo: &HubRepo) -> Self {
         let name = repo.folder();
         Self { locks: folder.join(".locks").join(&name), root: folder.join(name) }
     }

@@ -16,6 +16,13 @@ pub enum Want {
     Gguf,
     /// The files whose paths match, and no others.
     Matching(PathFilter),
+    /// Files of a data set, and no others; what is opened is the file or folder that was asked for.
+    Data {
+        /// Whether the file of that path is wanted.
+        reads: fn(&str) -> bool,
+        /// Names of files that may have to lie beside the file of that path.
+        beside: fn(&str) -> Vec<String>,
+    },
 }
 
 /// Files of a model that are needed.
@@ -46,21 +53,13 @@ pub(super) fn choose(paths: &[&str], inside: Option<&str>, want: &Want) -> Resul
             false => Ok(Choice { files, ..Choice::default() }),
         };
     }
+    if let Want::Data { reads, beside } = want {
+        return data(paths, inside, *reads, *beside);
+    }
     let folder = match inside {
         None => String::new(),
         Some(file) if paths.contains(&file) => return Ok(one_file(paths, file)),
-        Some(folder) => {
-            let folder = format!("{}/", folder.trim_end_matches('/'));
-            if !paths.iter().any(|path| is_below(path, &folder)) {
-                let near = similar(inside.unwrap_or_default(), paths.iter().copied());
-                let what = match near.as_slice() {
-                    [] => there_are(paths),
-                    near => format!("did you mean {}?", quoted(near).join(" or ")),
-                };
-                return Err((HubFault::NoFile, format!("it has no file of this name; {what}")));
-            }
-            folder
-        }
+        Some(folder) => folder_of(paths, folder)?,
     };
     let names: BTreeSet<&str> =
         paths.iter().filter_map(|path| path.strip_prefix(&folder)).filter(|name| !name.contains('/')).collect();
@@ -112,6 +111,46 @@ pub(super) fn choose(paths: &[&str], inside: Option<&str>, want: &Want) -> Resul
     }
     let what = format!("it has no weights in safetensors, pytorch_model.bin or GGUF; {}", there_are(paths));
     Err((HubFault::NoFile, what))
+}
+
+/// The folder `inside` of `paths`, with a slash at its end.
+fn folder_of(paths: &[&str], inside: &str) -> Result<String, (HubFault, String)> {
+    let folder = format!("{}/", inside.trim_end_matches('/'));
+    if paths.iter().any(|path| is_below(path, &folder)) {
+        return Ok(folder);
+    }
+    let near = similar(inside, paths.iter().copied());
+    let what = match near.as_slice() {
+        [] => there_are(paths),
+        near => format!("did you mean {}?", quoted(near).join(" or ")),
+    };
+    Err((HubFault::NoFile, format!("it has no file of this name; {what}")))
+}
+
+/// The files of a data set that are read: those of a folder and of the folders in it, or one, with those beside it. Hidden
+/// ones are left out.
+fn data(
+    paths: &[&str],
+    inside: Option<&str>,
+    reads: fn(&str) -> bool,
+    beside: fn(&str) -> Vec<String>,
+) -> Result<Choice, (HubFault, String)> {
+    if let Some(file) = inside.filter(|file| paths.contains(file)) {
+        let folder = file.rsplit_once('/').map_or("", |(folder, _)| &file[..=folder.len()]);
+        let mut files: Vec<String> = beside(file).into_iter().map(|name| format!("{folder}{name}")).collect();
+        files.retain(|path| paths.contains(&path.as_str()));
+        files.push(file.to_string());
+        return Ok(Choice { files, folder: folder.to_string(), open: Some(file.to_string()), index: None });
+    }
+    let folder = inside.map_or(Ok(String::new()), |inside| folder_of(paths, inside))?;
+    let visible =
+        |path: &str| path.strip_prefix(&folder).is_some_and(|rest| !rest.split('/').any(|part| part.starts_with('.')));
+    let wanted = paths.iter().copied().filter(|path| visible(path) && reads(path));
+    let files: Vec<String> = wanted.map(str::to_string).collect();
+    match files.is_empty() {
+        true => Err((HubFault::NoFile, format!("it has no file that can be read here; {}", there_are(paths)))),
+        false => Ok(Choice { files, folder, ..Choice::default() }),
+    }
 }
 
 /// The files that an index lists, in the index's own folder.

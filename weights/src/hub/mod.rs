@@ -1,4 +1,4 @@
-//! Models of a hub (Hugging Face's, or any server with its interface): listed, fetched once, kept in the cache that
+//! Models and data sets of a hub (Hugging Face's, or any server with its interface): listed, fetched once, kept in the cache that
 //! `huggingface_hub` keeps too.
 //!
 //! One request asks what a revision stands for and which files that commit has; then each file that is needed and not
@@ -39,7 +39,7 @@ use self::{
 };
 pub use self::{
     choice::Want,
-    name::{HubModel, PUBLIC_ENDPOINT, RepoId},
+    name::{HubRepo, Kind, PUBLIC_ENDPOINT, RepoId},
     settings::{Retries, Settings},
 };
 use crate::{Error, HubFault, Result};
@@ -157,9 +157,9 @@ impl Hub {
     /// # Errors
     /// [`Error::Hub`] with the reason if the model, its revision or file cannot be had; [`Error::Io`] if the cache cannot
     /// be written.
-    pub fn plan(&self, model: &HubModel, want: &Want, watch: &mut dyn Watch) -> Result<Plan> {
+    pub fn plan(&self, model: &HubRepo, want: &Want, watch: &mut dyn Watch) -> Result<Plan> {
         self.check_host(model)?;
-        let cache = Cache::of(&self.settings.cache, &model.repo);
+        let cache = Cache::of(&self.settings.cache, model);
         let mut listing = self.listing(model, &cache, watch)?;
         let paths: Vec<&str> = listing.entries.iter().map(|entry| entry.path.as_str()).collect();
         let choice = choice::choose(&paths, model.inside.as_deref(), want);
@@ -167,6 +167,14 @@ impl Hub {
             true => self.cached_only(model, &cache, &what),
             false => refuse(model, fault, what),
         })?;
+        if let (true, Want::Data { .. }) = (listing.is_cached, want) {
+            // A model's index tells what is missing; nothing tells that of a data set.
+            watch.warn(&format!(
+                "{model}: of commit {} the {} files that the cache holds are read; the hub may have more",
+                &listing.commit[..7],
+                choice.files.len()
+            ));
+        }
         if let Some(index) = &choice.index {
             let file = self.describe(model, &cache, &mut listing, index, watch)?;
             if !file.cached {
@@ -210,9 +218,17 @@ impl Hub {
     /// # Errors
     /// As [`plan`](Self::plan); [`Error::DiskFull`] before anything is fetched where the disk has no room; a file that
     /// does not arrive as the hub promised it.
-    pub fn fetch(&self, model: &HubModel, want: &Want, watch: &mut dyn Watch) -> Result<Plan> {
+    pub fn fetch(&self, model: &HubRepo, want: &Want, watch: &mut dyn Watch) -> Result<Plan> {
         let plan = self.plan(model, want, watch)?;
-        let cache = Cache::of(&self.settings.cache, &model.repo);
+        self.complete(model, plan, watch)
+    }
+
+    /// Brings what a plan of `model` still lacks into the cache.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn complete(&self, model: &HubRepo, plan: Plan, watch: &mut dyn Watch) -> Result<Plan> {
+        let cache = Cache::of(&self.settings.cache, model);
         let commit = &plan.origin.commit;
         let (count, bytes) = plan.missing();
         if count > 0 {
@@ -242,7 +258,7 @@ impl Hub {
     }
 
     /// An address must be one of the hub that is asked.
-    fn check_host(&self, model: &HubModel) -> Result<()> {
+    fn check_host(&self, model: &HubRepo) -> Result<()> {
         let host = |endpoint: &str| endpoint.split_once("://").map(|(_, host)| host.to_ascii_lowercase());
         let known = [host(&self.settings.endpoint), host(PUBLIC_ENDPOINT), Some("hf.co".to_string())];
         match &model.host {
@@ -258,7 +274,7 @@ impl Hub {
     }
 
     /// The commit and files of the revision: by the hub; or by the cache, where the hub must not or cannot be asked.
-    fn listing(&self, model: &HubModel, cache: &Cache, watch: &mut dyn Watch) -> Result<Listing> {
+    fn listing(&self, model: &HubRepo, cache: &Cache, watch: &mut dyn Watch) -> Result<Listing> {
         let known = cache.resolve(model.revision());
         if self.settings.offline {
             let Some(known) = known else {
@@ -287,7 +303,7 @@ impl Hub {
     }
 
     /// One request: the revision's commit and its files.
-    fn ask(&self, model: &HubModel, attempts: u32, watch: &mut dyn Watch) -> Result<Listing, Failure> {
+    fn ask(&self, model: &HubRepo, attempts: u32, watch: &mut dyn Watch) -> Result<Listing, Failure> {
         #[derive(Deserialize)]
         struct Info {
             sha: String,
@@ -309,8 +325,13 @@ impl Hub {
             oid: Option<String>,
             size: Option<u64>,
         }
+        let noun = model.kind.noun();
         let revision = name::encode(model.revision(), false);
-        let address = self.client().address(&format!("api/models/{}/revision/{revision}?blobs=true", model.repo));
+        let address = self.client().address(&format!(
+            "api/{}/{}/revision/{revision}?blobs=true",
+            model.kind.plural(),
+            model.repo
+        ));
         let bytes = self.client().get_whole(&address, attempts, watch)?;
         let info: Info = serde_json::from_slice(&bytes).map_err(|error| {
             let what = match bytes.trim_ascii_start().first() {
@@ -324,12 +345,12 @@ impl Hub {
             return Err(Failure::Wrong(HubFault::NoHub, what));
         }
         if let Some(id) = info.id.filter(|id| !id.eq_ignore_ascii_case(model.repo.as_str())) {
-            watch.warn(&format!("{}: the model is called `{}` now", model.repo, short(&id)));
+            watch.warn(&format!("{}: the {noun} is called `{}` now", model.repo, short(&id)));
         }
         let mut entries = Vec::with_capacity(info.siblings.len());
         for file in info.siblings {
             if let Some(fault) = name::path_fault(&file.rfilename) {
-                let what = format!("the listing has a file that {fault}; nothing was fetched, do not use this model");
+                let what = format!("the listing has a file that {fault}; nothing was fetched, do not use this {noun}");
                 return Err(Failure::Wrong(HubFault::Untrusted, what));
             }
             let (lfs_size, lfs_tag) = match file.lfs {
@@ -344,7 +365,7 @@ impl Hub {
     /// What is to be known of a file before it is fetched.
     fn describe(
         &self,
-        model: &HubModel,
+        model: &HubRepo,
         cache: &Cache,
         listing: &mut Listing,
         path: &str,
@@ -386,14 +407,14 @@ impl Hub {
         Ok(PlannedFile { path: path.to_string(), bytes, cached, tag })
     }
 
-    fn file_address(&self, model: &HubModel, commit: &str, path: &str) -> String {
-        self.client().address(&format!("{}/resolve/{commit}/{}", model.repo, name::encode(path, true)))
+    fn file_address(&self, model: &HubRepo, commit: &str, path: &str) -> String {
+        self.client().address(&format!("{}/resolve/{commit}/{}", model.page(), name::encode(path, true)))
     }
 
     /// Brings one file, after `before` bytes of others.
     fn bring(
         &self,
-        model: &HubModel,
+        model: &HubRepo,
         cache: &Cache,
         commit: &str,
         file: &PlannedFile,
@@ -409,7 +430,7 @@ impl Hub {
     }
 
     /// Refuses to begin what cannot end.
-    fn require_space(&self, model: &HubModel, cache: &Cache, files: &[PlannedFile]) -> Result<()> {
+    fn require_space(&self, model: &HubRepo, cache: &Cache, files: &[PlannedFile]) -> Result<()> {
         cache.prepare()?;
         let to_come = |file: &&PlannedFile| !file.cached && !cache::has_size(&cache.blob(&file.tag), file.bytes);
         let part = |file: &PlannedFile| fs::metadata(cache.part(&file.tag)).map_or(0, |metadata| metadata.len());
@@ -428,7 +449,7 @@ impl Hub {
     }
 
     /// Only the cache may or can be asked, and it does not hold what is needed.
-    fn cached_only(&self, model: &HubModel, cache: &Cache, what: &str) -> Error {
+    fn cached_only(&self, model: &HubRepo, cache: &Cache, what: &str) -> Error {
         let revisions: Vec<String> = cache
             .revisions()
             .iter()
@@ -438,7 +459,7 @@ impl Hub {
             })
             .collect();
         let held = match revisions.is_empty() {
-            true => "nothing of this model".to_string(),
+            true => format!("nothing of this {}", model.kind.noun()),
             false => revisions.join(", "),
         };
         let why = match self.settings.offline {
@@ -454,9 +475,9 @@ impl Hub {
     }
 
     /// The sentence for a failure to ask for the model, or for its `file`.
-    fn explain(&self, model: &HubModel, failure: Failure, file: Option<&str>) -> Error {
+    fn explain(&self, model: &HubRepo, failure: Failure, file: Option<&str>) -> Error {
         let endpoint = &self.settings.endpoint;
-        let repo = &model.repo;
+        let (noun, page) = (model.kind.noun(), model.page());
         let has_token = self.settings.token.is_some();
         let refusal = match failure {
             Failure::Local(error) => return error,
@@ -488,24 +509,24 @@ impl Hub {
             (_, "GatedRepo") if has_token => (
                 HubFault::Gated,
                 format!(
-                    "the model is gated and the token's account has no access; accept its terms at {endpoint}/{repo}"
+                    "the {noun} is gated and the token's account has no access; accept its terms at {endpoint}/{page}"
                 ),
             ),
             (_, "GatedRepo") => (
                 HubFault::Gated,
                 format!(
-                    "the model is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"
+                    "the {noun} is gated: accept its terms at {endpoint}/{page}, then set HF_TOKEN to a token of that account"
                 ),
             ),
             (_, "RevisionNotFound") => (
                 HubFault::NoRevision,
                 format!(
-                    "the model has no revision `{}`; its branches and tags are listed at {endpoint}/{repo}",
+                    "the {noun} has no revision `{}`; its branches and tags are listed at {endpoint}/{page}",
                     model.revision()
                 ),
             ),
             (404, "") | (_, "EntryNotFound") if file.is_some() => {
-                (HubFault::NoFile, format!("the model has no file `{}` in this commit", file.unwrap_or("?")))
+                (HubFault::NoFile, format!("the {noun} has no file `{}` in this commit", file.unwrap_or("?")))
             }
             (401, code) if has_token && code != "RepoNotFound" => {
                 (HubFault::Token, format!("{endpoint} refuses the token{said}; renew it, or unset HF_TOKEN"))
@@ -515,7 +536,7 @@ impl Hub {
                     true => "or the token may not read it: check the name and the token's rights",
                     false => "or it is private: check the name, or set HF_TOKEN",
                 };
-                let what = format!("there is no such file or folder here, and {endpoint} has no such model, {token}");
+                let what = format!("there is no such file or folder here, and {endpoint} has no such {noun}, {token}");
                 (HubFault::NoModel, what)
             }
             (403, _) => (HubFault::Token, format!("{endpoint} does not allow it{said}; check the rights of HF_TOKEN")),
@@ -538,7 +559,7 @@ impl Hub {
     }
 }
 
-fn refuse(model: &HubModel, fault: HubFault, what: String) -> Error {
+fn refuse(model: &HubRepo, fault: HubFault, what: String) -> Error {
     Error::Hub { model: model.to_string(), fault, what }
 }
 

@@ -1,4 +1,4 @@
-//! Names: of models, revisions and files. Those a user gives are checked before a request is made of them, those a
+//! Names: of models, data sets, revisions and files. Those a user gives are checked before a request is made of them, those a
 //! server gives before a path is.
 
 use std::{fmt, str::FromStr};
@@ -12,6 +12,41 @@ pub const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
 
 /// Longest `org/name`.
 const MAX_ID: usize = 96;
+
+/// What a repository of a hub holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A model.
+    Model,
+    /// A data set: below `datasets/` in addresses.
+    Dataset,
+}
+
+impl Kind {
+    /// In a sentence.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+
+    /// What stands before `--org--name` in the cache, and behind `api/` in addresses.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// What stands before `org/name` in addresses of pages and files.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+}
 
 /// `org/name`, well formed: it can stand in an address and in a folder's name as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
@@ -51,11 +86,6 @@ impl RepoId {
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or("", |(_, name)| name)
     }
-
-    /// The folder of a cache that belongs to the model. `--` is in no name, so no two models share one.
-    pub(super) fn folder(&self) -> String {
-        format!("models--{}", self.0.replace('/', "--"))
-    }
 }
 
 impl fmt::Display for RepoId {
@@ -64,63 +94,92 @@ impl fmt::Display for RepoId {
     }
 }
 
-/// A model of the hub as it is asked for: `org/name`, `org/name@revision`, `org/name@revision:file`.
+/// A model or data set of the hub as it is asked for: `org/name`, `org/name@revision`, `org/name@revision:file`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubModel {
+pub struct HubRepo {
+    /// What it is.
+    pub kind: Kind,
     /// `org/name`.
     pub repo: RepoId,
     /// A branch, tag or commit; the branch `main` without it.
     pub revision: Option<String>,
-    /// A file of the model, or a folder of it.
+    /// A file in it, or a folder.
     pub inside: Option<String>,
     /// The host an address was written with.
     pub host: Option<String>,
 }
 
-impl HubModel {
+impl HubRepo {
     /// The revision asked for.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// An address as a browser shows it: `https://host/org/name`, then perhaps `/tree/revision/folder`,
-    /// `/blob/revision/file` or `/resolve/revision/file`; or `hf://org/name@revision:file`.
+    /// The folder of a cache that belongs to it. `--` is in no name, so no two share one.
+    pub(super) fn folder(&self) -> String {
+        format!("{}--{}", self.kind.plural(), self.repo.as_str().replace('/', "--"))
+    }
+
+    /// Where it lies below the endpoint: `org/name`, `datasets/org/name`.
+    pub(super) fn page(&self) -> String {
+        format!("{}{}", self.kind.prefix(), self.repo)
+    }
+
+    /// Reads a data set: `org/name[@revision][:path]`, or an address as [`from_address`](Self::from_address) reads it.
     ///
     /// # Errors
-    /// If it is no address of a model.
-    pub fn from_address(address: &str) -> Result<Self> {
+    /// If it is not well formed.
+    pub fn dataset(text: &str) -> Result<Self> {
+        match text.contains("://") {
+            true => Self::from_address(text, Kind::Dataset),
+            false => Self::read(text, Kind::Dataset),
+        }
+    }
+
+    /// An address of a model as a browser shows it: `https://host/org/name`, then perhaps `/tree/revision/folder`,
+    /// `/blob/revision/file` or `/resolve/revision/file`; or `hf://org/name@revision:file`. Of a data set, `org/name` has
+    /// `datasets/` before it, which may be left out after `hf://`.
+    ///
+    /// # Errors
+    /// If it is no address of that kind.
+    pub fn from_address(address: &str, kind: Kind) -> Result<Self> {
+        let (noun, prefix) = (kind.noun(), kind.prefix());
         let refuse = |what: &str| Error::Hub {
             model: address.to_string(),
             fault: HubFault::Request,
             what: format!(
-                "{what}; an address of a model reads `hf://org/name@revision` or \
-                 `{PUBLIC_ENDPOINT}/org/name/tree/revision`"
+                "{what}; an address of a {noun} reads `hf://{prefix}org/name@revision` or \
+                 `{PUBLIC_ENDPOINT}/{prefix}org/name/tree/revision`"
             ),
         };
         let (scheme, rest) = address.split_once("://").ok_or_else(|| refuse("no address"))?;
         if scheme == "hf" {
-            return rest.parse();
+            return Self::read(rest.strip_prefix(prefix).unwrap_or(rest), kind);
         }
         if !matches!(scheme, "https" | "http") {
             return Err(refuse(&format!("`{scheme}://` is not understood")));
         }
         let path = rest.split(['?', '#']).next().unwrap_or_default();
-        let mut parts = path.trim_end_matches('/').split('/');
+        let mut parts = path.trim_end_matches('/').split('/').peekable();
         let host = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let is_dataset = parts.next_if_eq(&"datasets").is_some();
+        if is_dataset != (kind == Kind::Dataset) {
+            return Err(refuse(if is_dataset { "it is of a data set" } else { "it is not of a data set" }));
+        }
         let id = [parts.next(), parts.next()].map(Option::unwrap_or_default).join("/");
         let repo = RepoId::new(&id).map_err(|what| refuse(&what))?;
-        let mut model = Self { repo, revision: None, inside: None, host: Some(host) };
+        let mut found = Self { kind, repo, revision: None, inside: None, host: Some(host) };
         match parts.next() {
             None => {}
             Some("tree" | "blob" | "resolve" | "raw") => {
                 let decode = |part: &str| decode(part).ok_or_else(|| refuse("its percent signs encode no text"));
-                model.revision = parts.next().map(decode).transpose()?;
+                found.revision = parts.next().map(decode).transpose()?;
                 let inside = parts.map(decode).collect::<Result<Vec<_>>>()?.join("/");
-                model.inside = Some(inside).filter(|inside| !inside.is_empty());
+                found.inside = Some(inside).filter(|inside| !inside.is_empty());
             }
-            Some(other) => return Err(refuse(&format!("`/{}` is no part of a model", other.escape_debug()))),
+            Some(other) => return Err(refuse(&format!("`/{}` is no part of a {noun}", other.escape_debug()))),
         }
-        model.checked(address)
+        found.checked(address)
     }
 
     fn checked(self, written: &str) -> Result<Self> {
@@ -128,18 +187,31 @@ impl HubModel {
         if let Some(fault) = self.revision.as_deref().and_then(revision_fault) {
             return Err(refuse(format!("the revision {fault}; expected a branch, tag or commit")));
         }
+        let example = match self.kind {
+            Kind::Model => "sub/model.gguf",
+            Kind::Dataset => "sub/test.jsonl",
+        };
         if let Some(fault) = self.inside.as_deref().and_then(path_fault) {
-            return Err(refuse(format!("the file {fault}; expected a path inside the model, like `sub/model.gguf`")));
+            return Err(refuse(format!(
+                "the file {fault}; expected a path inside the {}, like `{example}`",
+                self.kind.noun()
+            )));
         }
         Ok(self)
     }
 }
 
-impl FromStr for HubModel {
+impl FromStr for HubRepo {
     type Err = Error;
 
-    /// Reads `org/name[@revision][:file]`.
+    /// Reads the model `org/name[@revision][:file]`.
     fn from_str(text: &str) -> Result<Self> {
+        Self::read(text, Kind::Model)
+    }
+}
+
+impl HubRepo {
+    fn read(text: &str, kind: Kind) -> Result<Self> {
         let (rest, inside) = match text.split_once(':') {
             Some((rest, inside)) => (rest, Some(inside.to_string())),
             None => (text, None),
@@ -152,14 +224,15 @@ impl FromStr for HubModel {
             model: text.to_string(),
             fault: HubFault::Request,
             what: format!(
-                "{what}; a model of the hub reads `org/name`, `org/name@revision` or `org/name@revision:file`"
+                "{what}; a {} of the hub reads `org/name`, `org/name@revision` or `org/name@revision:file`",
+                kind.noun()
             ),
         })?;
-        Self { repo, revision, inside, host: None }.checked(text)
+        Self { kind, repo, revision, inside, host: None }.checked(text)
     }
 }
 
-impl fmt::Display for HubModel {
+impl fmt::Display for HubRepo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.repo)?;
         if let Some(revision) = &self.revision {
@@ -260,13 +333,13 @@ mod tests {
             ("org/name:sub/q4.gguf", "org/name", None, Some("sub/q4.gguf")),
             ("o_1/n-2.5@dev:q4.gguf", "o_1/n-2.5", Some("dev"), Some("q4.gguf")),
         ] {
-            let model: HubModel = text.parse().unwrap();
+            let model: HubRepo = text.parse().unwrap();
             assert_eq!(
                 (model.repo.as_str(), model.revision.as_deref(), model.inside.as_deref()),
                 (repo, revision, inside)
             );
             assert_eq!(model.to_string(), text);
-            assert_eq!(HubModel::from_address(&format!("hf://{text}")).unwrap(), model);
+            assert_eq!(HubRepo::from_address(&format!("hf://{text}"), Kind::Model).unwrap(), model);
         }
         for (address, text) in [
             ("https://huggingface.co/org/name", "org/name"),
@@ -275,8 +348,37 @@ mod tests {
             ("https://huggingface.co/org/name/tree/main/onnx", "org/name@main:onnx"),
             ("http://127.0.0.1:80/org/name/resolve/main/q4.gguf?download=true", "org/name@main:q4.gguf"),
         ] {
-            assert_eq!(HubModel::from_address(address).unwrap().to_string(), text, "{address}");
+            assert_eq!(HubRepo::from_address(address, Kind::Model).unwrap().to_string(), text, "{address}");
         }
+    }
+
+    #[test]
+    fn data_sets_lie_below_a_folder_of_their_own() {
+        for (text, shown) in [
+            ("org/name", "org/name"),
+            ("org/name@v1:dev/a.jsonl", "org/name@v1:dev/a.jsonl"),
+            ("hf://datasets/org/name@v1", "org/name@v1"),
+            ("hf://org/name", "org/name"),
+            ("https://huggingface.co/datasets/org/name/tree/main/dev", "org/name@main:dev"),
+        ] {
+            let dataset = HubRepo::dataset(text).unwrap();
+            assert_eq!((dataset.kind, dataset.to_string().as_str()), (Kind::Dataset, shown));
+            assert_eq!(
+                (dataset.folder().as_str(), dataset.page().as_str()),
+                ("datasets--org--name", "datasets/org/name")
+            );
+        }
+        let model: HubRepo = "org/name".parse().unwrap();
+        assert_eq!((model.folder().as_str(), model.page().as_str()), ("models--org--name", "org/name"));
+        let said = |result: Result<HubRepo>| result.unwrap_err().to_string();
+        let address = "https://huggingface.co/datasets/org/name";
+        assert!(
+            said(HubRepo::from_address(address, Kind::Model)).contains("it is of a data set; an address of a model")
+        );
+        let address = "https://huggingface.co/org/name";
+        assert!(said(HubRepo::dataset(address)).contains("it is not of a data set; an address of a data set reads"));
+        assert!(said(HubRepo::dataset("name")).contains("a data set of the hub reads `org/name`"));
+        assert!(said(HubRepo::dataset("org/name:../x")).contains("a path inside the data set, like `sub/test.jsonl`"));
     }
 
     #[test]
@@ -302,7 +404,7 @@ mod tests {
             "org/name:a\\b",
             "org/name@/abs",
         ] {
-            assert!(text.parse::<HubModel>().is_err(), "{text}");
+            assert!(text.parse::<HubRepo>().is_err(), "{text}");
         }
         for address in [
             "ftp://host/org/name",
@@ -310,7 +412,7 @@ mod tests {
             "https://h/org/name/discussions/1",
             "https://h/o/n/tree/%zz",
         ] {
-            assert!(HubModel::from_address(address).is_err(), "{address}");
+            assert!(HubRepo::from_address(address, Kind::Model).is_err(), "{address}");
         }
     }
 

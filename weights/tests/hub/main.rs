@@ -2,6 +2,7 @@
 
 mod server;
 
+mod datasets;
 mod fetch;
 mod refuse;
 mod trouble;
@@ -13,7 +14,7 @@ use std::{
 
 use scruple_weights::{
     Error, HubFault, Result,
-    hub::{Hub, HubModel, Plan, Retries, Settings, Want, Watch},
+    hub::{Hub, HubRepo, Plan, Retries, Settings, Want, Watch},
 };
 
 /// A cache of its own, and settings that wait for nothing.
@@ -65,7 +66,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-fn model(text: &str) -> HubModel {
+fn model(text: &str) -> HubRepo {
     text.parse().unwrap()
 }
 

@@ -208,6 +208,11 @@ impl Server {
         self.shared.repos.lock().unwrap().insert("org/tiny".into(), repo);
     }
 
+    /// Has `repo` as the data set `org/tiny` too.
+    pub fn publish_dataset(&self, repo: Repo) {
+        self.shared.repos.lock().unwrap().insert("datasets/org/tiny".into(), repo);
+    }
+
     /// The requests so far, which are forgotten.
     pub fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.shared.log.lock().unwrap())
@@ -273,11 +278,17 @@ impl Shared {
     fn reply(&self, request: &Request) -> Reply {
         let repos = self.repos.lock().unwrap();
         let path = request.path.split('?').next().unwrap_or_default();
-        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let (page, path) = match path.strip_prefix("/datasets/") {
+            Some(rest) => ("datasets/", rest),
+            None => ("", path.trim_start_matches('/')),
+        };
+        let parts: Vec<&str> = path.split('/').collect();
         let failure = |status, code: &str| Reply::status(status).header("X-Error-Code", code);
         match parts.as_slice() {
-            ["api", "models", org, name, "revision", revision] => {
-                let Some(repo) = repos.get(&format!("{org}/{name}")) else { return failure(401, "RepoNotFound") };
+            ["api", kind @ ("models" | "datasets"), org, name, "revision", revision] => {
+                let prefix = if *kind == "datasets" { "datasets/" } else { "" };
+                let repo = repos.get(&format!("{prefix}{org}/{name}"));
+                let Some(repo) = repo else { return failure(401, "RepoNotFound") };
                 if *revision != "main" && *revision != "refs%2Fpr%2F1" && *revision != repo.commit {
                     return failure(404, "RevisionNotFound");
                 }
@@ -290,7 +301,8 @@ impl Shared {
                 file.map_or(Reply::status(404), |bytes| ranged(request, bytes))
             }
             [org, name, "resolve", revision, file @ ..] => {
-                let Some(repo) = repos.get(&format!("{org}/{name}")) else { return failure(401, "RepoNotFound") };
+                let repo = repos.get(&format!("{page}{org}/{name}"));
+                let Some(repo) = repo else { return failure(401, "RepoNotFound") };
                 if *revision != "main" && *revision != repo.commit {
                     return failure(404, "RevisionNotFound");
                 }

@@ -1,0 +1,116 @@
+//! What is run, in which order: chunks of items, and within them the rows that remain where a shared beginning is run once.
+
+use super::{LanguageModel, rendering::Put};
+
+/// Shorter beginnings are run again rather than shared.
+pub(super) const MIN_SHARED: usize = 4;
+
+/// Tokens after which a chunk of items ends: what a killed run loses at most.
+const CHUNK_TOKENS: usize = 8192;
+
+/// Keys and values that texts in the making hold together, one text at least.
+pub const CACHE_BYTES: usize = 256 << 20;
+
+/// Tokens that follow the first `start` of the sequence before; see [`Stretch`](scruple_compress::model::decoder::Stretch).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step<'a> {
+    pub(super) start: usize,
+    pub(super) ids: &'a [u32],
+    pub(super) whole: usize,
+}
+
+/// What is run for some sequences.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    steps: Vec<Step<'a>>,
+    /// For each sequence, the row of each of its positions.
+    pub(super) places: Vec<Vec<usize>>,
+    pub(super) rows: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// The steps in runs of at most `most` rows; a step is cut where it alone is longer.
+    pub(super) fn runs(&self, most: usize) -> Vec<Vec<Step<'a>>> {
+        let mut runs: Vec<Vec<Step<'a>>> = Vec::new();
+        let mut room = 0;
+        for &step in &self.steps {
+            let (mut start, mut ids) = (step.start, step.ids);
+            while !ids.is_empty() {
+                if room == 0 || (ids.len() > room && ids.len() <= most) {
+                    runs.push(Vec::new());
+                    room = most;
+                }
+                let (now, later) = ids.split_at(ids.len().min(room));
+                if let Some(run) = runs.last_mut() {
+                    run.push(Step { start, ids: now, whole: step.whole });
+                }
+                (start, ids, room) = (start + now.len(), later, room - now.len());
+            }
+        }
+        runs
+    }
+}
+
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl LanguageModel {
+    /// Items by number in the order they are run, in chunks that depend on the items alone.
+    pub fn chunks(&self, put: &[Put]) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..put.len()).collect();
+        order.sort_by(|&a, &b| {
+            let key = |at: usize| (put[at].max_tokens.is_some(), &put[at].sequences[0].ids, at);
+            key(a).cmp(&key(b))
+        });
+        let positions = (CACHE_BYTES / self.decoder.cache_bytes_per_position().max(1)).min(CHUNK_TOKENS);
+        let mut chunks: Vec<Vec<usize>> = Vec::new();
+        let mut size = 0;
+        let mut last: Option<usize> = None;
+        for at in order {
+            let item = &put[at];
+            let longest = item.sequences.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
+            let (cost, most) = match item.max_tokens {
+                Some(made) => (longest + made, positions),
+                None => (longest, CHUNK_TOKENS),
+            };
+            let new_kind = last.is_some_and(|last| put[last].max_tokens.is_some() != item.max_tokens.is_some());
+            if last.is_none() || new_kind || size + cost > most {
+                chunks.push(Vec::new());
+                size = 0;
+            }
+            size += cost;
+            last = Some(at);
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push(at);
+            }
+        }
+        chunks
+    }
+
+    /// Which rows are run for `sequences`, in the order of their tokens.
+    pub(super) fn plan<'a>(&self, sequences: &[&'a [u32]]) -> Plan<'a> {
+        let far = |at: usize| self.decoder.switches(sequences[at].len(), 1);
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by(|&a, &b| (far(a), sequences[a], a).cmp(&(far(b), sequences[b], b)));
+        let mut plan = Plan { steps: Vec::new(), places: vec![Vec::new(); sequences.len()], rows: 0 };
+        let mut path: Vec<usize> = Vec::new(); // the row of each position
+        let mut last: Option<usize> = None;
+        for at in order {
+            let sequence = sequences[at];
+            let shared = last.filter(|&last| self.running.reuse && far(last) == far(at));
+            let shared = shared.map_or(0, |last| common(sequences[last], sequence));
+            let start = if shared < MIN_SHARED.min(sequence.len()) { 0 } else { shared };
+            path.truncate(start);
+            if start < sequence.len() {
+                let ids = &sequence[start..];
+                plan.steps.push(Step { start, ids, whole: sequence.len() });
+                path.extend(plan.rows..plan.rows + ids.len());
+                plan.rows += ids.len();
+            }
+            plan.places[at].clone_from(&path);
+            last = Some(at);
+        }
+        plan
+    }
+}
