@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use scruple_weights::{CheckpointWriter, WriterOptions};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, WriterOptions};
 use serde_json::json;
 
-use super::*;
-use crate::{kernel::test_values::uniform, model::linear::Linear};
+use super::{read::read_config, *};
+use crate::{grid::Quantised, kernel::test_values::uniform, model::linear::Linear};
 
 mod floats;
 

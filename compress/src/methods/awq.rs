@@ -119,14 +119,6 @@ impl Described for Awq {
 }
 
 impl LayerMethod for Awq {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs {
             samples: self.clip || self.scales != InputScales::None,

@@ -50,21 +50,9 @@ impl Described for Fp8 {
         "rounds every weight to an eight-bit float (e4m3) with a scale a tensor, row or block; needs no data";
     const PAPER: &'static str =
         "Micikevicius et al. 2022, FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433";
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 impl LayerMethod for Fp8 {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

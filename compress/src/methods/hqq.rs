@@ -83,14 +83,6 @@ impl Described for Hqq {
 }
 
 impl LayerMethod for Hqq {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -54,19 +54,15 @@ impl Described for Magnitude {
     fn validate(&self) -> Result<()> {
         self.amount().map(|_| ())
     }
+
+    fn filled(&self) -> Self {
+        let (sparsity, pattern) = self.amount().unwrap_or(Amount::DEFAULT).parameters();
+        let scope = sparsity.map(|_| self.scope.unwrap_or(Scope::Matrix));
+        Self { sparsity, pattern, scope }
+    }
 }
 
 impl LayerMethod for Magnitude {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        let (sparsity, pattern) = self.amount().unwrap_or(Amount::DEFAULT).parameters();
-        let scope = sparsity.map(|_| self.scope.unwrap_or(Scope::Matrix));
-        toml::Table::try_from(Self { sparsity, pattern, scope }).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -158,7 +158,7 @@ pub struct Compressed {
 pub struct LinearReport {
     /// The tensor's name.
     pub linear: String,
-    /// [`LayerMethod::name`].
+    /// [`Named::name`].
     pub method: String,
     /// `tr(Δ H Δᵀ) / tr(W H Wᵀ)`, the share of the calibration outputs' energy that was lost; measured on
     /// [`SAMPLES`] inputs by methods without a Hessian; absent without calibration or where the outputs were all zero.
@@ -247,14 +247,27 @@ pub trait Scaling: Sync {
     ) -> Result<Scales>;
 }
 
-/// A method that decides over the linears of one group at a time: those that read the same input.
-pub trait LayerMethod: fmt::Debug + Send + Sync {
+/// How a method is named and what it was given; every method has it by its description.
+pub trait Named {
     /// The name in recipes.
     fn name(&self) -> &'static str;
 
     /// The parameters, defaults filled in, as a recipe would give them.
     fn parameters(&self) -> toml::Table;
+}
 
+impl<M: Described> Named for M {
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+
+    fn parameters(&self) -> toml::Table {
+        toml::Table::try_from(self.filled()).expect("plain fields make a table")
+    }
+}
+
+/// A method that decides over the linears of one group at a time: those that read the same input.
+pub trait LayerMethod: Named + fmt::Debug + Send + Sync {
     /// Which statistics the loop must collect.
     fn needs(&self) -> Needs;
 
@@ -304,7 +317,7 @@ pub trait LayerMethod: fmt::Debug + Send + Sync {
 }
 
 /// What is known of a method before its parameters are.
-pub trait Described: LayerMethod + DeserializeOwned + Sized + 'static {
+pub trait Described: Serialize + DeserializeOwned + Clone + 'static {
     /// The name in recipes, kebab-case.
     const NAME: &'static str;
     /// One line on what it does.
@@ -313,7 +326,14 @@ pub trait Described: LayerMethod + DeserializeOwned + Sized + 'static {
     const PAPER: &'static str;
 
     /// Refuses parameters that make no sense.
-    fn validate(&self) -> Result<()>;
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Itself with the defaults filled in that depend on other parameters.
+    fn filled(&self) -> Self {
+        self.clone()
+    }
 }
 
 /// A line of [`METHODS`].
@@ -335,11 +355,11 @@ impl MethodEntry {
     }
 }
 
-const fn entry<M: Described>() -> MethodEntry {
+const fn entry<M: Described + LayerMethod>() -> MethodEntry {
     MethodEntry { name: M::NAME, summary: M::SUMMARY, paper: M::PAPER, build: build_as::<M> }
 }
 
-fn build_as<M: Described>(parameters: toml::Table) -> Result<Box<dyn LayerMethod>> {
+fn build_as<M: Described + LayerMethod>(parameters: toml::Table) -> Result<Box<dyn LayerMethod>> {
     let method: M = parameters
         .try_into()
         .map_err(|cause: toml::de::Error| Error::Recipe(format!("method `{}`: {}", M::NAME, cause.message())))?;

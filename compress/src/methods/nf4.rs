@@ -28,21 +28,9 @@ impl Described for Nf4 {
     const SUMMARY: &'static str =
         "four-bit codes into the quantiles of a normal distribution, blocks of 64; needs no data";
     const PAPER: &'static str = "Dettmers et al. 2023, QLoRA, https://arxiv.org/abs/2305.14314";
-
-    fn validate(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 impl LayerMethod for Nf4 {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -46,14 +46,6 @@ impl Described for Rtn {
 }
 
 impl LayerMethod for Rtn {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        toml::Table::try_from(self).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

@@ -152,17 +152,11 @@ impl Described for SparseGpt {
             }
         }
     }
-}
 
-impl LayerMethod for SparseGpt {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
+    fn filled(&self) -> Self {
         let (sparsity, pattern) = self.amount().unwrap_or(Amount::DEFAULT).parameters();
         let spec = self.spec();
-        let filled = Self {
+        Self {
             sparsity,
             pattern,
             dampening: self.dampening,
@@ -172,10 +166,11 @@ impl LayerMethod for SparseGpt {
             symmetric: spec.map(|spec| spec.symmetric),
             scale_dtype: spec.map(|spec| spec.scale_dtype),
             search: spec.map(|spec| spec.search),
-        };
-        toml::Table::try_from(filled).expect("plain fields make a table")
+        }
     }
+}
 
+impl LayerMethod for SparseGpt {
     fn needs(&self) -> Needs {
         Needs { hessian: true, ..Needs::default() }
     }

@@ -39,18 +39,14 @@ impl Described for Wanda {
     fn validate(&self) -> Result<()> {
         self.amount().map(|_| ())
     }
+
+    fn filled(&self) -> Self {
+        let (sparsity, pattern) = self.amount().unwrap_or(Amount::DEFAULT).parameters();
+        Self { sparsity, pattern }
+    }
 }
 
 impl LayerMethod for Wanda {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn parameters(&self) -> toml::Table {
-        let (sparsity, pattern) = self.amount().unwrap_or(Amount::DEFAULT).parameters();
-        toml::Table::try_from(Self { sparsity, pattern }).expect("plain fields make a table")
-    }
-
     fn needs(&self) -> Needs {
         Needs { energies: true, ..Needs::default() }
     }

@@ -310,7 +310,7 @@ impl Plan {
 
     /// The names of the methods of `linear`, joined by `+`.
     pub fn method_name(&self, linear: &PlannedLinear) -> String {
-        self.methods(linear).map(LayerMethod::name).collect::<Vec<_>>().join("+")
+        self.methods(linear).map(|method| method.name()).collect::<Vec<_>>().join("+")
     }
 
     /// What the methods of `linear` ask for; inputs to measure the error on, where they ask for anything.

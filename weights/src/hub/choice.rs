@@ -136,6 +136,10 @@ fn data(
     beside: fn(&str) -> Vec<String>,
 ) -> Result<Choice, (HubFault, String)> {
     if let Some(file) = inside.filter(|file| paths.contains(file)) {
+        if !reads(file) {
+            let what = format!("`{}` is of no kind that can be read here; {}", file.escape_debug(), there_are(paths));
+            return Err((HubFault::NoFile, what));
+        }
         let folder = file.rsplit_once('/').map_or("", |(folder, _)| &file[..=folder.len()]);
         let mut files: Vec<String> = beside(file).into_iter().map(|name| format!("{folder}{name}")).collect();
         files.retain(|path| paths.contains(&path.as_str()));

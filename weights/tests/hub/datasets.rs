@@ -132,6 +132,8 @@ fn what_cannot_be_had_is_said_of_a_data_set() {
     let words = ["no file that can be read here", "it has `.hidden/a.jsonl`, `README.md`"];
     let none: Want = Want::Data { reads: |_| false, beside: |_| Vec::new() };
     assert_refused(Hub::new(settings()).fetch(&data("org/tiny"), &none, &mut ()), HubFault::NoFile, &words);
+    let words = ["`more/weights.safetensors` is of no kind that can be read here", "`adult/test.jsonl`"];
+    assert_refused(fetch(settings(), "org/tiny:more/weights.safetensors"), HubFault::NoFile, &words);
     let words = ["HF_HUB_OFFLINE is set", "nothing of this data set"];
     assert_refused(place.offline().fetch(&data("org/tiny"), &WANT, &mut ()), HubFault::Offline, &words);
 
