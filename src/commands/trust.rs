@@ -22,7 +22,7 @@ use crate::{
         questions::{self, Questions, known_names},
         statistics::Bootstrap,
         suite::Suite,
-        toxicity::{Agreement, classifier::Classifier},
+        toxicity::{self, Agreement, classifier::Classifier},
     },
 };
 
@@ -357,19 +357,7 @@ fn print(record: &Record) {
     }
     if let Some(scorer) = &record.toxicity_scorer {
         printer::data("");
-        printer::data(match &scorer.agreement {
-            Some(agreement) => format!(
-                "toxicity of texts by {} {}: AUC {:.3} [{:.3}, {:.3}] against {} on {} texts",
-                scorer.name,
-                scorer.version,
-                agreement.auc.value,
-                agreement.auc.low,
-                agreement.auc.high,
-                agreement.reference,
-                agreement.texts
-            ),
-            None => format!("toxicity of texts by {}: agreement with a reference was not measured", scorer.name),
-        });
+        printer::data(toxicity::describe(&scorer.name, scorer.version, scorer.agreement.as_ref()));
     }
     if let Some(summary) = &record.summary {
         printer::data("");
