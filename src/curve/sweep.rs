@@ -38,7 +38,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use scruple_compress::{
     export::Format,
-    methods,
+    methods::{self, LayerMethod},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     weight::{Code, GridCode},
 };
@@ -54,7 +54,7 @@ const REPLICATES: usize = 20_000;
 /// More points than anybody waits for are a slip of the pen.
 const MOST_POINTS: usize = 10_000;
 
-/// Inputs of the row by which a method says how it stores weights: one that suits every default.
+/// Inputs of the row by which a method without a parameter for it says its bits: one that suits every default.
 const WIDTH: usize = 4096;
 
 /// The keys of a point beside its method's parameters.
@@ -437,7 +437,7 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                 anyhow::anyhow!("{error}{more}")
             })?;
             let said = method.parameters();
-            let (rate, short) = rate(&said, method.code(WIDTH)?);
+            let (rate, short) = rate(&said, method.as_ref())?;
             let calibrates = method.needs().any();
             for &format in &formats {
                 let mut series = stem.clone().unwrap_or_else(|| method_name.clone());
@@ -514,22 +514,25 @@ fn given(mut table: toml::Table, folder: &Path) -> Result<Asked> {
 }
 
 /// The rate as people say it, and as it stands in a name.
-fn rate(parameters: &toml::Table, code: Code) -> (String, String) {
+fn rate(parameters: &toml::Table, method: &dyn LayerMethod) -> Result<(String, String)> {
     if let Some(pattern) = parameters.get("pattern") {
         let pattern = plain(pattern);
-        return (pattern.clone(), format!("-{}", pattern.replace(':', "of")));
+        return Ok((pattern.clone(), format!("-{}", pattern.replace(':', "of"))));
     }
     if let Some(sparsity) = parameters.get("sparsity").and_then(toml::Value::as_float) {
         let percent = format!("{}", (1e6 * sparsity).round() / 1e4);
-        return (format!("{percent} %"), format!("-{percent}"));
+        return Ok((format!("{percent} %"), format!("-{percent}")));
     }
-    let bits = match code {
-        Code::Grid(GridCode { bits, .. }) => bits,
-        Code::Float8(_) => 8,
-        Code::Table4(_) => 4,
-        Code::Dense => return ("dense".into(), String::new()),
+    let bits = match parameters.get("bits").and_then(toml::Value::as_integer) {
+        Some(bits) => bits,
+        None => match method.code(WIDTH)? {
+            Code::Grid(GridCode { bits, .. }) => i64::from(bits),
+            Code::Float8(_) => 8,
+            Code::Table4(_) => 4,
+            Code::Dense => return Ok(("dense".into(), String::new())),
+        },
     };
-    (format!("{bits} bits"), format!("-{bits}"))
+    Ok((format!("{bits} bits"), format!("-{bits}")))
 }
 
 /// A parameter's value without quotes.
