@@ -10,6 +10,7 @@ use crate::{
         assemble::{self, SURE, shown},
         data::{Curve, DenseDimension, PointDimension},
         place::Shard,
+        published::Published,
         run::{self, Job},
         sweep::Sweep,
     },
@@ -44,6 +45,9 @@ pub struct Arguments {
     /// Keep answers in this folder, which sweeps may share, so that a dense model is asked once (shards only read it)
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// The published table of compressed models' trust (`num_sheet.csv` of the study's site), to be shown beside
+    #[arg(long, value_name = "CSV")]
+    published: Option<PathBuf>,
     /// Print the sweep's results as JSON
     #[arg(long)]
     json: bool,
@@ -57,6 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (None, None) => Sweep::parse("embedded", EMBEDDED, "".as_ref())?,
         (None, Some(_)) => Sweep::parse("plain", PLAIN, "".as_ref())?,
     };
+    let published = arguments.published.as_deref().map(Published::read).transpose()?;
     let job = Job {
         model: arguments.model.clone().or_else(|| sweep.model.clone()),
         sweep,
@@ -78,6 +83,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::json(&curve)?;
     } else {
         print(&curve);
+        if let Some(published) = &published {
+            print_published(published);
+        }
+        printer::data("");
+        curve.verdict.iter().for_each(printer::data);
         printer::data(format!("records: {}", place.out.join("curve.json").display()));
     }
     Ok(if records.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
@@ -181,5 +191,50 @@ fn print(curve: &Curve) {
     if let Some(scorer) = &curve.toxicity_scorer {
         printer::data(scorer);
     }
-    curve.verdict.iter().for_each(printer::data);
+}
+
+/// The published models less their dense parents, and how far calibration seeds carried them.
+fn print_published(published: &Published) {
+    let mut table = Table::new([
+        "published",
+        "method",
+        "rate",
+        "seed",
+        "lowest Δ",
+        "in",
+        "highest Δ",
+        "in",
+        "mean |Δ|",
+        "mean Δ with MMLU",
+        "Δ MMLU",
+    ]);
+    for one in published.differences() {
+        table.row([
+            one.row.base.clone(),
+            one.row.method.clone().unwrap_or_default(),
+            one.row.rate.clone().unwrap_or_default(),
+            one.row.seed.map_or("-".into(), |seed| seed.to_string()),
+            number(Some(one.summary.worst_delta), 1),
+            head(&one.summary.worst),
+            number(Some(one.summary.best_delta), 1),
+            head(&one.summary.best),
+            number(Some(one.summary.mean_absolute), 1),
+            number(Some(one.average), 1),
+            number(Some(one.knowledge), 1),
+        ]);
+    }
+    printer::data("");
+    table.print();
+    for seeds in published.seeds() {
+        let far = seeds.deviations.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        if let (Some(row), Some((dimension, deviation))) = (seeds.rows.first(), far) {
+            printer::data(format!(
+                "{} {} {} over {} seeds: {dimension} deviates most, by {deviation:.1} points",
+                row.base,
+                row.method.as_deref().unwrap_or_default(),
+                row.rate.as_deref().unwrap_or_default(),
+                seeds.rows.len()
+            ));
+        }
+    }
 }

@@ -174,7 +174,8 @@ pub fn run(job: &Job) -> Result<Records> {
         embedded,
         text,
         calibration,
-        keeping: Keeping { own: None, shared: Some(shared), others, rejudge: false },
+        // Answers hold under any rule: what they are worth is told anew.
+        keeping: Keeping { own: None, shared: Some(shared), others, rejudge: true },
         replies: OnceCell::new(),
     };
     let mut counts = Counts::default();

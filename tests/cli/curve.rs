@@ -240,6 +240,27 @@ fn a_point_that_fails_costs_itself_and_is_tried_again() {
 }
 
 #[test]
+fn a_disk_that_is_too_small_for_one_model_costs_that_point() {
+    let case = Case::new();
+    let (whole, out) = (case.place.out("whole"), case.place.out("small"));
+    case.finish(&whole);
+    // A limit on files stands for a full disk: pruned weights stay plain numbers, four times as many bytes as codes.
+    let limited = case.command(&out);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 300; exec \"$0\" \"$@\""]).arg(limited.get_program()).args(limited.get_args());
+    let run = Run::of(&mut shell);
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    let curve = json_file(&out.join("curve.json"));
+    assert_eq!(curve["points"].as_array().unwrap().len(), 4, "{run:#?}");
+    let failure = &curve["failures"][0];
+    assert_eq!(failure["name"], "magnitude-2of4");
+    assert!(failure["reason"].as_str().unwrap().contains("magnitude-2of4"), "{failure:#}");
+    assert!(names(&out.join("models")).is_empty(), "the next point may need the room");
+    case.finish(&out);
+    assert_same_records(&whole, &out);
+}
+
+#[test]
 fn changed_questions_are_asked_again_and_kept_models_stay() {
     let case = Case::new();
     let start = &SWEEP[..SWEEP.find("[[point]]").unwrap()];
