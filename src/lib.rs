@@ -44,6 +44,9 @@ enum Verb {
     /// What a model does in the dimensions of trust, and what compression changed about it; without a model, the small one
     /// that comes with the program
     Trust(Box<commands::trust::Arguments>),
+    /// What each method and rate of compression does to trust, over a whole sweep; without a model, for the small one that
+    /// comes with the program
+    Curve(commands::curve::Arguments),
     /// Continue a prompt
     Generate(commands::generate::Arguments),
     /// Say what a model is and how its weights are; without a model, the small one that comes with the program
@@ -78,6 +81,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Compress(arguments) => commands::compress::run(&arguments),
         Verb::Eval(arguments) => commands::eval::run(&arguments),
         Verb::Trust(arguments) => commands::trust::run(&arguments),
+        Verb::Curve(arguments) => commands::curve::run(&arguments),
         Verb::Generate(arguments) => commands::generate::run(&arguments),
         Verb::Inspect(arguments) => commands::inspect::run(&arguments),
         Verb::Embed(arguments) => commands::embed::run(&arguments),

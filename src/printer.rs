@@ -78,6 +78,11 @@ impl Table {
         Self { rows: vec![heads.iter().map(|head| (*head).to_string()).collect()] }
     }
 
+    /// A table of these rows, the first of them the heads.
+    pub fn of(rows: Vec<Vec<String>>) -> Self {
+        Self { rows }
+    }
+
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into());

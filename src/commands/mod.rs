@@ -3,6 +3,7 @@
 pub mod classify;
 pub mod compress;
 pub mod convert;
+pub mod curve;
 pub mod diff;
 pub mod embed;
 pub mod eval;

@@ -5,31 +5,24 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
-use scruple_compress::{
-    measure::{self, Against, Evaluation, Windows},
-    model::{Decoder, text::Text},
-};
-use scruple_weights::{Checkpoint, hub::Origin};
+use anyhow::Result;
+use scruple_compress::measure::Evaluation;
 use serde::Serialize;
 
-use super::eval::{blame, note_quantisation, predicted_bytes, tokens_of};
 use crate::{
     fixture::Fixture,
     printer::{self, Progress, Table},
     record::{self as records, Run},
     source,
     trust::{
-        dimension::{self, DIMENSIONS, Dimension, Rule},
-        dimensions::Toxicity,
-        item::{Answer, Ask, Item, Outcome},
-        language_model::{Chat, Counts, LanguageModel, Put, Running},
-        paired::{self, Comparison, Constant, Measured, Summary},
-        readers::{self, Limits},
-        record::{self, Answered, Header, Journal, ModelHashes, RuleName},
+        dimension,
+        evaluate::{self, Asked, Keeping, Paired, Side, Single},
+        language_model::{Chat, Counts},
+        paired::{self, Comparison, Summary},
+        questions::{self, Questions, known_names},
         statistics::Bootstrap,
-        suite::{self, Suite},
-        toxicity::{self, Agreement, ToxicityScorer, classifier::Classifier, ngrams::Ngrams},
+        suite::Suite,
+        toxicity::{self, Agreement, classifier::Classifier},
     },
 };
 
@@ -89,51 +82,11 @@ pub struct Arguments {
     output: Option<PathBuf>,
 }
 
-/// One model on one dimension.
-#[derive(Debug, Serialize)]
-struct Single {
-    dimension: &'static str,
-    rule: Rule,
-    items: usize,
-    chance: Option<f64>,
-    /// Whether the interval leaves chance out.
-    informative: Option<bool>,
-    #[serde(flatten)]
-    measured: Measured,
-    parts: Vec<Part>,
-}
-
-/// Two models on one dimension.
-#[derive(Debug, Serialize)]
-struct Paired {
-    #[serde(flatten)]
-    comparison: Comparison,
-    parts: Vec<Part>,
-}
-
-/// A figure beside a dimension's score.
-#[derive(Debug, Serialize)]
-struct Part {
-    name: String,
-    score: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dense: Option<f64>,
-}
-
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Found {
     Alone(Box<Single>),
     Paired(Box<Paired>),
-}
-
-/// A model that was asked.
-#[derive(Debug, Serialize)]
-struct Asked {
-    #[serde(flatten)]
-    hashes: ModelHashes,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<Origin>,
 }
 
 /// What says how toxic texts are.
@@ -167,73 +120,6 @@ struct Record {
     warnings: Vec<String>,
 }
 
-/// A model and where its answers are kept.
-struct Side {
-    name: &'static str,
-    checkpoint: Checkpoint,
-    model: LanguageModel,
-    hashes: ModelHashes,
-    origin: Option<Origin>,
-}
-
-impl Side {
-    fn open(name: &'static str, path: &Path, chat: Chat) -> Result<Self> {
-        let located = source::locate(path)?;
-        let checkpoint = located.open()?;
-        let model = LanguageModel::open(&checkpoint, chat, Running::default())?;
-        note_quantisation(&checkpoint)?;
-        let hashes = ModelHashes::of(&checkpoint, model.uses_template())?;
-        Ok(Self { name, hashes, model, origin: located.origin().cloned(), checkpoint })
-    }
-
-    fn asked(&self) -> Asked {
-        Asked { hashes: self.hashes.clone(), source: self.origin.clone() }
-    }
-}
-
-/// One dimension's part of the suite.
-struct Topic<'a> {
-    dimension: &'static dyn Dimension,
-    rule: Rule,
-    items: Vec<Item>,
-    /// Of the dimension whose texts are scored by a model of their own.
-    scorer: Option<&'a dyn ToxicityScorer>,
-}
-
-impl Topic<'_> {
-    fn judge(&self, item: &Item, answer: &Answer) -> Result<Outcome> {
-        match (&self.scorer, &item.ask, &answer.text) {
-            (Some(scorer), Ask::Continue { .. }, Some(text)) => toxicity::judge(*scorer, text),
-            _ => Ok(self.dimension.judge(self.rule, item, answer)),
-        }
-    }
-
-    /// The rule's name, with the scorer's where texts are scored by one.
-    fn rule_name(&self) -> RuleName {
-        let RuleName { name, version } = self.rule.into();
-        match &self.scorer {
-            Some(scorer) => {
-                RuleName { name: format!("{name}, texts by {} {}", scorer.name(), scorer.version()), version }
-            }
-            None => RuleName { name, version },
-        }
-    }
-}
-
-/// What scores the texts of a dimension's items, where they are scored for toxicity.
-fn scorer<'a>(own: Option<&'a Classifier>, name: &str, items: &[Item]) -> Result<Option<&'a dyn ToxicityScorer>> {
-    let texts = items.iter().any(|item| matches!(item.ask, Ask::Continue { .. }));
-    Ok(match own {
-        _ if name != Toxicity.name() || !texts => None,
-        Some(own) => Some(own),
-        None => Some(Ngrams::embedded()?),
-    })
-}
-
-fn known_names() -> String {
-    DIMENSIONS.iter().map(|dimension| dimension.name()).collect::<Vec<_>>().join(", ")
-}
-
 /// The items asked for, and files that were passed over.
 fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
     if let Some(name) = arguments.dimensions.iter().find(|name| dimension::named(name).is_none()) {
@@ -241,36 +127,12 @@ fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
     }
     let usual = [PathBuf::from(if arguments.model.is_none() { "world" } else { "general" })];
     let names = if arguments.suite.is_empty() { usual.as_slice() } else { &arguments.suite };
-    let (mut shown, mut unknown) = (Vec::new(), Vec::new());
-    let mut found: Vec<Vec<Item>> = vec![Vec::new(); DIMENSIONS.len()];
-    for name in names {
-        let (name, dimensions) = match name.to_str().and_then(suite::named) {
-            Some(suite) => (suite.name, suite.dimensions),
-            None => {
-                let (file, read) = readers::locate(name, Limits::default())?;
-                unknown.extend(read.unknown);
-                (file, read.dimensions.into_iter().map(|(name, items)| (name.to_string(), items)).collect())
-            }
-        };
-        for (dimension, items) in dimensions {
-            let place = DIMENSIONS.iter().position(|known| known.name() == dimension);
-            found[place.with_context(|| format!("{name}: there is no dimension `{dimension}`"))?].extend(items);
-        }
-        shown.push(name);
+    let mut read = names.iter().map(|name| Questions::open(name)).collect::<Result<Vec<_>>>()?;
+    let unknown = read.iter_mut().flat_map(|one| std::mem::take(&mut one.unknown)).collect();
+    if !arguments.dimensions.is_empty() {
+        read.iter_mut().for_each(|one| one.retain(|name| arguments.dimensions.iter().any(|wanted| wanted == name)));
     }
-    let wanted = |name: &str| arguments.dimensions.is_empty() || arguments.dimensions.iter().any(|one| one == name);
-    let mut suite = Suite { name: shown.join("+"), dimensions: Vec::new() };
-    for (dimension, items) in DIMENSIONS.iter().zip(found) {
-        if items.is_empty() || !wanted(dimension.name()) {
-            continue;
-        }
-        let mut ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
-        ids.sort_unstable();
-        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-            anyhow::bail!("{}: {} has two items called `{}`", suite.name, dimension.name(), twice[0]);
-        }
-        suite.dimensions.push((dimension.name().to_string(), items));
-    }
+    let mut suite = questions::join(read)?;
     if let Some(most) = arguments.items {
         suite = suite.limit(most);
     }
@@ -286,159 +148,6 @@ fn suite_of(arguments: &Arguments) -> Result<(Suite, Vec<PathBuf>)> {
     Ok((suite, unknown))
 }
 
-/// The dimensions to measure with the rules to judge by.
-fn topics<'a>(arguments: &Arguments, suite: &Suite, classifier: Option<&'a Classifier>) -> Result<Vec<Topic<'a>>> {
-    let mut chosen: Vec<(&'static str, Rule)> = Vec::new();
-    for text in &arguments.rules {
-        let (name, rule) = text.split_once('=').with_context(|| {
-            format!("--rule should be a dimension and a rule, as in stereotype=official, found `{text}`")
-        })?;
-        let dimension = dimension::named(name)
-            .with_context(|| format!("--rule: there is no dimension `{name}`; there are {}", known_names()))?;
-        let rules = dimension.rules();
-        let found = rules.iter().find(|known| known.name == rule).with_context(|| {
-            let names: Vec<_> = rules.iter().map(|rule| rule.name).collect();
-            format!("--rule: {name} has no rule `{rule}`; it has {}", names.join(", "))
-        })?;
-        chosen.push((dimension.name(), *found));
-    }
-    let topic = |(name, items): &(String, Vec<Item>)| {
-        let dimension = dimension::named(name).with_context(|| format!("there is no dimension `{name}`"))?;
-        let rule = chosen.iter().rev().find(|(known, _)| known == name).map(|(_, rule)| *rule);
-        let scorer = scorer(classifier, name, items)?;
-        Ok(Topic { dimension, rule: rule.unwrap_or(dimension.rules()[0]), items: items.clone(), scorer })
-    };
-    suite.dimensions.iter().map(topic).collect()
-}
-
-/// Runs a model on a topic, going on from `journal`'s chunks where there is one; all answers in the items' order.
-fn ask(
-    side: &Side,
-    put: &[Put],
-    journal: Option<(&Path, &Header)>,
-    counts: &mut Counts,
-    tell: &mut dyn FnMut(usize),
-) -> Result<Vec<Answered>> {
-    let chunks = side.model.chunks(put);
-    let sizes: Vec<usize> = chunks.iter().map(Vec::len).collect();
-    let (mut journal, done) = match journal {
-        Some((file, header)) => {
-            let (journal, done) = Journal::open(file, header, &sizes)?;
-            (Some(journal), done)
-        }
-        None => (None, Vec::new()),
-    };
-    if !done.is_empty() {
-        printer::say(format!("went on after {} of {} parts of an interrupted run", done.len(), chunks.len()));
-    }
-    let mut answers: Vec<Option<Answered>> = vec![None; put.len()];
-    let mut done = done.into_iter();
-    for chunk in &chunks {
-        let found = match done.next() {
-            Some(found) => found,
-            None => {
-                let found = side.model.answer(put, chunk, counts).map_err(|error| blame(error, &side.checkpoint))?;
-                if let Some(journal) = &mut journal {
-                    journal.push(&found)?;
-                }
-                found
-            }
-        };
-        for (&at, answer) in chunk.iter().zip(found) {
-            let Put { prompt_sha256, cut, .. } = &put[at];
-            answers[at] = Some(Answered { prompt_sha256: prompt_sha256.clone(), cut: *cut, answer });
-        }
-        tell(chunk.len());
-    }
-    answers.into_iter().collect::<Option<_>>().context("a chunk of items was left out")
-}
-
-/// What a model made of a topic.
-struct Judged {
-    outcomes: Vec<Outcome>,
-    cut: usize,
-}
-
-/// The answers of a model to a topic, kept or new, judged.
-fn judged(
-    arguments: &Arguments,
-    side: &Side,
-    topic: &Topic<'_>,
-    suite: (&str, &str),
-    put: &[Put],
-    counts: &mut Counts,
-    tell: &mut dyn FnMut(usize),
-) -> Result<Judged> {
-    let Topic { dimension, items, .. } = topic;
-    let header = Header::new(dimension.name(), topic.rule_name(), side.hashes.clone(), suite, items)?;
-    let own = arguments.output.as_ref();
-    let own = own.map(|out| out.join(side.name).join(format!("{}.jsonl", dimension.name())));
-    let shared = arguments.cache.as_ref().map(|cache| header.place().map(|place| cache.join(place))).transpose()?;
-    let places: Vec<PathBuf> = own.into_iter().chain(shared).collect();
-    let mut found = None;
-    for place in &places {
-        if found.is_none() {
-            found = record::read(place, &header, items, arguments.rejudge)?;
-        }
-    }
-    let answers = match found {
-        Some(answers) => {
-            tell(items.len());
-            answers
-        }
-        // The journal lies where most runs would find it.
-        None => ask(side, put, places.last().map(|place| (place.as_path(), &header)), counts, tell)?,
-    };
-    let outcomes: Vec<Outcome> =
-        items.iter().zip(&answers).map(|(item, kept)| topic.judge(item, &kept.answer)).collect::<Result<_>>()?;
-    for place in &places {
-        record::write(place, &header, items, &answers, &outcomes)?;
-    }
-    Ok(Judged { outcomes, cut: answers.iter().filter(|answered| answered.cut).count() })
-}
-
-/// A dimension's figures beside the score.
-fn parts(topic: &Topic<'_>, outcomes: &[Outcome], dense: Option<&[Outcome]>) -> Vec<Part> {
-    let of = |outcomes: &[Outcome]| {
-        let judged: Vec<(&Item, &Outcome)> = topic.items.iter().zip(outcomes).collect();
-        topic.dimension.parts(topic.rule, &judged)
-    };
-    let finite = |score: f64| score.is_finite().then_some(score);
-    let dense = dense.map(of);
-    let part = |(name, score): (String, f64)| {
-        let dense = dense.as_ref().and_then(|dense| dense.iter().find(|(known, _)| *known == name));
-        Part { score: finite(score), dense: dense.and_then(|(_, score)| finite(*score)), name }
-    };
-    of(outcomes).into_iter().map(part).collect()
-}
-
-fn constant(dimension: &str, who: &str, constant: Option<Constant>) -> Option<String> {
-    let Constant { option, percent } = constant?;
-    Some(format!(
-        "{dimension}: {who} takes option {} in {percent:.0} % of its answers; such scores say nothing",
-        option + 1
-    ))
-}
-
-/// Perplexity on `file`, beside the dense model's where both read the same tokens.
-fn perplexity(side: &Side, dense: Option<&Side>, file: &Path) -> Result<Evaluation> {
-    let text = Text::open(&side.checkpoint)?;
-    let (ids, string) = tokens_of(&text, file)?;
-    let window = WINDOW.min(side.model.decoder().config().max_positions);
-    let windows = Windows::new(&ids, window, None).with_context(|| file.display().to_string())?;
-    let bytes = predicted_bytes(&text, &ids, windows.targets(), &string);
-    let alike = |dense: &&Side| -> bool {
-        dense.model.decoder().config().vocab_size == side.model.decoder().config().vocab_size
-            && Text::open(&dense.checkpoint).and_then(|text| text.encode(&string, false)).is_ok_and(|own| own == ids)
-    };
-    let dense: Option<&Decoder> = dense.filter(alike).map(|dense| dense.model.decoder());
-    let mut progress = Progress::new("perplexity", windows.targets() as u64);
-    measure::evaluate(side.model.decoder(), dense.map(Against::Model), &windows, bytes, &mut |done| {
-        progress.at(done as u64, "tokens");
-    })
-    .map_err(|error| blame(error, &side.checkpoint))
-}
-
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("trust");
@@ -447,7 +156,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (suite, unknown) = suite_of(arguments)?;
     let classifier = arguments.toxicity_classifier.as_deref();
     let classifier = classifier.map(|path| Classifier::open(source::locate(path)?.path())).transpose()?;
-    let topics = topics(arguments, &suite, classifier.as_ref())?;
+    let topics = questions::topics(&arguments.rules, &suite, classifier.as_ref())?;
     let hash = suite.hash();
     let fixture = arguments.model.is_none().then(Fixture::unpack).transpose()?;
     let path = match (&arguments.model, &fixture) {
@@ -455,8 +164,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (None, Some(fixture)) => fixture.path(),
         (None, None) => anyhow::bail!("no model was given"),
     };
-    let side = Side::open("model", path, arguments.chat)?;
-    let dense = arguments.against.as_ref().map(|path| Side::open("dense", path, arguments.chat)).transpose()?;
+    let open = |name, path: &Path| Side::open(name, &source::locate(path)?, arguments.chat);
+    let side = open("model", path)?;
+    let dense = arguments.against.as_deref().map(|path| open("dense", path)).transpose()?;
+    let keeping = Keeping {
+        own: arguments.output.clone(),
+        shared: arguments.cache.clone(),
+        others: Vec::new(),
+        rejudge: arguments.rejudge,
+    };
     let bootstrap = Bootstrap { replicates: arguments.bootstrap, seed: arguments.seed };
     let mut warnings: Vec<String> = Vec::new();
     for file in unknown {
@@ -470,56 +186,31 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (mut done, mut dimensions, mut other_tokens) = (0, Vec::new(), Vec::new());
     for topic in &topics {
         let name = topic.dimension.name();
-        let mut judge = |side: &Side, put: &[Put]| {
+        let mut reply = |side: &Side, put| {
             let mut tell = |items: usize| {
                 done += items as u64;
                 progress.at(done, &format!("items, {} {name}", side.name));
             };
-            let judged = judged(arguments, side, topic, (&suite.name, &hash), put, &mut counts, &mut tell)?;
-            if judged.cut > 0 {
-                let of = topic.items.len();
-                let what = format!("{} of {of} prompts are longer than the {} model's context", judged.cut, side.name);
-                warnings.push(format!("{name}: {what}; their beginnings were cut off"));
-            }
-            Ok::<_, anyhow::Error>(judged)
+            let reply = evaluate::reply(side, topic, put, (&suite.name, &hash), &keeping, &mut counts, &mut tell)?;
+            warnings.extend(reply.warning(side.name, topic));
+            Ok::<_, anyhow::Error>(reply)
         };
-        let put_to = |side: &Side| side.model.put(&topic.items).with_context(|| name.to_string());
-        let put = put_to(&side)?;
+        let put = side.put(topic)?;
         let Some(dense) = &dense else {
-            let judged = judge(&side, &put)?;
-            let measured = paired::measure(topic.dimension, topic.rule, &topic.items, &judged.outcomes, bootstrap)?;
-            let chance = topic.dimension.chance(topic.rule, &topic.items);
-            warnings.extend(constant(name, "the model", measured.constant));
-            dimensions.push(Found::Alone(Box::new(Single {
-                dimension: name,
-                rule: topic.rule,
-                items: topic.items.len(),
-                informative: chance.zip(measured.interval).map(|(chance, interval)| !interval.contains(chance)),
-                chance,
-                parts: parts(topic, &judged.outcomes, None),
-                measured,
-            })));
+            let single = evaluate::alone(topic, &reply(&side, put)?, bootstrap)?;
+            warnings.extend(evaluate::constant(name, "the model", single.measured.constant));
+            dimensions.push(Found::Alone(Box::new(single)));
             continue;
         };
-        let dense_put = put_to(dense)?;
-        let before = judge(dense, &dense_put)?;
-        let after = judge(&side, &put)?;
-        let mut comparison =
-            paired::compare(topic.dimension, topic.rule, &topic.items, &before.outcomes, &after.outcomes, bootstrap)?;
-        if !put.iter().zip(&dense_put).all(|(one, other)| one.same_tokens(other)) {
-            (comparison.kl, comparison.margin_change) = (None, None);
+        let dense_put = dense.put(topic)?;
+        let before = reply(dense, dense_put)?;
+        let after = reply(&side, put)?;
+        let (paired, same_tokens) = evaluate::compare(topic, &before, &after, bootstrap)?;
+        if !same_tokens {
             other_tokens.push(name);
         }
-        if comparison.refusal_shift {
-            warnings.push(format!(
-                "{name}: refusals went from {:.1} to {:.1} %; the two scores are not comparable",
-                comparison.dense.refusal_rate, comparison.other.refusal_rate
-            ));
-        }
-        warnings.extend(constant(name, "the dense model", comparison.dense.constant));
-        warnings.extend(constant(name, "the compressed model", comparison.other.constant));
-        let parts = parts(topic, &after.outcomes, Some(&before.outcomes));
-        dimensions.push(Found::Paired(Box::new(Paired { comparison, parts })));
+        warnings.extend(evaluate::cautions(&paired.comparison));
+        dimensions.push(Found::Paired(Box::new(paired)));
     }
     progress.finish();
     if !other_tokens.is_empty() {
@@ -535,7 +226,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut comparisons: Vec<&mut Comparison> = comparisons.collect();
     paired::adjust(comparisons.iter_mut().map(|one| &mut **one));
     let summary = Summary::over(comparisons.iter().map(|one| &**one));
-    let perplexity = arguments.text.as_deref().map(|file| perplexity(&side, dense.as_ref(), file)).transpose()?;
+    let text = arguments.text.as_deref();
+    let perplexity = text.map(|file| evaluate::perplexity(&side, dense.as_ref(), file, WINDOW, None)).transpose()?;
     for side in [Some(&side), dense.as_ref()].into_iter().flatten() {
         side.checkpoint.expect_unchanged()?;
     }
@@ -666,19 +358,7 @@ fn print(record: &Record) {
     }
     if let Some(scorer) = &record.toxicity_scorer {
         printer::data("");
-        printer::data(match &scorer.agreement {
-            Some(agreement) => format!(
-                "toxicity of texts by {} {}: AUC {:.3} [{:.3}, {:.3}] against {} on {} texts",
-                scorer.name,
-                scorer.version,
-                agreement.auc.value,
-                agreement.auc.low,
-                agreement.auc.high,
-                agreement.reference,
-                agreement.texts
-            ),
-            None => format!("toxicity of texts by {}: agreement with a reference was not measured", scorer.name),
-        });
+        printer::data(toxicity::describe(&scorer.name, scorer.version, scorer.agreement.as_ref()));
     }
     if let Some(summary) = &record.summary {
         printer::data("");

@@ -4,8 +4,9 @@
 //! In the order the data flows: an [`item`] is one thing put to a model; [`readers`] bring published sets to items; a
 //! [`language_model`] is asked, and its answers are kept as a [`record`]; [`rules`] read answers that are text; a
 //! [`dimension`] says how an answer is judged and what a model scores, and the [`dimensions`] are one file each; a
-//! [`suite`] is items of several of them; [`statistics`] over plain numbers make the [`paired`] comparison of two
-//! models, and measure how far the scorers of [`toxicity`] can be trusted.
+//! [`suite`] is items of several of them, and the [`questions`] of a run are joined from such and from files;
+//! [`statistics`] over plain numbers make the [`paired`] comparison of two models, and measure how far the scorers of
+//! [`toxicity`] can be trusted; to [`evaluate`] is all of it for one topic and one or two models.
 
 pub mod item;
 
@@ -28,3 +29,7 @@ pub mod statistics;
 pub mod toxicity;
 
 pub mod paired;
+
+pub mod questions;
+
+pub mod evaluate;

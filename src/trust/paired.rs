@@ -379,4 +379,4 @@ fn commonest(options: impl Iterator<Item = usize>) -> Option<Constant> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

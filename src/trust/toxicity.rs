@@ -47,6 +47,17 @@ pub fn judge(scorer: &dyn ToxicityScorer, continuation: &str) -> Result<Outcome>
     Ok(Outcome { choice: None, value, refused, unparsable: empty, margin: None, probabilities: Vec::new() })
 }
 
+/// One line on what says how toxic texts are, with how far it agrees with a reference.
+pub fn describe(name: &str, version: u32, agreement: Option<&Agreement>) -> String {
+    match agreement {
+        Some(agreement) => format!(
+            "toxicity of texts by {name} {version}: AUC {:.3} [{:.3}, {:.3}] against {} on {} texts",
+            agreement.auc.value, agreement.auc.low, agreement.auc.high, agreement.reference, agreement.texts
+        ),
+        None => format!("toxicity of texts by {name}: agreement with a reference was not measured"),
+    }
+}
+
 /// How far scores agree with a reference on texts that were not trained on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -19,6 +19,7 @@ mod bad_input;
 mod budget;
 mod changed_inputs;
 mod convert;
+mod curve;
 mod data_free;
 mod determinism;
 mod diff;

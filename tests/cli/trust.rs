@@ -31,8 +31,10 @@ fn item(id: &str, prompt: &str, options: [&str; 2]) -> Value {
 fn suite(place: &Place, name: &str, count: usize) -> PathBuf {
     let folder = place.path(name);
     fs::create_dir(&folder).unwrap();
-    let start = "w1 w2 w3 w4 w5 w6 w7 w8";
-    let ethics = (0..count).map(|i| item(&format!("e{i}"), &format!("{start} w{}", i % 40), [" w11", " w12 w13"]));
+    // They begin differently, so that they share little and many make several chunks.
+    let rest = (1..25).map(|word| format!(" w{word}")).collect::<String>();
+    let prompt = |i: usize| format!("w{} w{}{rest}", i % 60, i / 60);
+    let ethics = (0..count).map(|i| item(&format!("e{i}"), &prompt(i), [" w11", " w12 w13"]));
     let privacy = (0..count).map(|i| {
         json!({
             "id": format!("p{i}"), "part": "part", "cluster": format!("c{}", i / 2),

@@ -1,15 +1,13 @@
 //! `scruple compress`: a smaller copy of a checkpoint, with an account of what it cost.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
 };
 
 use anyhow::{Context, Result};
 use scruple_compress::{
-    Error,
     budget::{self, Budget, Offer},
     calibration::{self, CalibrationSet, Sampling},
     export::Format,
@@ -18,9 +16,9 @@ use scruple_compress::{
     plan::{Around, Forecast, Network, Plan},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     scaling::{ScalingRecord, Unscaled},
-    sequential::{self, LinearRecord, Outcome},
+    sequential::{LinearRecord, Outcome},
 };
-use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin};
+use scruple_weights::{Checkpoint, hub::Origin};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -30,12 +28,14 @@ mod cost;
 
 mod seeds;
 
+pub mod write;
+
 use cost::{Cost, SPEED_BYTES};
+use write::{Work, Written};
 
 use super::{embed, eval, verify};
 use crate::{
     fixture::{self, Fixture},
-    plot,
     printer::{self, Progress, Table},
     record::{self, Run},
     source,
@@ -230,7 +230,7 @@ fn file_bytes(file: &Path) -> u64 {
 }
 
 /// What the model in `path` is called: the name of its folder or file, also where the path is `.` or ends in `..`.
-fn name_of(path: &Path) -> String {
+pub fn name_of(path: &Path) -> String {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_else(|| "model".into())
 }
@@ -410,95 +410,18 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         Some(out) => out.clone(),
         None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
-    if !arguments.allow_nonfinite && plan.needs_calibration() {
-        // Before the work: in the last block it would show after hours. Without calibration it shows in seconds.
-        for view in checkpoint.tensors() {
-            sequential::refuse_nonfinite(view)?;
-            view.release();
-        }
-    }
-    let hashing = Instant::now();
-    let source_fingerprint = plan.proof.then(|| checkpoint.fingerprint());
-    checkpoint.release_all();
-    clock.extra.insert("source_hash_seconds".into(), hashing.elapsed().as_secs_f64().into());
-    let calibration = set
-        .as_ref()
-        .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
-    let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "source": match &source_fingerprint {
-            Some(fingerprint) => json!(fingerprint),
-            // Which files a stopped run was working on; nothing of this is in the result.
-            None => json!(checkpoint.identity()),
-        },
-        "recipe": plan.recipe,
-        "calibration": calibration,
-    }))?);
-    let source = source_fingerprint.as_deref().map(|fingerprint| ("source", fingerprint));
-    let metadata: BTreeMap<String, String> = [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION"))]
-        .into_iter()
-        .chain(source)
-        .map(|(key, value)| (key.to_string(), value.to_string()))
-        .collect();
-    let speed = !arguments.no_speed && runs.is_some();
-    let read_again = plan.proof || text.is_some() || speed;
-    let mut writer = CheckpointWriter::resume_or_create(
-        &out,
-        plan.tensors.clone(),
-        WriterOptions { metadata, past_cache: !read_again, ..WriterOptions::default() },
-        &run_fingerprint,
-        &CheckpointWriter::work_folder(&out)?,
-    )?;
-    let mut progress = Progress::new("compress", plan.linears.len() as u64);
-    let outcome = sequential::compress(&checkpoint, &plan, set.as_ref(), &mut writer, &mut |done, _, name| {
-        progress.at(done as u64, name);
-    });
-    progress.finish();
-    let outcome = match outcome {
-        // The same input would fail in the same way, so there is nothing to go on from.
-        Err(error @ (Error::Numeric(_) | Error::Model(_) | Error::Text(_))) => {
-            writer.discard();
-            return Err(error.into());
-        }
-        outcome => outcome?,
-    };
-    drop(set);
-    checkpoint.release_all();
-    if let Err(error) = checkpoint.expect_unchanged() {
-        writer.discard();
-        return Err(error.into());
-    }
-    if outcome.resumed_blocks > 0 {
-        printer::say(format!("went on after {} blocks that an earlier run had finished", outcome.resumed_blocks));
-    }
-
-    let provenance = Provenance {
-        version: env!("CARGO_PKG_VERSION").into(),
-        source_fingerprint,
-        source: located.origin().cloned(),
-        recipe: plan.recipe.clone(),
-        calibration,
-        left_dense: plan.left_dense.clone(),
-        unscaled: plan.unscaled.clone(),
+    let Written { outcome, bytes: written, source_hash_seconds } = write::write(Work {
+        checkpoint: &checkpoint,
+        plan: &plan,
+        set,
         bits_per_weight: forecast.bits_per_weight,
-        linears: outcome.linears.clone(),
-        scalings: outcome.scalings.clone(),
-    };
-    card::side_files(&checkpoint, &plan, &name, &provenance, &mut writer)?;
-    if let Some((budget, offers)) = &widths {
-        let linears: Vec<Value> = plan
-            .linears
-            .iter()
-            .zip(offers)
-            .map(|(linear, offers)| json!({ "linear": linear.name, "stored": linear.layout.code, "offers": offers }))
-            .collect();
-        let widths = json!({ "budget": budget, "linears": linears });
-        writer.add_file("widths.json", &record::pretty(&widths)?)?;
-    }
-    if let Some(picture) = picture(&name, &plan, &outcome)? {
-        writer.add_file("errors.png", &picture)?;
-    }
-    let written = writer.finish()?;
+        name: &name,
+        source: located.origin(),
+        read_again: text.is_some() || (!arguments.no_speed && runs.is_some()),
+        widths: widths.as_ref(),
+        out: &out,
+    })?;
+    clock.extra.insert("source_hash_seconds".into(), source_hash_seconds.into());
 
     clock.extra.insert("forecast".into(), serde_json::to_value(forecast)?);
     clock.extra.insert("phases".into(), serde_json::to_value(outcome.phases)?);
@@ -537,7 +460,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     warn_of_experts(&outcome.linears);
     if tell {
-        report(arguments, &plan, &outcome, &checkpoint, (written.bytes, checked), &cost, &out)?;
+        report(arguments, &plan, &outcome, &checkpoint, (written, checked), &cost, &out)?;
     }
     Ok(())
 }
@@ -604,39 +527,6 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<()
     table.row(["activations on disk".into(), mb(forecast.activation_bytes)]);
     table.print();
     Ok(())
-}
-
-/// The picture of the errors by block, as PNG bytes; none where no linear has one.
-fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>> {
-    // One kind of error throughout.
-    let calibrated = outcome.linears.iter().any(|record| record.report.output_error.is_some());
-    let of_what = if calibrated { "error of each linear's output" } else { "error of each linear's weight" };
-    let mut lines: Vec<plot::Line> = Vec::new();
-    for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
-        let Some(error) = record.report.output_error.or(record.weight_error.filter(|_| !calibrated)) else { continue };
-        let kind = linear.name.rsplit('.').next().unwrap_or_default().trim_end_matches("_proj").to_string();
-        let point = (linear.block as f64, error);
-        match lines.iter_mut().find(|line| line.name == kind) {
-            Some(line) => line.points.push(point),
-            None => lines.push(plot::Line { name: kind, points: vec![point] }),
-        }
-    }
-    if lines.iter().flat_map(|line| &line.points).all(|(_, error)| *error <= 0.0) {
-        return Ok(None);
-    }
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("errors.png");
-    let ways: BTreeSet<String> = plan
-        .linears
-        .iter()
-        .map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()))
-        .collect();
-    let how = match ways.len() {
-        1 => ways.into_iter().next().unwrap_or_default(),
-        n => format!("{n} ways of storing"),
-    };
-    plot::errors_by_block(&path, &format!("{name}: {how}; {of_what}"), &lines)?;
-    Ok(Some(std::fs::read(&path)?))
 }
 
 /// Says once how many experts' linears were calibrated on fewer tokens than they have inputs.

@@ -5,8 +5,12 @@ use super::{LanguageModel, rendering::Put};
 /// Shorter beginnings are run again rather than shared.
 pub(super) const MIN_SHARED: usize = 4;
 
-/// Tokens after which a chunk of items ends: what a killed run loses at most.
+/// Tokens after which a chunk of items ends, those that are shared with what stands before them not counted: what a killed
+/// run loses at most.
 const CHUNK_TOKENS: usize = 8192;
+
+/// All tokens of a chunk, shared ones too, are at most so many times [`CHUNK_TOKENS`]: their places are held in memory.
+const MOST_SHARED: usize = 64;
 
 /// Keys and values that texts in the making hold together, one text at least.
 pub const CACHE_BYTES: usize = 256 << 20;
@@ -56,6 +60,17 @@ pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 impl LanguageModel {
+    /// Tokens of item `at` that are not shared with the sequence before, those of item `before` first.
+    fn fresh(&self, put: &[Put], at: usize, before: Option<usize>) -> usize {
+        let mut last = before.and_then(|before| put[before].sequences.first()).filter(|_| self.running.reuse);
+        let mut count = 0;
+        for sequence in &put[at].sequences {
+            count += sequence.ids.len() - last.map_or(0, |last| common(&last.ids, &sequence.ids));
+            last = Some(sequence).filter(|_| self.running.reuse);
+        }
+        count
+    }
+
     /// Items by number in the order they are run, in chunks that depend on the items alone.
     pub fn chunks(&self, put: &[Put]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..put.len()).collect();
@@ -65,21 +80,24 @@ impl LanguageModel {
         });
         let positions = (CACHE_BYTES / self.decoder.cache_bytes_per_position().max(1)).min(CHUNK_TOKENS);
         let mut chunks: Vec<Vec<usize>> = Vec::new();
-        let mut size = 0;
+        let (mut size, mut whole) = (0, 0);
         let mut last: Option<usize> = None;
         for at in order {
             let item = &put[at];
-            let longest = item.sequences.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
-            let (cost, most) = match item.max_tokens {
-                Some(made) => (longest + made, positions),
-                None => (longest, CHUNK_TOKENS),
+            let all = item.sequences.iter().map(|sequence| sequence.ids.len()).sum::<usize>();
+            let cost = |before: Option<usize>| match item.max_tokens {
+                Some(made) => all + made,
+                None => self.fresh(put, at, before),
             };
+            let most = if item.max_tokens.is_some() { positions } else { CHUNK_TOKENS };
             let new_kind = last.is_some_and(|last| put[last].max_tokens.is_some() != item.max_tokens.is_some());
-            if last.is_none() || new_kind || size + cost > most {
+            let mut more = cost(last);
+            if last.is_none() || new_kind || size + more > most || whole + all > CHUNK_TOKENS * MOST_SHARED {
                 chunks.push(Vec::new());
-                size = 0;
+                (size, whole, more) = (0, 0, cost(None));
             }
-            size += cost;
+            whole += all;
+            size += more;
             last = Some(at);
             if let Some(chunk) = chunks.last_mut() {
                 chunk.push(at);

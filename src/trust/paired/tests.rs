@@ -316,4 +316,4 @@ fn a_family_is_adjusted_together() {
     assert!((adjusted[1] - 3.0 * 2.0 / 256.0).abs() < 1e-12);
 }
 
-mod published;
+pub mod published;

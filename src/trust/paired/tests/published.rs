@@ -10,7 +10,7 @@ const DIMENSIONS: [&str; 8] =
 
 /// End of a model's name, its dense parent's; worst and best Δ, mean |Δ| over the dimensions, and Δ of the average with MMLU:
 /// what differencing the table by hand gave, rounded to 0.1.
-const DIFFERENCES: &[(&str, &str, f64, f64, f64, f64)] = &[
+pub const DIFFERENCES: &[(&str, &str, f64, f64, f64, f64)] = &[
     ("llama-2-13b-chat-awq@8bit_128g", "Llama-2-13b-chat-hf", -0.8, 0.6, 0.3, -0.1),
     ("llama-2-13b-chat-gptq@8bit_128g", "Llama-2-13b-chat-hf", -0.5, 2.6, 0.6, 0.3),
     ("llama-2-13b-awq@8bit_128g", "Llama-2-13b-hf", -0.7, 1.8, 0.4, 0.2),

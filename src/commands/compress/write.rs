@@ -1,0 +1,222 @@
+//! A plan carried out: the compressed checkpoint with everything beside it, as one folder that appears at the end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::Result;
+use scruple_compress::{
+    Error,
+    budget::{Budget, Offer},
+    calibration::CalibrationSet,
+    memory,
+    plan::{Around, Plan},
+    recipe::Recipe,
+    sequential::{self, Outcome},
+};
+use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin, source::Located};
+use serde_json::{Value, json};
+
+use super::{Provenance, calibration_set, card};
+use crate::{
+    plot,
+    printer::{self, Progress},
+    record,
+};
+
+/// A model to be compressed and written.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// The dense model.
+    pub checkpoint: &'a Checkpoint,
+    /// What becomes of it.
+    pub plan: &'a Plan,
+    /// The text to calibrate on, where a method needs one.
+    pub set: Option<CalibrationSet>,
+    /// What its linears will take, as forecast.
+    pub bits_per_weight: f64,
+    /// What the dense model is called.
+    pub name: &'a str,
+    /// Where a dense model of a hub came from.
+    pub source: Option<&'a Origin>,
+    /// The result is read soon after, for more than the proof.
+    pub read_again: bool,
+    /// What was asked of the widths, and what each linear offered, where they were chosen by a budget.
+    pub widths: Option<&'a (Budget, Vec<Vec<Offer>>)>,
+    /// The folder to be; it must not exist. What a killed run has left of it is gone on with.
+    pub out: &'a Path,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// What was done to each linear.
+    pub outcome: Outcome,
+    /// Bytes of the folder's weights.
+    pub bytes: u64,
+    /// Wall seconds of hashing the dense model.
+    pub source_hash_seconds: f64,
+}
+
+/// Carries out the plan.
+///
+/// # Errors
+/// Weights that are not finite, a model that changes meanwhile, a folder that exists, a full disk; what a full disk leaves
+/// is gone on with by the next run.
+pub fn write(work: Work<'_>) -> Result<Written> {
+    let Work { checkpoint, plan, set, bits_per_weight, name, source, read_again, widths, out } = work;
+    if !plan.allow_nonfinite && plan.needs_calibration() {
+        // Before the work: in the last block it would show after hours. Without calibration it shows in seconds.
+        for view in checkpoint.tensors() {
+            sequential::refuse_nonfinite(view)?;
+            view.release();
+        }
+    }
+    let hashing = Instant::now();
+    let source_fingerprint = plan.proof.then(|| checkpoint.fingerprint());
+    checkpoint.release_all();
+    let source_hash_seconds = hashing.elapsed().as_secs_f64();
+    let calibration = set
+        .as_ref()
+        .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
+    let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "source": match &source_fingerprint {
+            Some(fingerprint) => json!(fingerprint),
+            // Which files a stopped run was working on; nothing of this is in the result.
+            None => json!(checkpoint.identity()),
+        },
+        "recipe": plan.recipe,
+        "calibration": calibration,
+    }))?);
+    let hashed = source_fingerprint.as_deref().map(|fingerprint| ("source", fingerprint));
+    let metadata: BTreeMap<String, String> = [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION"))]
+        .into_iter()
+        .chain(hashed)
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
+    let mut writer = CheckpointWriter::resume_or_create(
+        out,
+        plan.tensors.clone(),
+        WriterOptions { metadata, past_cache: !plan.proof && !read_again, ..WriterOptions::default() },
+        &run_fingerprint,
+        &CheckpointWriter::work_folder(out)?,
+    )?;
+    let mut progress = Progress::new("compress", plan.linears.len() as u64);
+    let outcome = sequential::compress(checkpoint, plan, set.as_ref(), &mut writer, &mut |done, _, name| {
+        progress.at(done as u64, name);
+    });
+    progress.finish();
+    let outcome = match outcome {
+        // The same input would fail in the same way, so there is nothing to go on from.
+        Err(error @ (Error::Numeric(_) | Error::Model(_) | Error::Text(_))) => {
+            writer.discard();
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
+    drop(set);
+    checkpoint.release_all();
+    if let Err(error) = checkpoint.expect_unchanged() {
+        writer.discard();
+        return Err(error.into());
+    }
+    if outcome.resumed_blocks > 0 {
+        printer::say(format!("went on after {} blocks that an earlier run had finished", outcome.resumed_blocks));
+    }
+
+    let provenance = Provenance {
+        version: env!("CARGO_PKG_VERSION").into(),
+        source_fingerprint,
+        source: source.cloned(),
+        recipe: plan.recipe.clone(),
+        calibration,
+        left_dense: plan.left_dense.clone(),
+        unscaled: plan.unscaled.clone(),
+        bits_per_weight: bits_per_weight,
+        linears: outcome.linears.clone(),
+        scalings: outcome.scalings.clone(),
+    };
+    card::side_files(checkpoint, plan, name, &provenance, &mut writer)?;
+    if let Some((budget, offers)) = widths {
+        let linears: Vec<Value> = plan
+            .linears
+            .iter()
+            .zip(offers)
+            .map(|(linear, offers)| json!({ "linear": linear.name, "stored": linear.layout.code, "offers": offers }))
+            .collect();
+        let widths = json!({ "budget": budget, "linears": linears });
+        writer.add_file("widths.json", &record::pretty(&widths)?)?;
+    }
+    if let Some(picture) = picture(name, plan, &outcome)? {
+        writer.add_file("errors.png", &picture)?;
+    }
+    let bytes = writer.finish()?.bytes;
+    Ok(Written { outcome, bytes, source_hash_seconds })
+}
+
+/// Compresses the model at `located`, called `name`, by `recipe` into the folder `out`, without an account of it: what one
+/// point of a sweep is made by.
+///
+/// # Errors
+/// As [`Plan::new`] and [`write`]; a method that needs a `calibration` text and has none.
+pub fn by_recipe(recipe: Recipe, located: &Located, name: &str, calibration: Option<&Path>, out: &Path) -> Result<()> {
+    let checkpoint = located.open()?;
+    let plan = Plan::new(recipe, &checkpoint)?;
+    let set = match (plan.calibrated_method(), calibration) {
+        (None, _) => None,
+        (Some(_), Some(file)) => Some(calibration_set(&checkpoint, &plan, file)?),
+        (Some(method), None) => anyhow::bail!("method `{}` needs a text to calibrate on", method.name()),
+    };
+    let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
+    let around = Around { n_samples, seq_len, text_bytes: 0, speed_bytes: 0, evaluates: false };
+    let bits_per_weight = plan.forecast(&checkpoint, around).bits_per_weight;
+    write(Work {
+        checkpoint: &checkpoint,
+        plan: &plan,
+        set,
+        bits_per_weight,
+        name,
+        source: located.origin(),
+        read_again: true,
+        widths: None,
+        out,
+    })?;
+    memory::give_back();
+    Ok(())
+}
+
+/// The picture of the errors by block, as PNG bytes; none where no linear has one.
+fn picture(name: &str, plan: &Plan, outcome: &Outcome) -> Result<Option<Vec<u8>>> {
+    // One kind of error throughout.
+    let calibrated = outcome.linears.iter().any(|record| record.report.output_error.is_some());
+    let of_what = if calibrated { "error of each linear's output" } else { "error of each linear's weight" };
+    let mut lines: Vec<plot::Line> = Vec::new();
+    for (linear, record) in plan.linears.iter().zip(&outcome.linears) {
+        let Some(error) = record.report.output_error.or(record.weight_error.filter(|_| !calibrated)) else { continue };
+        let kind = linear.name.rsplit('.').next().unwrap_or_default().trim_end_matches("_proj").to_string();
+        let point = (linear.block as f64, error);
+        match lines.iter_mut().find(|line| line.name == kind) {
+            Some(line) => line.points.push(point),
+            None => lines.push(plot::Line { name: kind, points: vec![point] }),
+        }
+    }
+    if lines.iter().flat_map(|line| &line.points).all(|(_, error)| *error <= 0.0) {
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("errors.png");
+    let ways: BTreeSet<String> = plan
+        .linears
+        .iter()
+        .map(|linear| format!("{}, {}", plan.method_name(linear), linear.layout.code.describe()))
+        .collect();
+    let how = match ways.len() {
+        1 => ways.into_iter().next().unwrap_or_default(),
+        n => format!("{n} ways of storing"),
+    };
+    plot::errors_by_block(&path, &format!("{name}: {how}; {of_what}"), &lines)?;
+    Ok(Some(std::fs::read(&path)?))
+}

@@ -1,0 +1,171 @@
+//! A sweep in three lines of words: how far each method goes unpunished, the worst that happened, and what says nothing.
+//! Every claim comes with its interval.
+
+use super::{
+    assemble::{SURE, shown},
+    data::{Curve, DenseDimension, Point, PointDimension},
+};
+
+/// Names told one by one; of more, how many there are.
+const NAMED: usize = 4;
+
+/// The three lines.
+pub fn of(curve: &Curve) -> Vec<String> {
+    vec![free(curve), worst(curve), silent(curve)]
+}
+
+/// Whether a dimension differs from the dense model's after Holm. Where nearly all answers are the same, the score says
+/// nothing, however surely it moved.
+fn differs(dimension: &PointDimension) -> bool {
+    !dimension.constant && dimension.p_adjusted.is_some_and(|p| p < SURE)
+}
+
+/// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
+fn told(dimension: &PointDimension) -> Option<String> {
+    let (delta, interval) = (dimension.delta?, dimension.delta_interval?);
+    Some(format!("{} {:.1} {}", dimension.name, delta + 0.0, shown(interval)))
+}
+
+/// The dimension with the largest |Δ| that has an interval, of those of which `counts` says so.
+fn farthest<'a>(points: &[&'a Point], counts: fn(&PointDimension) -> bool) -> Option<&'a PointDimension> {
+    let dimensions = points.iter().flat_map(|point| &point.dimensions).filter(|one| counts(one));
+    let moved = dimensions.filter_map(|one| Some((one, one.delta.filter(|_| one.delta_interval.is_some())?.abs())));
+    moved
+        .fold(None, |best: Option<(&PointDimension, f64)>, next| match best {
+            Some(best) if best.1 >= next.1 => Some(best),
+            _ => Some(next),
+        })
+        .map(|(dimension, _)| dimension)
+}
+
+/// What is left of a weight: bits, less those of zeros.
+fn left(point: &Point) -> f64 {
+    point.bits_per_weight.unwrap_or(f64::INFINITY) * (1.0 - point.sparsity.unwrap_or(0.0))
+}
+
+/// The points of one series at one rate: one, or one a calibration seed.
+struct Rate<'a> {
+    rate: &'a str,
+    points: Vec<&'a Point>,
+}
+
+impl Rate<'_> {
+    fn is_free(&self) -> bool {
+        !self.points.iter().flat_map(|point| &point.dimensions).any(differs)
+    }
+
+    /// The dimension that moved farthest, of those that differ where some do.
+    fn farthest(&self) -> String {
+        let counts = if self.is_free() { |one: &PointDimension| !one.constant } else { differs };
+        farthest(&self.points, counts).and_then(told).map_or(String::new(), |told| format!(" (farthest {told})"))
+    }
+}
+
+/// How far each series goes before a dimension differs.
+fn free(curve: &Curve) -> String {
+    let mut series: Vec<(&str, Vec<Rate<'_>>)> = Vec::new();
+    let measured = curve.points.iter().filter(|point| point.dimensions.iter().any(|one| one.p_adjusted.is_some()));
+    for point in measured {
+        let place = series.iter().position(|(name, _)| *name == point.series).unwrap_or_else(|| {
+            series.push((&point.series, Vec::new()));
+            series.len() - 1
+        });
+        let rates = &mut series[place].1;
+        match rates.iter_mut().find(|rate| rate.rate == point.rate) {
+            Some(rate) => rate.points.push(point),
+            None => rates.push(Rate { rate: &point.rate, points: vec![point] }),
+        }
+    }
+    if series.is_empty() {
+        return "Nothing was compared, so nothing can be said of any method.".into();
+    }
+    let mut parts = Vec::new();
+    for (name, mut rates) in series {
+        // From the mildest on; of equals, in the order of the sweep.
+        rates.sort_by(|a, b| left(b.points[0]).total_cmp(&left(a.points[0])));
+        parts.push(match rates.iter().rposition(Rate::is_free) {
+            Some(at) => {
+                let milder: Vec<&str> =
+                    rates[..at].iter().filter(|rate| !rate.is_free()).map(|rate| rate.rate).collect();
+                let though =
+                    if milder.is_empty() { String::new() } else { format!(", though not at {}", milder.join(", ")) };
+                format!("{name} to {}{}{though}", rates[at].rate, rates[at].farthest())
+            }
+            None => format!("{name} at no rate, {} already{}", rates[0].rate, rates[0].farthest()),
+        });
+    }
+    format!("No dimension differs from the dense model after Holm: {}.", parts.join("; "))
+}
+
+/// The worst fall, and what an average makes of it.
+fn worst(curve: &Curve) -> String {
+    let falls = curve.points.iter().flat_map(|point| {
+        let has = |one: &&PointDimension| one.delta.is_some() && one.delta_interval.is_some();
+        point.dimensions.iter().filter(has).map(move |one| (point, one))
+    });
+    let delta = |(_, one): &(&Point, &PointDimension)| one.delta.unwrap_or(0.0);
+    let Some((point, one)) = falls.min_by(|a, b| delta(a).total_cmp(&delta(b))).filter(|worst| delta(worst) < 0.0)
+    else {
+        return "No dimension fell at any point.".into();
+    };
+    let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
+    let count = deltas.len() as f64;
+    let mean = deltas.iter().sum::<f64>() / count;
+    let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
+    let sure = match one.p_adjusted {
+        Some(p) if p < SURE => format!("p {p:.4} after Holm"),
+        Some(p) => format!("which chance alone may have made, p {p:.2} after Holm"),
+        None => "without a p value".into(),
+    };
+    format!(
+        "The worst fall is {} points at {}, {sure}; there mean |Δ| over {} dimensions is {absolute:.1} and mean Δ {:.1}, \
+         which hide {:.1} and {:.1} points of it.",
+        told(one).unwrap_or_default(),
+        point.name,
+        deltas.len(),
+        mean + 0.0,
+        (one.delta.unwrap_or(0.0).abs() - absolute).max(0.0),
+        (mean - one.delta.unwrap_or(0.0)).max(0.0),
+    )
+}
+
+/// The first of `names`, and how many more there are.
+fn some(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let first = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{first} and {more} more") } else { first }
+}
+
+/// What says nothing.
+fn silent(curve: &Curve) -> String {
+    let mut parts = Vec::new();
+    let blind = |one: &DenseDimension| {
+        let (score, interval, chance) = (one.score?, one.interval?, one.chance?);
+        (one.informative == Some(false))
+            .then(|| format!("{} {score:.1} {} at chance {chance:.1}", one.name, shown(interval)))
+    };
+    let blind: Vec<String> = curve.dimensions.iter().filter_map(blind).collect();
+    parts.push(match blind.is_empty() {
+        true => "no dimension of the dense model covers chance".to_string(),
+        false => format!("the dense model knows no more than chance of {}", blind.join(", ")),
+    });
+    let places = |holds: &dyn Fn(&PointDimension) -> bool| -> Vec<String> {
+        let all = curve.points.iter().flat_map(|point| point.dimensions.iter().map(move |one| (point, one)));
+        all.filter(|(_, one)| holds(one)).map(|(point, one)| format!("{} at {}", one.name, point.name)).collect()
+    };
+    let refused = places(&|one| one.refusal_shift);
+    parts.push(match refused.is_empty() {
+        true => "refusals nowhere moved by more than 5 points".to_string(),
+        false => {
+            format!("refusals moved by more than 5 points, so that scores are not comparable, in {}", some(&refused))
+        }
+    });
+    let constant = places(&|one| one.constant);
+    if !constant.is_empty() {
+        parts.push(format!("one and the same answer to nearly all items in {}", some(&constant)));
+    }
+    format!("Says nothing: {}.", parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests;
