@@ -4,3 +4,22 @@
 //! page are drawn.
 
 pub mod data;
+
+pub mod read;
+
+pub mod published;
+
+pub mod words;
+
+pub mod scene;
+
+pub mod figure;
+
+pub mod picture;
+
+pub mod page;
+
+pub mod report;
+
+#[cfg(test)]
+mod sample;
