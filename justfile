@@ -78,3 +78,10 @@ fuzz runs="10000000":
 faults model text:
     cargo build --release
     python3 tests/long/faults.py target/release/scruple {{model}} {{text}} --record benches/record/faults.json
+
+# The page of a sweep in headless Chromium (Debian's package `chromium`): three widths, keyboard, paper, no network; the
+# record is benches/record/page.json, the pictures of what was seen are in target/page/shots
+page:
+    SCRUPLE_PAGE="$PWD/target/page" cargo test --release --lib -- --exact curve::report::tests::pages_can_be_left_for_a_browser
+    python3 tests/long/page.py target/page/sample target/page/single target/page/empty target/page/hostile \
+        --shots target/page/shots --record benches/record/page.json

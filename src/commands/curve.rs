@@ -11,6 +11,7 @@ use crate::{
         data::{Curve, DenseDimension, PointDimension},
         place::Shard,
         published::Published,
+        report,
         run::{self, Job},
         sweep::Sweep,
     },
@@ -78,17 +79,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     clock.extra.insert("shard".into(), Value::from(job.shard.name()));
     let name = if job.shard == Shard::default() { "run.json".into() } else { format!("run-{}.json", job.shard.name()) };
     place.land(&place.out.join(name), &clock.to_json())?;
+    let drawn = report::write(&curve, published.as_ref(), &place.out)?;
     curve.warnings.iter().for_each(printer::warn);
     if arguments.json {
         printer::json(&curve)?;
     } else {
         print(&curve);
-        if let Some(published) = &published {
-            print_published(published);
-        }
         printer::data("");
         curve.verdict.iter().for_each(printer::data);
-        printer::data(format!("records: {}", place.out.join("curve.json").display()));
+        for path in &drawn {
+            printer::data(path.display());
+        }
     }
     Ok(if records.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
@@ -190,51 +191,5 @@ fn print(curve: &Curve) {
     }
     if let Some(scorer) = &curve.toxicity_scorer {
         printer::data(scorer);
-    }
-}
-
-/// The published models less their dense parents, and how far calibration seeds carried them.
-fn print_published(published: &Published) {
-    let mut table = Table::new([
-        "published",
-        "method",
-        "rate",
-        "seed",
-        "lowest Δ",
-        "in",
-        "highest Δ",
-        "in",
-        "mean |Δ|",
-        "mean Δ with MMLU",
-        "Δ MMLU",
-    ]);
-    for one in published.differences() {
-        table.row([
-            one.row.base.clone(),
-            one.row.method.clone().unwrap_or_default(),
-            one.row.rate.clone().unwrap_or_default(),
-            one.row.seed.map_or("-".into(), |seed| seed.to_string()),
-            number(Some(one.summary.worst_delta), 1),
-            head(&one.summary.worst),
-            number(Some(one.summary.best_delta), 1),
-            head(&one.summary.best),
-            number(Some(one.summary.mean_absolute), 1),
-            number(Some(one.average), 1),
-            number(Some(one.knowledge), 1),
-        ]);
-    }
-    printer::data("");
-    table.print();
-    for seeds in published.seeds() {
-        let far = seeds.deviations.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        if let (Some(row), Some((dimension, deviation))) = (seeds.rows.first(), far) {
-            printer::data(format!(
-                "{} {} {} over {} seeds: {dimension} deviates most, by {deviation:.1} points",
-                row.base,
-                row.method.as_deref().unwrap_or_default(),
-                row.rate.as_deref().unwrap_or_default(),
-                seeds.rows.len()
-            ));
-        }
     }
 }

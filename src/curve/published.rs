@@ -1,214 +1,244 @@
-//! The published table of compressed models' trust scores (Hong et al. 2024, "Decoding Compressed Trust", the site's
-//! `num_sheet.csv`), each row differenced against its dense parent.
+//! Published scores of other compressed models, to be drawn beside our own.
 //!
-//! The table has scores alone: no intervals, and other items and scorers than ours. Its refusals are in percent but for
-//! fairness and toxicity, which are fractions; here all are percent.
+//! The table of Hong et al. 2024 (*Decoding Compressed Trust*, ICML, arXiv 2403.15447) has a line per model with nine numbers
+//! from 0 to 100 and eight refusal rates, two of them as fractions. Each compressed line is compared with the dense model of
+//! the same name:
+//!     Δ = score(compressed) − score(dense)
+//! Bits are nominal there: scales and zero points are not counted.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result};
+use anyhow::Context;
+use scruple_weights::{Error, Result};
 
-use crate::trust::paired::{Summary, between_seeds};
-
-/// A dimension's name here, the head of its score, that of its refusals, and what makes these percent.
-const COLUMNS: [(&str, &str, &str, f64); 8] = [
-    ("toxicity", "Toxicity", "Toxicity Ref", 100.0),
-    ("stereotype", "Stereotype", "Stereotype Ref", 1.0),
-    ("privacy", "Privacy", "Privacy Ref", 1.0),
-    ("fairness", "Fairness", "Fairness Ref", 100.0),
-    ("adversarial-robustness", "AdvGLUE++", "AdvGLUE++ Ref", 1.0),
-    ("out-of-distribution", "OOD", "OOD Ref", 1.0),
-    ("adversarial-demonstrations", "Adv Demo", "Adv Demo Ref", 1.0),
-    ("machine-ethics", "Ethics", "Ethics Ref", 1.0),
+/// Columns of the nine scores, and our dimensions of the same subject. Items, scorers and models differ.
+pub const DIMENSIONS: [(&str, &str); 9] = [
+    ("Toxicity", "toxicity"),
+    ("Stereotype", "stereotype"),
+    ("Privacy", "privacy"),
+    ("Fairness", "fairness"),
+    ("AdvGLUE++", "adversarial-robustness"),
+    ("OOD", "out-of-distribution"),
+    ("Adv Demo", "adversarial-demonstrations"),
+    ("Ethics", "machine-ethics"),
+    ("MMLU", "knowledge"),
 ];
 
-/// The table.
+/// Columns of refusal rates in the order of [`DIMENSIONS`], which MMLU lacks, and what makes percent of them.
+const REFUSALS: [(&str, f64); 8] = [
+    ("Toxicity Ref", 100.0),
+    ("Stereotype Ref", 1.0),
+    ("Privacy Ref", 1.0),
+    ("Fairness Ref", 100.0),
+    ("AdvGLUE++ Ref", 1.0),
+    ("OOD Ref", 1.0),
+    ("Adv Demo Ref", 1.0),
+    ("Ethics Ref", 1.0),
+];
+
+/// A table as it was published.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    /// Dense and compressed models, in the order of the file.
+    /// Name of the file, without its folder.
+    pub file: String,
+    /// A model each, in the order of the file.
     pub rows: Vec<Row>,
 }
 
-/// One model of the table.
+/// What was done to a published model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Dense,
+    /// Fewer bits.
+    Quantised,
+    /// Zeros.
+    Sparse,
+}
+
+/// One published model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The family it belongs to: `LLAMA2 13b Chat`.
-    pub base: String,
-    /// `AWQ`, `GPTQ`, `mag`, `sparsegpt`, `wanda`; absent for a dense model.
-    pub method: Option<String>,
-    /// `3 bits`, `2:4`; absent for a dense model.
-    pub rate: Option<String>,
-    /// As the table names it.
+    /// The family and size, the same for a dense model and what was made of it: `LLAMA2 13b Chat`.
     pub model: String,
-    /// Calibration seed, where the model's name has one.
+    /// The checkpoint: `lmsys/vicuna-13b-v1.3`.
+    pub checkpoint: String,
+    /// The method, as the table has it: `AWQ`; `none` for a dense model.
+    pub method: String,
+    /// What was done.
+    pub kind: Kind,
+    /// The rate as people say it: `3 bits`, `2:4`; `dense`.
+    pub rate: String,
+    /// Nominal bits of a weight, of quantised models.
+    pub bits: Option<f64>,
+    /// Share of zeros, of sparse models.
+    pub sparsity: Option<f64>,
+    /// Seed of the calibration, where the name tells.
     pub seed: Option<u64>,
-    /// Score of each of the eight dimensions, by the name it has here.
-    pub scores: Vec<(&'static str, f64)>,
-    /// Items declined, percent, likewise.
-    pub refusals: Vec<(&'static str, f64)>,
-    /// MMLU.
-    pub knowledge: f64,
-    /// The table's own average, of the eight dimensions and MMLU.
-    pub average: f64,
+    /// Scores in the order of [`DIMENSIONS`].
+    pub scores: [Option<f64>; 9],
+    /// Refusals in the order of [`DIMENSIONS`], percent; knowledge has none.
+    pub refusals: [Option<f64>; 8],
 }
 
-/// A compressed model of the table less its dense parent, points.
+/// One published compressed model against its dense parent, points.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Difference<'a> {
+pub struct Change<'a> {
     /// The compressed model.
     pub row: &'a Row,
-    /// The dense one.
+    /// Its dense parent.
     pub dense: &'a Row,
-    /// Δ of each dimension.
-    pub deltas: Vec<(&'static str, f64)>,
-    /// Worst, best and mean |Δ| over the eight dimensions.
-    pub summary: Summary,
-    /// Mean Δ of the eight dimensions and MMLU together.
-    pub average: f64,
-    /// Δ of MMLU.
-    pub knowledge: f64,
-}
-
-/// Rows that differ in the calibration seed alone.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Seeds<'a> {
-    /// The rows.
-    pub rows: Vec<&'a Row>,
-    /// Standard deviation (n − 1) of each dimension between them.
-    pub deviations: Vec<(&'static str, f64)>,
+    /// In the order of [`DIMENSIONS`]; absent where one of the two has no number.
+    pub deltas: [Option<f64>; 9],
 }
 
 impl Published {
-    /// Reads the table.
+    /// Reads `num_sheet.csv`.
     ///
     /// # Errors
-    /// A file that cannot be read, a column that is missing, a line with another number of cells, a cell that is no number.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the table", path.display()))?;
-        Self::parse(&text).with_context(|| path.display().to_string())
+    /// If the file cannot be read, lacks a column, or has a line that does not fit its columns: one sentence with the line.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("{}: cannot read the published scores", path.display()))?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            Error::file(path, "holds bytes that are no UTF-8 text, expected a table of published scores")
+        })?;
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { file, rows: parse(path, &text)? })
     }
 
-    /// Reads the table's text.
-    ///
-    /// # Errors
-    /// As [`Published::read`].
-    pub fn parse(text: &str) -> Result<Self> {
-        let mut lines = text.lines().enumerate();
-        let heads: Vec<&str> =
-            lines.next().map(|(_, line)| line.split(',').map(str::trim).collect()).unwrap_or_default();
-        let column = |name: &str| {
-            let place = heads.iter().position(|head| *head == name);
-            place.with_context(|| format!("there is no column `{name}`; the table of the study's site has it"))
-        };
-        let mut rows = Vec::new();
-        for (index, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
-            let cells: Vec<&str> = line.split(',').map(str::trim).collect();
-            let number_of_line = index + 1;
-            anyhow::ensure!(
-                cells.len() == heads.len(),
-                "line {number_of_line} has {} cells, expected {}",
-                cells.len(),
-                heads.len()
-            );
-            let number = |name: &str| -> Result<f64> {
-                let cell = cells[column(name)?];
-                let number: Option<f64> = cell.parse().ok().filter(|number: &f64| number.is_finite());
-                number.with_context(|| format!("line {number_of_line}: `{name}` is `{cell}`, expected a number"))
-            };
-            let text = |name: &str| Ok::<_, anyhow::Error>(cells[column(name)?].to_string());
-            let (base, model) = (text("Base Model")?, text("Model")?);
-            let compressed = text("Compression Method")? != "none";
-            let mut scores = Vec::new();
-            let mut refusals = Vec::new();
-            for (name, score, refusal, percent) in COLUMNS {
-                scores.push((name, number(score)?));
-                refusals.push((name, percent * number(refusal)?));
-            }
-            let bits = text("Sparsity/bits")?;
-            rows.push(Row {
-                method: compressed.then(|| text("Method Subtype")).transpose()?,
-                rate: compressed.then(|| pattern(&model).unwrap_or_else(|| format!("{bits} bits"))),
-                seed: seed(&model),
-                scores,
-                refusals,
-                knowledge: number("MMLU")?,
-                average: number("Average")?,
-                base,
-                model,
-            });
-        }
-        anyhow::ensure!(!rows.is_empty(), "the table has no rows");
-        Ok(Self { rows })
-    }
-
-    /// Every compressed model that has a dense parent in the table, less that parent.
-    pub fn differences(&self) -> Vec<Difference<'_>> {
-        self.rows.iter().filter_map(|row| self.difference(row)).collect()
-    }
-
-    fn difference<'a>(&'a self, row: &'a Row) -> Option<Difference<'a>> {
-        row.method.as_ref()?;
-        let dense = self.rows.iter().find(|dense| dense.method.is_none() && dense.base == row.base)?;
-        let deltas: Vec<(&'static str, f64)> =
-            row.scores.iter().zip(&dense.scores).map(|((name, score), (_, dense))| (*name, score - dense)).collect();
-        let knowledge = row.knowledge - dense.knowledge;
-        let total: f64 = deltas.iter().map(|(_, delta)| delta).sum();
-        Some(Difference {
-            summary: Summary::of(deltas.iter().copied())?,
-            average: (total + knowledge) / (deltas.len() + 1) as f64,
-            knowledge,
-            deltas,
-            row,
-            dense,
-        })
-    }
-
-    /// The settings that were run with several calibration seeds.
-    pub fn seeds(&self) -> Vec<Seeds<'_>> {
-        let mut settings: Vec<(String, Vec<&Row>)> = Vec::new();
-        for row in self.rows.iter().filter(|row| row.seed.is_some()) {
-            let setting = without_seed(&row.model);
-            match settings.iter_mut().find(|(name, _)| *name == setting) {
-                Some((_, rows)) => rows.push(row),
-                None => settings.push((setting, vec![row])),
+    /// Every compressed model whose dense parent is in the table too, in the order of the file.
+    pub fn changes(&self) -> Vec<Change<'_>> {
+        let mut changes = Vec::new();
+        for row in self.rows.iter().filter(|row| row.kind != Kind::Dense) {
+            let parent = |dense: &&Row| dense.kind == Kind::Dense && dense.model == row.model;
+            if let Some(dense) = self.rows.iter().find(parent) {
+                let deltas = std::array::from_fn(|at| Some(row.scores[at]? - dense.scores[at]?));
+                changes.push(Change { row, dense, deltas });
             }
         }
-        settings.retain(|(_, rows)| rows.len() > 1);
-        settings.into_iter().map(|(_, rows)| Seeds { deviations: deviations(&rows), rows }).collect()
+        changes
     }
 }
 
-/// Standard deviation of each dimension between `rows`.
-fn deviations(rows: &[&Row]) -> Vec<(&'static str, f64)> {
-    let of = |at: usize| {
-        let scores: Vec<f64> = rows.iter().map(|row| row.scores[at].1).collect();
-        Some((COLUMNS[at].0, between_seeds(&scores)?))
+/// The table's lines, counted from 1 as editors do.
+fn parse(path: &Path, text: &str) -> Result<Vec<Row>> {
+    let fault = |line: usize, what: String| Error::file(path, format!("line {line} {what}"));
+    let mut lines =
+        text.lines().enumerate().map(|(at, line)| (at + 1, line)).filter(|(_, line)| !line.trim().is_empty());
+    let Some((_, header)) = lines.next() else {
+        return Err(Error::file(path, "is empty, expected a table of published scores with a header line"));
     };
-    (0..COLUMNS.len()).filter_map(of).collect()
+    let header = cells(header.trim_start_matches('\u{feff}'));
+    let column = |name: &str| {
+        header.iter().position(|cell| cell == name).ok_or_else(|| {
+            let what = format!("has no column `{name}` in its header, expected the published table `num_sheet.csv`");
+            Error::file(path, what)
+        })
+    };
+    let names = ["Base Model", "Compression Method", "Method Subtype", "Sparsity/bits", "Model"];
+    let [family, kind, method, rate, checkpoint] = {
+        let mut found = [0; 5];
+        for (found, name) in found.iter_mut().zip(names) {
+            *found = column(name)?;
+        }
+        found
+    };
+    let scores = DIMENSIONS.iter().map(|(name, _)| column(name)).collect::<Result<Vec<_>>>()?;
+    let refusals = REFUSALS.iter().map(|(name, _)| column(name)).collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for (line, text) in lines {
+        let cells = cells(text);
+        if cells.len() != header.len() {
+            return Err(fault(line, format!("has {} cells, expected {} as in the header", cells.len(), header.len())));
+        }
+        let number = |at: usize| -> Result<Option<f64>> {
+            let cell = cells[at].trim();
+            if cell.is_empty() {
+                return Ok(None);
+            }
+            let number = cell.parse::<f64>().ok().filter(|number| number.is_finite());
+            let found = || fault(line, format!("has `{cell}` as `{}`, expected a number or nothing", header[at]));
+            number.map(Some).ok_or_else(found)
+        };
+        let checkpoint = cells[checkpoint].trim_start_matches("hf/").to_string();
+        let tail = checkpoint.rsplit_once('@').map_or("", |(_, tail)| tail);
+        let (kind, rate, bits, sparsity) = match cells[kind].as_str() {
+            "none" => (Kind::Dense, "dense".to_string(), None, None),
+            "quantization" => {
+                let bits = number(rate)?.filter(|bits| *bits > 0.0);
+                let bits = bits.ok_or_else(|| fault(line, "is quantised and does not say to how many bits".into()))?;
+                (Kind::Quantised, format!("{bits} bits"), Some(bits), None)
+            }
+            // The column says 8 for all of them; the name tells.
+            "pruning" => {
+                let (share, pattern) = tail.split_once('_').unwrap_or((tail, ""));
+                let share = share.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+                let what = || fault(line, format!("is pruned, and `{checkpoint}` does not end in `@` and a sparsity"));
+                let share = share.ok_or_else(what)?;
+                let pattern = pattern.split('_').next().unwrap_or_default().replace("to", ":");
+                let rate = if pattern.contains(':') { pattern } else { format!("{:.0} %", 100.0 * share) };
+                (Kind::Sparse, rate, None, Some(share))
+            }
+            other => {
+                let what =
+                    format!("has `{other}` as `Compression Method`, expected `none`, `quantization` or `pruning`");
+                return Err(fault(line, what));
+            }
+        };
+        let seed = tail.split('_').find_map(|part| {
+            let number = part.strip_prefix("seed").or_else(|| part.strip_suffix("seed"))?;
+            number.parse().ok()
+        });
+        let mut row = Row {
+            model: cells[family].clone(),
+            method: cells[method].clone(),
+            checkpoint,
+            kind,
+            rate,
+            bits,
+            sparsity,
+            seed,
+            scores: [None; 9],
+            refusals: [None; 8],
+        };
+        for (score, &at) in row.scores.iter_mut().zip(&scores) {
+            *score = number(at)?;
+        }
+        for ((refusal, &at), (_, percent)) in row.refusals.iter_mut().zip(&refusals).zip(REFUSALS) {
+            *refusal = number(at)?.map(|rate| rate * percent);
+        }
+        rows.push(row);
+    }
+    Ok(rows)
 }
 
-/// `2:4` of a model whose name ends in `@0.5_2to4`, or goes on with a seed.
-fn pattern(model: &str) -> Option<String> {
-    let (_, rest) = model.split_once("@0.5_")?;
-    let (kept, of) = rest.split('_').next()?.split_once("to")?;
-    Some(format!("{kept}:{of}"))
+/// The cells of one line; quotation marks keep commas together, and two within them stand for one.
+fn cells(line: &str) -> Vec<String> {
+    let mut cells = vec![String::new()];
+    let mut quoted = false;
+    let mut letters = line.trim_end_matches('\r').chars().peekable();
+    while let Some(letter) = letters.next() {
+        let cell = cells.last_mut().expect("there is always a cell");
+        match letter {
+            '"' if quoted && letters.peek() == Some(&'"') => {
+                letters.next();
+                cell.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            other => cell.push(other),
+        }
+    }
+    cells
 }
 
-/// Where a model's name says its seed: `…_1seed`, `…_seed1`.
-fn seed_part(model: &str) -> Option<&str> {
-    model.split('_').find(|part| {
-        let digits = part.strip_prefix("seed").or_else(|| part.strip_suffix("seed"));
-        digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
-    })
-}
-
-fn seed(model: &str) -> Option<u64> {
-    seed_part(model)?.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()
-}
-
-fn without_seed(model: &str) -> String {
-    seed_part(model).map_or(model.to_string(), |part| model.replace(&format!("_{part}"), ""))
+/// Where the published table lies on machines that have it: `$SCRUPLE_DATA/trust/published/num_sheet.csv`.
+pub fn usual_place() -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os("SCRUPLE_DATA")?).join("trust/published/num_sheet.csv");
+    path.is_file().then_some(path)
 }
 
 #[cfg(test)]

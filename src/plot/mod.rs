@@ -29,12 +29,12 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
-fn fail(error: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn fail(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw the picture: {error}")
 }
 
 /// Makes the bundled font known.
-fn register() -> Result<()> {
+pub(crate) fn register() -> Result<()> {
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular()).map_err(|_| fail("the font is unreadable"))
 }
 
