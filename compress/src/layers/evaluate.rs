@@ -129,7 +129,31 @@ impl Corpus {
         Ok(Self { sequences, units, right })
     }
 
-    /// Windows or questions.
+    /// Whole texts, each scored at the positions given with it: at position i the token behind it is asked for.
+    ///
+    /// # Errors
+    /// If there are none, or a position is not one of its text.
+    pub fn texts(texts: Vec<(Vec<u32>, Vec<usize>)>) -> Result<Self> {
+        let mut sequences = Vec::with_capacity(texts.len());
+        for (mut ids, rows) in texts {
+            if rows.is_empty() || rows.iter().any(|row| row + 1 >= ids.len()) {
+                return Err(Error::Text(format!(
+                    "positions {rows:?} of a text of {} tokens were to be scored",
+                    ids.len()
+                )));
+            }
+            let targets = rows.iter().map(|row| ids[row + 1]).collect();
+            ids.pop();
+            sequences.push(Sequence { ids, rows, targets });
+        }
+        if sequences.is_empty() {
+            return Err(Error::Text("there are no texts".into()));
+        }
+        let units = (0..sequences.len()).map(|at| at..at + 1).collect();
+        Ok(Self { sequences, units, right: Vec::new() })
+    }
+
+    /// Windows, texts or questions.
     pub fn units(&self) -> usize {
         self.units.len()
     }
@@ -211,8 +235,8 @@ fn mean(values: &[f64]) -> (f64, Option<f64>) {
 struct Line {
     first: usize,
     sets: Vec<Removal>,
-    /// (kl, nll) by set and sequence.
-    losses: Vec<Vec<(f64, f64)>>,
+    /// (kl, nll, hits) by set and sequence.
+    losses: Vec<Vec<(f64, f64, f64)>>,
 }
 
 /// Scores sets of one model on one corpus.
@@ -319,14 +343,14 @@ impl<'a> Evaluator<'a> {
     /// Takes over a line, unless it does not fit.
     fn take(&mut self, line: Line) -> bool {
         let count = self.corpus.sequences.len();
-        let fits = |losses: &Vec<(f64, f64)>| line.first + losses.len() <= count;
+        let fits = |losses: &Vec<(f64, f64, f64)>| line.first + losses.len() <= count;
         if line.sets.len() != line.losses.len() || !line.losses.iter().all(fits) {
             return false;
         }
         for (set, losses) in line.sets.into_iter().zip(line.losses) {
             let known = self.memo.entry(set).or_insert_with(|| vec![None; count]);
-            for (at, (kl, nll)) in losses.into_iter().enumerate() {
-                known[line.first + at] = Some(Loss { kl, nll });
+            for (at, (kl, nll, hits)) in losses.into_iter().enumerate() {
+                known[line.first + at] = Some(Loss { kl, nll, hits });
             }
         }
         true
@@ -410,7 +434,7 @@ impl<'a> Evaluator<'a> {
         let sequences: Vec<&Sequence> = self.corpus.sequences[range.clone()].iter().collect();
         let dense: Vec<&Reference> = self.references[range.clone()].iter().flatten().collect();
         let losses = sweep::losses(self.model, sets, &sequences, &dense, &mut unused)?;
-        let pairs = losses.iter().map(|of| of.iter().map(|loss| (loss.kl, loss.nll)).collect()).collect();
+        let pairs = losses.iter().map(|of| of.iter().map(|loss| (loss.kl, loss.nll, loss.hits)).collect()).collect();
         let line = Line { first: range.start, sets: sets.to_vec(), losses: pairs };
         if let Some((file, path)) = &mut self.journal {
             let mut text = serde_json::to_vec(&line).map_err(|error| Error::Model(error.to_string()))?;
@@ -469,12 +493,6 @@ impl<'a> Evaluator<'a> {
         units.filter_map(value).collect()
     }
 
-    /// Share of the questions that `set` answers rightly, after [`Self::ensure`].
-    pub fn right(&self, set: &Removal) -> Vec<bool> {
-        let wrong = |value: f64| value >= 1.0;
-        self.values(set, 0..self.corpus.units()).into_iter().map(|value| !wrong(value.floor())).collect()
-    }
-
     /// Scores `candidates`, and gives them best first. With a race, those that are behind the `keep`-th best beyond doubt
     /// are dropped on the way, and stand at the end by what they had.
     ///
@@ -492,8 +510,11 @@ impl<'a> Evaluator<'a> {
             self.ensure(&alive, at..next)?;
             at = next;
             if race.errors > 0.0 && at >= BATCHES_BEFORE_DROPPING * step && at < units && alive.len() > keep {
-                let mut order: Vec<(f64, Vec<f64>, Removal)> =
-                    alive.iter().map(|set| (self.values(set, 0..at), set)).map(|(v, s)| (mean(&v).0, v, s.clone())).collect();
+                let mut order: Vec<(f64, Vec<f64>, Removal)> = alive
+                    .iter()
+                    .map(|set| (self.values(set, 0..at), set))
+                    .map(|(v, s)| (mean(&v).0, v, s.clone()))
+                    .collect();
                 order.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.2.cmp(&b.2)));
                 let mark = order[keep.clamp(1, order.len()) - 1].1.clone();
                 alive.clear();

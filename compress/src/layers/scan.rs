@@ -250,7 +250,8 @@ pub fn scan(
 fn mean_turn(from: &[f32], to: &[f32], hidden: usize, skip: usize) -> f64 {
     let (a, b) = (norms(from, hidden), norms(to, hidden));
     let rows = skip..a.len();
-    let turn = |row: usize| 1.0 - cosine(&from[row * hidden..][..hidden], &to[row * hidden..][..hidden], a[row], b[row]);
+    let turn =
+        |row: usize| 1.0 - cosine(&from[row * hidden..][..hidden], &to[row * hidden..][..hidden], a[row], b[row]);
     rows.clone().map(turn).sum::<f64>() / rows.len() as f64
 }
 
@@ -259,9 +260,8 @@ fn of_sequence(states: &[Vec<f32>], hidden: usize, skip: usize, attention: Vec<f
     let norms: Vec<Vec<f64>> = states.iter().map(|state| norms(state, hidden)).collect();
     let tokens = norms[0].len();
     let row = |layer: usize, token: usize| &states[layer][token * hidden..][..hidden];
-    let cosine = |a: usize, b: usize, token: usize| {
-        cosine(row(a, token), row(b, token), norms[a][token], norms[b][token])
-    };
+    let cosine =
+        |a: usize, b: usize, token: usize| cosine(row(a, token), row(b, token), norms[a][token], norms[b][token]);
     let mean = |value: &(dyn Fn(usize) -> f64 + Sync)| -> f64 {
         (skip..tokens).map(value).sum::<f64>() / (tokens - skip) as f64
     };

@@ -47,13 +47,15 @@ pub struct Sequence {
     pub targets: Vec<u32>,
 }
 
-/// Loss of one set on one sequence: means over the positions scored, in nats.
+/// Loss of one set on one position, or on one sequence: then means over the positions scored. In nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Loss {
     /// KL(dense ‖ pruned); 0 where no dense model is known.
     pub kl: f64,
     /// Negative log-likelihood of the targets.
     pub nll: f64,
+    /// Share of the positions at which the target is the likeliest token.
+    pub hits: f64,
 }
 
 /// What was computed.
@@ -164,7 +166,12 @@ fn scored(model: &Decoder, stream: &[f32], sequences: &[&Sequence]) -> Vec<f32> 
 }
 
 /// Calls `f` with logits (rows, vocab) of all of `hidden`'s rows, a part at a time, and the first row's number.
-fn head(model: &Decoder, rows: Vec<f32>, work: &mut Work, mut f: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+fn head(
+    model: &Decoder,
+    rows: Vec<f32>,
+    work: &mut Work,
+    mut f: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
     let hidden = model.config().hidden_size;
     let count = rows.len() / hidden;
     let finished: Tensor = model.finish(&from_vec(rows, (count, hidden))?)?;
@@ -221,9 +228,9 @@ pub fn references(model: &Decoder, sequences: &[&Sequence], work: &mut Work) -> 
 fn expect_finite(mut values: impl Iterator<Item = f64>) -> Result<()> {
     match values.any(f64::is_nan) {
         false => Ok(()),
-        true => Err(Error::Numeric(
-            "the model's logits are not finite; its weights or its configuration are broken".into(),
-        )),
+        true => {
+            Err(Error::Numeric("the model's logits are not finite; its weights or its configuration are broken".into()))
+        }
     }
 }
 
@@ -259,8 +266,11 @@ pub fn losses(
     let streams = streams(model, sets, &ids, work)?;
     let vocab = model.config().vocab_size;
     // Where each scored row lies: sequence, number within it.
-    let places: Vec<(usize, usize)> =
-        sequences.iter().enumerate().flat_map(|(s, sequence)| (0..sequence.rows.len()).map(move |row| (s, row))).collect();
+    let places: Vec<(usize, usize)> = sequences
+        .iter()
+        .enumerate()
+        .flat_map(|(s, sequence)| (0..sequence.rows.len()).map(move |row| (s, row)))
+        .collect();
     let mut out = vec![Vec::new(); sets.len()];
     // As many states at a time as fill the head's products.
     let together = (LOGIT_ROWS / places.len().max(1)).max(1);
@@ -271,9 +281,9 @@ pub fn losses(
             rows.extend(scored(model, &stream, sequences));
             owners.push(sets);
         }
-        let mut values: Vec<(f64, f64)> = Vec::with_capacity(owners.len() * places.len());
+        let mut values: Vec<Loss> = Vec::with_capacity(owners.len() * places.len());
         head(model, rows, work, |first, logits| {
-            let part: Vec<(f64, f64)> = logits
+            let part: Vec<Loss> = logits
                 .par_chunks(vocab)
                 .enumerate()
                 .map(|(at, row)| {
@@ -284,10 +294,13 @@ pub fn losses(
                         let range = number * dense.k..(number + 1) * dense.k;
                         divergence(&dense.ids[range.clone()], &dense.log_p[range], row, lse)
                     });
-                    (kl, nll)
+                    let target = row[sequences[s].targets[number] as usize];
+                    // Of equals the target is not the one.
+                    let hit = row.iter().filter(|&&logit| logit >= target).count() == 1;
+                    Loss { kl, nll, hits: f64::from(u8::from(hit)) }
                 })
                 .collect();
-            expect_finite(part.iter().map(|(kl, nll)| kl + nll))?;
+            expect_finite(part.iter().map(|loss| loss.kl + loss.nll))?;
             values.extend(part);
             Ok(())
         })?;
@@ -296,8 +309,8 @@ pub fn losses(
             let mut first = 0;
             for sequence in sequences {
                 let rows = &values[first..first + sequence.rows.len()];
-                let mean = |value: fn(&(f64, f64)) -> f64| rows.iter().map(value).sum::<f64>() / rows.len().max(1) as f64;
-                of_sequence.push(Loss { kl: mean(|row| row.0), nll: mean(|row| row.1) });
+                let mean = |value: fn(&Loss) -> f64| rows.iter().map(value).sum::<f64>() / rows.len().max(1) as f64;
+                of_sequence.push(Loss { kl: mean(|row| row.kl), nll: mean(|row| row.nll), hits: mean(|row| row.hits) });
                 first += rows.len();
             }
             owners.iter().for_each(|&set| out[set].clone_from(&of_sequence));

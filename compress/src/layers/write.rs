@@ -3,12 +3,14 @@
 
 use std::path::Path;
 
-use scruple_weights::{Checkpoint, CheckpointWriter, TensorSpec, WriterOptions};
+use half::{bf16, f16};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, WriterOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
     Removal,
+    heal::{Healed, Replaced},
     rewrite::{self, Rewrite},
 };
 use crate::{Error, Result};
@@ -60,6 +62,9 @@ pub struct Provenance {
     /// What led to the set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen_by: Option<Value>,
+    /// What was done to heal it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healed: Option<Healed>,
 }
 
 /// What [`drop_layers`] wrote.
@@ -142,6 +147,58 @@ pub fn drop_layers(
     Ok(dropped)
 }
 
+/// Writes `pruned`, a checkpoint that [`drop_layers`] wrote, into `out` with other numbers in the tensors `replaced`, each in
+/// the type it has; says so in [`PROVENANCE`].
+///
+/// # Errors
+/// A name that is not there, a number its type cannot hold, an output that exists or does not fit on its disk.
+pub fn write_healed(pruned: &Checkpoint, replaced: &Replaced, healed: Healed, out: &Path) -> Result<Provenance> {
+    let mut provenance = provenance(pruned.dir())?;
+    provenance.healed = Some(healed);
+    let specs =
+        pruned.tensors().map(|view| TensorSpec::new(view.name(), view.dtype(), view.shape().to_vec())).collect();
+    let options = WriterOptions { metadata: pruned.metadata().clone(), ..WriterOptions::default() };
+    let mut writer = CheckpointWriter::create(out, specs, options)?;
+    for view in pruned.tensors() {
+        let Some(values) = replaced.get(view.name()) else {
+            let mut offset = 0;
+            for bytes in view.bytes().chunks(BYTES_AT_ONCE) {
+                writer.write_at(view.name(), offset, bytes)?;
+                offset += bytes.len() as u64;
+            }
+            view.release();
+            continue;
+        };
+        if values.len() != view.elements() {
+            return Err(view.error(format!("has {} elements, {} were made", view.elements(), values.len())).into());
+        }
+        writer.write(view.name(), &encode(view.dtype(), values).map_err(|what| view.error(what))?)?;
+    }
+    pruned.expect_unchanged()?;
+    for file in pruned.side_files() {
+        writer.copy_beside(pruned.dir(), &file)?;
+    }
+    writer.add_file("config.json", &pretty(pruned.config()?)?)?;
+    writer.add_file(PROVENANCE, &pretty(&provenance)?)?;
+    writer.finish()?;
+    Ok(provenance)
+}
+
+/// `values` as bytes of `dtype`.
+fn encode(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>, String> {
+    let bytes = match dtype {
+        Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        other => return Err(format!("has the type {other}; only tensors of plain numbers can be healed")),
+    };
+    let lost = |value: &f32| !value.is_finite() || dtype == Dtype::F16 && f16::from_f32(*value).is_infinite();
+    match values.iter().find(|value| lost(value)) {
+        Some(value) => Err(format!("would have to hold {value}, which its type {dtype} cannot")),
+        None => Ok(bytes),
+    }
+}
+
 /// The writer of everything that stays.
 fn start(checkpoint: &Checkpoint, rewrite: &Rewrite, out: &Path) -> Result<CheckpointWriter> {
     let mut specs = Vec::with_capacity(rewrite.tensors.len());
@@ -176,6 +233,7 @@ fn describe(checkpoint: &Checkpoint, rewrite: &Rewrite, options: &DropOptions, f
             notes: rewrite.notes.clone(),
             llama_cpp: rewrite.removal.llama_cpp(),
             chosen_by: options.chosen_by.clone(),
+            healed: None,
         },
         tensors: rewrite.tensors.len(),
         source_bytes: checkpoint.bytes(),

@@ -262,6 +262,11 @@ impl Decoder {
         Ok(())
     }
 
+    /// Gives the norm called `name` before a half of block `index` another weight, as it would be stored.
+    pub(crate) fn set_norm(&mut self, index: usize, name: &str, weight: &[f32]) {
+        self.blocks[index].set_norm(name, weight, None);
+    }
+
     /// Residual stream (tokens, hidden) that the first block reads, of `ids` at the positions from `first`.
     pub fn embed(&self, ids: &[u32], first: usize) -> Result<Tensor> {
         self.ends.embed(ids, first)

@@ -4,7 +4,19 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+mod text;
+
+mod scan;
+
+mod search;
+
+mod report;
+
 mod prune;
+
+mod heal;
+
+mod encoder;
 
 mod verify;
 
@@ -17,8 +29,14 @@ pub struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    /// What each layer does to the residual stream, from one forward pass
+    Scan(scan::Arguments),
+    /// Search for layers that can go, by exact losses of whole sets
+    Search(Box<search::Arguments>),
     /// Write a checkpoint without some of its layers; the model is not run
     Prune(prune::Arguments),
+    /// Win back what can be without training, and say how much that is
+    Heal(heal::Arguments),
     /// Prove that a checkpoint is another without some of its layers
     Verify(verify::Arguments),
 }
@@ -26,7 +44,10 @@ enum Verb {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
+        Verb::Scan(arguments) => scan::run(arguments),
+        Verb::Search(arguments) => search::run(arguments),
         Verb::Prune(arguments) => prune::run(arguments),
+        Verb::Heal(arguments) => heal::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
     }
 }

@@ -37,7 +37,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let findings = verify::verify(&Checkpoint::open(model.path())?, &Checkpoint::open(against.path())?)?;
     let verified = findings.faults.is_empty();
     let mut record = json!({ "verified": verified });
-    if let (Some(record), serde_json::Value::Object(more)) = (record.as_object_mut(), serde_json::to_value(&findings)?) {
+    if let (Some(record), serde_json::Value::Object(more)) = (record.as_object_mut(), serde_json::to_value(&findings)?)
+    {
         record.extend(more);
     }
     if let Some(out) = &arguments.output {
@@ -48,7 +49,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else if verified {
         let provenance = &findings.provenance;
         let ran = match (&findings.largest_logit_difference, &findings.not_run) {
-            (Some(_), _) => "and it gives the very logits of the source with these layers taken out in memory".to_string(),
+            (Some(_), _) => {
+                "and it gives the very logits of the source with these layers taken out in memory".to_string()
+            }
             (None, why) => format!("and was not run: {}", why.as_deref().unwrap_or_default()),
         };
         printer::data(format!(

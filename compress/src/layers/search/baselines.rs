@@ -17,7 +17,13 @@ pub struct Baseline {
 
 /// The baselines for a model of `layers`: the last layers, the last but the very last, evenly spread, random, lowest block
 /// influence in one shot, and the window of least angular distance. `influence` is a number a layer.
-pub fn baselines(layers: usize, settings: &Settings, removable: &[usize], influence: &[f64], angular: &Angular) -> Vec<Baseline> {
+pub fn baselines(
+    layers: usize,
+    settings: &Settings,
+    removable: &[usize],
+    influence: &[f64],
+    angular: &Angular,
+) -> Vec<Baseline> {
     let most = settings.most();
     let sizes = || 1..=most;
     let all = |name: &str, set: &dyn Fn(usize) -> Option<Removal>| Baseline {

@@ -181,7 +181,12 @@ fn found(k: usize, scored: &[Scored], errors: f64) -> Option<Found> {
 ///
 /// # Errors
 /// Sizes that do not fit the model, what the model refuses, or more sets than `exhaustive` may go through.
-pub fn run(evaluator: &mut Evaluator<'_>, search: &Search, settings: &Settings, angular: &Angular) -> Result<Vec<Found>> {
+pub fn run(
+    evaluator: &mut Evaluator<'_>,
+    search: &Search,
+    settings: &Settings,
+    angular: &Angular,
+) -> Result<Vec<Found>> {
     let layers = evaluator.model().blocks().len();
     let removable = settings.removable(layers)?;
     let mut all = match search.kind {
@@ -214,7 +219,8 @@ pub fn run(evaluator: &mut Evaluator<'_>, search: &Search, settings: &Settings, 
             let dp = angular.disjoint_windows(&removable, settings.most());
             let mut all = Vec::new();
             for &k in &settings.sizes {
-                let mut starts: Vec<Removal> = greedy.iter().filter(|found| found.k == k).map(|f| f.removed.clone()).collect();
+                let mut starts: Vec<Removal> =
+                    greedy.iter().filter(|found| found.k == k).map(|f| f.removed.clone()).collect();
                 starts.push(dp[k].clone());
                 starts.extend(removable.windows(k).map(|window| window.iter().copied().collect()));
                 all.extend(evolve::evolve(evaluator, k, starts, &removable, settings)?);
@@ -304,11 +310,13 @@ fn exchange(evaluator: &mut Evaluator<'_>, start: Found, settings: &Settings, re
 
 /// n over k, or the largest number there is.
 fn choose(n: usize, k: usize) -> u64 {
-    (0..k.min(n - k.min(n)) as u64).try_fold(1u64, |c, i| Some(c.checked_mul(n as u64 - i)? / (i + 1))).unwrap_or(u64::MAX)
+    (0..k.min(n - k.min(n)) as u64)
+        .try_fold(1u64, |c, i| Some(c.checked_mul(n as u64 - i)? / (i + 1)))
+        .unwrap_or(u64::MAX)
 }
 
 /// All sets of `k` of `layers`.
-fn combinations(layers: &[usize], k: usize) -> Vec<Removal> {
+pub(super) fn combinations(layers: &[usize], k: usize) -> Vec<Removal> {
     fn extend(layers: &[usize], k: usize, chosen: &mut Vec<usize>, all: &mut Vec<Removal>) {
         if k == 0 {
             all.push(chosen.clone().into());
