@@ -61,6 +61,10 @@ bench-embed model text python:
 bench-trust model python:
     RAYON_NUM_THREADS=1 cargo bench --bench trust_scoring -- --model {{model}} --python {{python}}
 
+# Searching for layers that can go by stacked states, against candidate by candidate
+bench-layers model text:
+    RAYON_NUM_THREADS=1 cargo bench --bench layers_sweep -- --model {{model}} --text {{text}}
+
 # Images trained on a CPU second, against torch with channels last (a Python with torch and safetensors)
 bench-train python:
     RAYON_NUM_THREADS=1 cargo bench --bench train_step -- --python {{python}}

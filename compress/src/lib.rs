@@ -3,7 +3,7 @@
 //! In the order the data flows: a [`model`] is built from a checkpoint over the [`kernel`]s; [`calibration`] gathers what
 //! its linears see; a [`recipe`] says what is wanted and a [`plan`] what that means for this model; the [`sequential`]
 //! loop hands each block to the [`methods`], which choose codes on a number [`grid`]; [`pack`] and [`export`] write them
-//! in formats other tools load; and [`measure`] says what it cost.
+//! in formats other tools load; and [`measure`] says what it cost. [`layers`] takes out whole blocks instead.
 //!
 //! [`nn`] trains small nets for images on kernels of its own; [`train`] the language model that comes with the program.
 
@@ -54,5 +54,7 @@ pub mod budget;
 pub mod measure;
 
 pub mod neighbours;
+
+pub mod layers;
 
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@ pub mod families;
 pub mod fetch;
 pub mod generate;
 pub mod inspect;
+pub mod layers;
 pub mod methods;
 pub mod trust;
 pub mod verify;

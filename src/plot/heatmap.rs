@@ -29,6 +29,8 @@ pub struct Heatmap {
     pub logarithmic: bool,
     /// Whether values beyond the range take the last colour.
     pub open_ended: bool,
+    /// What the glyphs mean.
+    pub legend: &'static [(Mark, &'static str)],
 }
 
 /// One list of blocks.
@@ -265,7 +267,7 @@ impl<'a> Plan<'a> {
             text(area, &label, (x, top + 23), 13, INK, if share == 0 { HPos::Left } else { HPos::Center }, VPos::Top)?;
         }
         let mut x = left + LENGTH + 70;
-        for (glyph, label) in [(Mark::Flag, "unusual"), (Mark::Fault, "broken")] {
+        for &(glyph, label) in self.map.legend {
             area.draw(&Rectangle::new([(x - 11, top - 3), (x + 9, top + 17)], colour(0.25).filled())).map_err(fail)?;
             mark(area, glyph, (x - 1, top + 7))?;
             text(area, label, (x + 18, top + 7), 13, INK, HPos::Left, VPos::Center)?;

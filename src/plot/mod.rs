@@ -9,6 +9,8 @@ pub mod diff;
 
 pub mod heatmap;
 
+pub mod layers;
+
 /// One line of a picture: what it is called, and its points (block, value).
 #[derive(Debug, Clone)]
 pub struct Line {

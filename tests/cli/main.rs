@@ -29,6 +29,7 @@ mod gguf_out;
 mod hostile;
 mod hub;
 mod inspect;
+mod layers;
 mod measure;
 mod networks;
 mod prune;

@@ -176,6 +176,17 @@ impl Ends {
     }
 }
 
+/// Leaves of `blocks` those at `kept`, which are in order.
+pub(crate) fn keep<T>(blocks: &mut Vec<T>, kept: &[usize]) -> Result<()> {
+    let count = blocks.len();
+    if kept.is_empty() || kept.iter().any(|&block| block >= count) || kept.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err(Error::Model(format!("of {count} blocks, {kept:?} cannot be kept")));
+    }
+    let mut index = 0..;
+    blocks.retain(|_| index.next().is_some_and(|index| kept.binary_search(&index).is_ok()));
+    Ok(())
+}
+
 /// Refuses token ids that a model of `vocab` tokens does not have; `file` is its weights.
 pub fn expect_ids(file: &Path, ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab) {
@@ -238,6 +249,22 @@ impl Decoder {
     /// The blocks, first to last.
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    /// Takes out every block that is not among `kept`, given in order: block `i` is then what `kept[i]` was.
+    ///
+    /// # Errors
+    /// If `kept` is empty, not in order, or names a block that there is not.
+    pub fn keep_blocks(&mut self, kept: &[usize]) -> Result<()> {
+        keep(&mut self.blocks, kept)?;
+        keep(&mut self.config.blocks, kept)?;
+        self.config.n_blocks = kept.len();
+        Ok(())
+    }
+
+    /// Gives the norm called `name` before a half of block `index` another weight, as it would be stored.
+    pub(crate) fn set_norm(&mut self, index: usize, name: &str, weight: &[f32]) {
+        self.blocks[index].set_norm(name, weight, None);
     }
 
     /// Residual stream (tokens, hidden) that the first block reads, of `ids` at the positions from `first`.

@@ -38,6 +38,7 @@ pub mod text;
 
 pub mod generate;
 
+pub use any::AnyModel;
 pub use config::DecoderConfig;
 pub use decoder::Decoder;
 pub use encoder::Encoder;

@@ -107,6 +107,7 @@ pub fn heatmap(inspection: &Inspection, quantity: Quantity) -> Heatmap {
         range,
         logarithmic: matches!(quantity, Quantity::Std | Quantity::Kurtosis | Quantity::Outliers),
         open_ended: quantity == Quantity::Deviation,
+        legend: &[(Mark::Flag, "unusual"), (Mark::Fault, "broken")],
     }
 }
 

@@ -208,6 +208,43 @@ impl Decoder {
         self.finish(&chosen)
     }
 
+    /// Residual stream (tokens, hidden) that the first block reads, of whole `sequences` one after the other.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a sequence longer than the learned positions.
+    pub fn embed_sequences(&self, sequences: &[&[u32]]) -> Result<Tensor> {
+        let ids: Vec<u32> = sequences.iter().copied().flatten().copied().collect();
+        let positions: Vec<usize> = sequences.iter().flat_map(|ids| 0..ids.len()).collect();
+        self.ends.embed_at(&ids, positions.iter().copied())
+    }
+
+    /// Block `index` over whole sequences one after the other, of `lengths`: residual stream (rows, hidden) in and out.
+    /// `turns` are those of the same rows.
+    pub(crate) fn run_block(&self, index: usize, x: &Tensor, turns: &mut Turns, lengths: &[usize]) -> Result<Tensor> {
+        self.blocks[index].forward_rows(x, turns, |rows, out| {
+            let width = rows.heads.n_heads * rows.heads.head_dim;
+            let mut first = 0;
+            let ranges: Vec<Range<usize>> = lengths
+                .iter()
+                .map(|length| {
+                    first += length;
+                    first - length..first
+                })
+                .collect();
+            let outs = parts(out, width, lengths.iter().copied());
+            outs.into_par_iter().zip(ranges).for_each(|(out, range)| {
+                let mut cache = BlockCache::with_room(rows.heads, range.len());
+                cache.push(rows, range.clone());
+                cache.attend(rows, range, out);
+            });
+        })
+    }
+
+    /// The rotations of whole sequences of `lengths` one after the other.
+    pub(crate) fn turns(lengths: &[usize]) -> Turns {
+        Turns::new(lengths.iter().flat_map(|&length| (0..length).map(move |position| (position, length))).collect())
+    }
+
     /// Bytes of keys and values that one position takes, all blocks together.
     pub fn cache_bytes_per_position(&self) -> usize {
         let width = |block: &Block| block.spec().attention.n_kv_heads * block.spec().attention.head_dim;

@@ -434,6 +434,16 @@ impl Encoder {
         &self.embedding.config
     }
 
+    /// Takes out every block that is not among `kept`, given in order.
+    ///
+    /// # Errors
+    /// If `kept` is empty, not in order, or names a block that there is not.
+    pub fn keep_blocks(&mut self, kept: &[usize]) -> Result<()> {
+        crate::model::decoder::keep(&mut self.blocks, kept)?;
+        self.embedding.config.n_blocks = kept.len();
+        Ok(())
+    }
+
     /// The labels, where there is a classification head.
     pub fn labels(&self) -> Option<&Labels> {
         self.classifier.as_ref().map(|classifier| &classifier.labels)

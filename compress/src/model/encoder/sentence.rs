@@ -137,6 +137,14 @@ impl SentenceEncoder {
         &self.encoder
     }
 
+    /// Takes out every block that is not among `kept`; see [`Encoder::keep_blocks`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn keep_blocks(&mut self, kept: &[usize]) -> Result<()> {
+        self.encoder.keep_blocks(kept)
+    }
+
     /// How hidden states become one vector.
     pub fn pooling(&self) -> Pooling {
         self.pooling

@@ -1,0 +1,260 @@
+//! Whole layers: searched for, taken out, proved.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    arguments, scruple,
+    support::{self, Model, Place, contents, json_file, names, numbers},
+};
+
+/// Six layers, of which 2 and 3 add nothing to the stream.
+fn model(place: &Place) -> PathBuf {
+    let mut model = Model::sized(6, 64, 96).config("max_position_embeddings", 512);
+    for layer in [2, 3] {
+        for name in ["self_attn.o_proj", "mlp.down_proj"] {
+            model = model.edit(&format!("model.layers.{layer}.{name}.weight"), |values| values.fill(0.0));
+        }
+    }
+    model.write(place.path("model"))
+}
+
+fn search(place: &Place, model: &Path, rest: &str, out: &Path) -> Vec<std::ffi::OsString> {
+    let (calibration, holdout) =
+        (place.file("search.txt", support::text(600, 1)), place.file("held.txt", support::text(600, 2)));
+    arguments![
+        "layers search",
+        model,
+        "--calibration",
+        calibration,
+        "--holdout",
+        holdout,
+        "--window 32 --budget-tokens 256",
+        "--holdout-tokens 256",
+        rest,
+        "-o",
+        out
+    ]
+}
+
+#[test]
+fn layers_are_searched_for_taken_out_and_proved() {
+    let place = Place::new();
+    let model = model(&place);
+    let run =
+        support::run(&search(&place, &model, "--remove 1..3 --search greedy,beam:2", &place.out("run"))).succeeds();
+    assert!(run.stdout.contains("perplexity") && run.stderr.contains("the canary `sums`"), "{run:#?}");
+    let record = json_file(&place.out("run/search.json"));
+    let chosen = record["chosen"].as_array().unwrap();
+    assert_eq!(chosen.iter().map(|set| set["k"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(chosen[1]["removed"], json!([2, 3]));
+    assert!(chosen[1]["holdout"]["kl"]["value"].as_f64().unwrap() < 1e-9);
+    assert_eq!(chosen[1]["holdout"]["perplexity"], record["dense"]["perplexity"]);
+    let methods: Vec<&str> =
+        record["curves"].as_array().unwrap().iter().map(|curve| curve["method"].as_str().unwrap()).collect();
+    let expected = [
+        "greedy",
+        "beam:2",
+        "last",
+        "last-but-one",
+        "uniform",
+        "influence",
+        "angular-window",
+        "random-0",
+        "random-1",
+        "random-2",
+    ];
+    assert_eq!(methods, expected);
+    assert!(fs::read_to_string(place.out("run/search.svg")).unwrap().starts_with("<svg"));
+
+    // By the file, by its folder, and by hand the same checkpoint.
+    let (by_file, by_folder, by_hand) = (place.out("by-file"), place.out("by-folder"), place.out("by-hand"));
+    let file = place.out("run/search.json");
+    scruple!["layers prune", &model, "--from", &file, "--k 2 -o", &by_file].succeeds();
+    scruple!["layers prune", &model, "--from", place.out("run"), "--k 2 -o", &by_folder].succeeds();
+    let run = scruple!["layers prune", &model, "--drop 2-3 --mergekit -o", &by_hand].succeeds();
+    assert!(run.stdout.contains("llama-quantize --prune-layers 2,3") && run.stdout.contains("layer_range: [4, 6]"));
+    for name in ["model.safetensors", "config.json", "tokenizer.json", "README.md"] {
+        let read = |folder: &Path| fs::read(folder.join(name)).unwrap();
+        assert!(read(&by_file) == read(&by_folder) && read(&by_file) == read(&by_hand), "{name}");
+    }
+    assert!(fs::read_to_string(by_hand.join("mergekit.yaml")).unwrap().contains("merge_method: passthrough"));
+    assert_eq!(json_file(&by_file.join("config.json"))["num_hidden_layers"], 4);
+    assert_eq!(json_file(&by_file.join("layers.json"))["chosen_by"]["method"], "greedy");
+    let moved =
+        (numbers(&by_file, "model.layers.2.mlp.up_proj.weight"), numbers(&model, "model.layers.4.mlp.up_proj.weight"));
+    assert_eq!(moved.0, moved.1);
+
+    let run = scruple!["layers verify", &by_file, "--against", &model].succeeds();
+    assert!(run.stdout.starts_with("verified: 4 of 6 layers of `model.layers` are there (2-3 dropped)"), "{run:#?}");
+    support::flip(&by_file, "model.layers.2.mlp.up_proj.weight");
+    let run = scruple!["layers verify", &by_file, "--against", &model, "--json"];
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert!(run.stdout.contains("`model.layers.2.mlp.up_proj.weight` should hold the bytes of the source's"));
+
+    // What was taken out can be quantised as any other model.
+    let recipe = arguments!["compress", &by_hand, "--method rtn --group-size 32 --no-speed -o", place.out("small")];
+    support::run(&recipe).succeeds();
+    let text = place.text("text", 100);
+    scruple!["eval", place.out("small"), "--text", text].succeeds();
+}
+
+#[test]
+fn a_killed_search_ends_as_one_that_was_not() {
+    let place = Place::new();
+    let model = Model::sized(12, 64, 96).config("max_position_embeddings", 512).write(place.path("model"));
+    let rest = "--remove 1..6 --search beam:3 --race 0";
+    support::run(&search(&place, &model, rest, &place.out("whole"))).succeeds();
+    let whole = contents(&place.out("whole"));
+    let scores =
+        || names(&place.out("killed")).into_iter().filter(|name| name.starts_with("scores-")).collect::<Vec<_>>();
+    let command = || {
+        let mut command = support::program();
+        command.args(search(&place, &model, rest, &place.out("killed"))).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    // Killed again and again, each time after something more is on disk.
+    let mut kills = 0;
+    for _ in 0..3 {
+        let length = |place: &Place| -> u64 {
+            let folder = place.out("killed");
+            let Ok(entries) = fs::read_dir(&folder) else { return 0 };
+            entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|data| data.len()).sum()
+        };
+        let before = length(&place);
+        let mut child = command().spawn().unwrap();
+        let started = Instant::now();
+        while length(&place) <= before && started.elapsed() < Duration::from_secs(60) {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        if child.kill().is_ok() && !child.wait().unwrap().success() {
+            kills += 1;
+        }
+    }
+    assert!(kills > 0 && !scores().is_empty());
+    support::run(&search(&place, &model, rest, &place.out("killed"))).succeeds();
+    let killed = contents(&place.out("killed"));
+    assert_eq!(whole["search.json"], killed["search.json"]);
+    // Once more costs nothing: no score is added.
+    support::run(&search(&place, &model, rest, &place.out("killed"))).succeeds();
+    assert_eq!(contents(&place.out("killed")), killed);
+}
+
+#[test]
+fn a_scan_says_which_layers_do_little() {
+    let place = Place::new();
+    let model = model(&place);
+    let text = place.file("text", support::text(300, 1));
+    let run = scruple!["layers scan", &model, "--calibration", &text, "--tokens 256 --window 32 -o", place.out("scan")]
+        .succeeds();
+    assert!(run.stdout.contains("least first, layers that cannot be told apart together: 3 2 |"), "{run:#?}");
+    let record = json_file(&place.out("scan/scan.json"));
+    assert_eq!(record["layers"][2]["influence"]["value"], 0.0);
+    assert_eq!((&record["angular"][0][2], &record["angular"][1][2]), (&json!(0.0), &json!(0.0)));
+    assert!(record["layers"][2]["cka"].as_f64().unwrap() > 0.999_999);
+    assert!(record["layers"][0]["attention"]["value"].as_f64().unwrap() > 0.0);
+    assert!(fs::read_to_string(place.out("scan/scan.svg")).unwrap().contains("least of its row"));
+}
+
+#[test]
+fn two_objectives_give_what_no_other_beats() {
+    let place = Place::new();
+    let model = model(&place);
+    let tasks = place.file(
+        "tasks.jsonl",
+        (0..8)
+            .map(|n| {
+                json!({ "prompt": format!("w{n} w{}", n + 3), "options": ["w1 w2", "w3 w4", "w5 w6"], "answer": n % 3 })
+                    .to_string()
+                    + "\n"
+            })
+            .collect::<String>(),
+    );
+    let rest = format!("--remove 2 --objective kl,mc:{} --no-canaries --race 0", tasks.display());
+    support::run(&search(&place, &model, &rest, &place.out("run"))).succeeds();
+    let record = json_file(&place.out("run/search.json"));
+    let sets = record["pareto"][0]["sets"].as_array().unwrap();
+    let losses: Vec<(f64, f64)> = sets.iter().map(|set| (set[2].as_f64().unwrap(), set[3].as_f64().unwrap())).collect();
+    assert_eq!(sets[0][1], json!([2, 3]));
+    assert!(losses.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 > pair[1].1), "{losses:?}");
+    let rest = format!("--remove 1 --objective mc:{} --no-canaries", tasks.display());
+    support::run(&search(&place, &model, &rest, &place.out("by-task"))).succeeds();
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_sentence() {
+    let place = Place::new();
+    let folder = model(&place);
+    let text = place.text("text", 600);
+    let out = place.out("out");
+    let odd = Model::sized(6, 64, 96).config("head_gains", json!([1, 2, 3, 4, 5, 6])).write(place.path("odd"));
+    let none = json!({ "chosen": [{ "removed": [1] }] }).to_string();
+    let none = place.file("none.json", none);
+    let cases: Vec<(Vec<std::ffi::OsString>, &str)> = vec![
+        (
+            arguments!["layers prune", &folder, "--drop 6 -o", &out],
+            "layer 6 cannot be dropped: the model has 6, numbered 0 to 5",
+        ),
+        (arguments!["layers prune", &folder, "--drop 0-5 -o", &out], "keep at least one"),
+        (arguments!["layers prune", &folder, "--drop a -o", &out], "found `a` in `a`"),
+        (
+            arguments!["layers prune", &folder, "--drop 1 --stack blocks -o", &out],
+            "no list of layers has the name `blocks`; there are `model.layers` (6)",
+        ),
+        (
+            arguments!["layers prune", &odd, "--drop 1 -o", &out],
+            "`head_gains` has 6 entries, as many as there are layers",
+        ),
+        (arguments!["layers prune", &folder, "--from", &none, "--k 4 -o", &out], "holds no set of 4 layers, but of 1"),
+        (arguments!["layers prune", &folder, "--from", &text, "-o", &out], "not JSON"),
+        (
+            arguments!["layers verify", &folder, "--against", &folder],
+            "the folder should be one that `scruple layers prune` wrote",
+        ),
+        (search(&place, &folder, "--remove 5", &out), "so 1 to 4 can be removed; found 5"),
+        (
+            search(&place, &folder, "--remove 3..1", &out),
+            "--remove should be a number, a list or a range such as 1..8, found `3..1`",
+        ),
+        (search(&place, &folder, "--remove 0", &out), "from 1; found `0`"),
+        (search(&place, &folder, "--remove 1 --search best", &out), "found `best`"),
+        (search(&place, &folder, "--remove 1 --objective speed", &out), "kl, nll or mc:FILE, found `speed`"),
+        (search(&place, &folder, "--remove 1 --protect ends", &out), "first:COUNT,last:COUNT, found `ends`"),
+        (
+            arguments![
+                "layers search",
+                &folder,
+                "--remove 1 --calibration",
+                &text,
+                "--holdout",
+                &text,
+                "--budget-tokens 512"
+            ],
+            "one that the search sees too",
+        ),
+        (
+            arguments!["layers search", &folder, "--remove 1 --calibration", &text, "--budget-tokens 4096"],
+            "nothing is left of it to measure on",
+        ),
+    ];
+    for (arguments, sentence) in cases {
+        let run = support::run(&arguments);
+        assert_eq!(run.code, Some(2), "{run:#?}");
+        assert!(run.stderr.contains(sentence), "expected `{sentence}`: {run:#?}");
+        assert_eq!(run.stderr.matches("error:").count(), 1, "{run:#?}");
+        assert!(!out.join("config.json").exists());
+    }
+    let dry = scruple!["layers prune", &folder, "--drop 1 --dry-run --json"].succeeds();
+    let record: Value = serde_json::from_str(&dry.stdout).unwrap();
+    assert_eq!((&record["output"], &record["provenance"]["kept"]), (&Value::Null, &json!([0, 2, 3, 4, 5])));
+}
