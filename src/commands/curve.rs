@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::data("");
         curve.verdict.iter().for_each(printer::data);
         for path in &drawn {
-            printer::data(path.display());
+            printer::data(path.display().to_string());
         }
     }
     Ok(if records.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
