@@ -25,8 +25,9 @@ const TOGETHER: u32 = 2;
 
 const MARGIN: f64 = 32.0;
 const GAP: f64 = 26.0;
-/// Room of a panel's heading, note and caution.
-const HEAD: f64 = 58.0;
+/// Room of a panel's heading and note, and of a caution under them.
+const HEAD: f64 = 40.0;
+const CAUTION: f64 = 16.0;
 const COLUMNS: usize = 3;
 
 /// The kinds of file.
@@ -45,7 +46,8 @@ struct Layout<'a> {
     foot: Vec<String>,
     figure: &'a Figure,
     columns: usize,
-    top: f64,
+    /// Upper end of each row, and its headings' height.
+    rows: Vec<(f64, f64)>,
     width: f64,
     height: f64,
 }
@@ -53,7 +55,6 @@ struct Layout<'a> {
 impl<'a> Layout<'a> {
     fn of(curve: &Curve, figure: &'a Figure) -> Self {
         let columns = figure.panels.len().clamp(1, COLUMNS);
-        let rows = figure.panels.len().div_ceil(columns);
         // Headings need the room of two panels.
         let width = 2.0 * MARGIN + (columns.max(2) as f64) * (panel::WIDTH + GAP) - GAP;
         let letters = |size: f64| ((width - 2.0 * MARGIN) / (0.6 * size)) as usize;
@@ -78,8 +79,15 @@ impl<'a> Layout<'a> {
         let notes = wrap(&suite, letters(13.0));
         let key = if figure.key.is_empty() { 0.0 } else { 26.0 * key_rows(figure, width) as f64 };
         let top = MARGIN + 38.0 + 20.0 * notes.len() as f64 + key + 12.0;
-        let height = top + rows as f64 * (HEAD + panel::HEIGHT + GAP) + 18.0 * foot.len() as f64 + MARGIN - 8.0;
-        Self { title: clip(&title, letters(23.0)), notes, foot, figure, columns, top, width, height }
+        let mut rows = Vec::new();
+        let mut end = top;
+        for row in figure.panels.chunks(columns) {
+            let head = HEAD + if row.iter().any(|panel| panel.caution.is_some()) { CAUTION } else { 0.0 };
+            rows.push((end, head));
+            end += head + panel::HEIGHT + GAP;
+        }
+        let height = end + 18.0 * foot.len() as f64 + MARGIN - 8.0;
+        Self { title: clip(&title, letters(23.0)), notes, foot, figure, columns, rows, width, height }
     }
 }
 
@@ -263,13 +271,13 @@ impl<B: DrawingBackend> Pen<'_, B> {
         Ok(())
     }
 
-    fn panel(&self, panel: &Panel) -> Result<()> {
+    fn panel(&self, panel: &Panel, head: f64) -> Result<()> {
         self.words(&clip(&panel.title, 38), (0.0, 8.0), 15.0, Ink::Text, Anchor::Start, true)?;
         self.words(&clip(&panel.note, 56), (0.0, 27.0), 11.5, Ink::Faint, Anchor::Start, false)?;
         if let Some(caution) = &panel.caution {
             self.words(&clip(caution, 50), (0.0, 43.0), 11.5, Ink::Text, Anchor::Start, false)?;
         }
-        let below = Pen { area: self.area, origin: (self.origin.0, self.origin.1 + HEAD) };
+        let below = Pen { area: self.area, origin: (self.origin.0, self.origin.1 + head) };
         panel.scene.shapes.iter().try_for_each(|shape| below.shape(shape))?;
         let spots = panel.scene.spots.iter();
         spots.clone().try_for_each(|spot| below.glyph(spot.at, spot.glyph, spot.radius, spot.ink, spot.hollow))
@@ -293,8 +301,8 @@ impl Layout<'_> {
         }
         for (number, panel) in self.figure.panels.iter().enumerate() {
             let x = MARGIN + (number % self.columns) as f64 * (panel::WIDTH + GAP);
-            let y = self.top + (number / self.columns) as f64 * (HEAD + panel::HEIGHT + GAP);
-            Pen { area, origin: (x, y) }.panel(panel)?;
+            let (y, head) = self.rows[number / self.columns];
+            Pen { area, origin: (x, y) }.panel(panel, head)?;
         }
         let mut y = self.height - MARGIN - 18.0 * (self.foot.len() as f64 - 1.0);
         for line in &self.foot {

@@ -138,7 +138,7 @@ fn legend() -> String {
         (format!("{dense}{}", level("i-dense\" stroke-width=\"1.4\"")), "dense model, with its own 95 %"),
         (level("i-faint\" stroke-width=\"1.2\" stroke-dasharray=\"1.5 3\""), "what chance scores"),
         (
-            format!("<g class=\"spot i-accent\">{}</g>", mark(0, 4.0, (17.0, 8.0), "mark hollow")),
+            format!("<g class=\"i-accent\">{}</g>", mark(0, 4.0, (17.0, 8.0), "mark hollow")),
             "not to be compared: refusals shifted, or one answer to everything",
         ),
         (format!("{}{}{}", seed(3), seed(8), seed(13)), "single calibration seeds"),
@@ -150,7 +150,9 @@ fn legend() -> String {
 /// Names of lines that are too many to stand beside each plot.
 fn key(figure: &Figure, ink: impl Fn(usize) -> Ink, shape: impl Fn(usize) -> usize) -> String {
     let entry = |(name, number): &(String, usize)| {
-        let mark = mark(shape(*number), 4.2, (8.0, 8.0), &format!("fill {}", class(ink(*number))));
+        let ink = ink(*number);
+        let look = if ink == Ink::Published { "mark hollow" } else { "mark" };
+        let mark = format!("<g class=\"{}\">{}</g>", class(ink), mark(shape(*number), 4.2, (8.0, 8.0), look));
         let svg = format!("<svg class=\"dot\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{mark}</svg>");
         format!("<li>{svg}{}</li>", escape(&clip(name, 40)))
     };
@@ -197,8 +199,8 @@ pub fn published(curve: &Curve, published: &Published, figures: &[Figure]) -> St
         html += &grid(figure);
     }
     let mut table = String::from(
-        "<table>\n<thead><tr><th scope=\"col\">Model</th><th scope=\"col\">Method</th><th scope=\"col\">Rate</th>\
-         <th scope=\"col\">Seed</th><th scope=\"col\">Worst</th><th scope=\"col\">Δ</th><th scope=\"col\">Best</th>\
+        "<table>\n<thead><tr><th scope=\"col\">Model</th><th scope=\"col\" class=\"w\">Method</th><th scope=\"col\" class=\"w\">Rate</th>\
+         <th scope=\"col\">Seed</th><th scope=\"col\" class=\"w\">Worst</th><th scope=\"col\">Δ</th><th scope=\"col\" class=\"w\">Best</th>\
          <th scope=\"col\">Δ</th><th scope=\"col\">Mean |Δ|</th><th scope=\"col\">Knowledge</th></tr></thead>\n<tbody>\n",
     );
     let changes = published.changes();
