@@ -92,8 +92,8 @@ pub fn glance(curve: &Curve) -> String {
     table += "</tbody>\n</table>\n";
     format!(
         "<p>Δ in points against the dense model, whose scores stand in the first row. ▼ and ▲: sure at 5 % after Holm over \
-         everything on this page. In brackets: not to be compared. Names in grey: the dense model itself says nothing \
-         there.</p>\n{}",
+         everything on this page. In brackets: not to be compared. Names in grey italics: the dense model itself says \
+         nothing there.</p>\n{}",
         boxed("All changes", &table)
     )
 }
