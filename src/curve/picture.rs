@@ -241,8 +241,14 @@ impl<B: DrawingBackend> Pen<'_, B> {
             let corners = glyph(kind, radius).into_iter().map(|(x, y)| (at.0 + x, at.1 + y));
             self.corners(&corners.collect::<Vec<_>>())
         };
+        let fill = |radius: f64, colour: RGBColor| {
+            if kind == 0 {
+                let circle = Circle::new(self.at(at), (radius * DRAWN).round() as i32, colour.filled());
+                return self.area.draw(&circle).map_err(fail);
+            }
+            self.area.draw(&Polygon::new(around(radius), colour)).map_err(fail)
+        };
         // A ring of ground keeps a mark apart from the lines it lies on.
-        let fill = |radius: f64, colour: RGBColor| self.area.draw(&Polygon::new(around(radius), colour)).map_err(fail);
         fill(radius + 1.0, WHITE)?;
         fill(radius, colour(ink))?;
         if hollow { fill(radius * 0.6, WHITE) } else { Ok(()) }

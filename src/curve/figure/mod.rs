@@ -1,7 +1,7 @@
 //! From the record to panels: one a dimension, and three that sum up, on a shared axis of rates.
 //!
 //! A method is a line, points that differ in the calibration seed alone are one value, their mean, with the seeds as dots.
-//! The interval around a value is the paired one of Δ, moved to the score: [dense + Δ low, dense + Δ high]. It leaves the
+//! The interval around a value is the paired one of Δ, moved to the score: from dense + Δ low to dense + Δ high. It leaves the
 //! dense line out where the change is sure.
 
 pub mod axis;

@@ -171,7 +171,7 @@ pub fn draw(content: &Content, horizontal: &Horizontal, right: f64) -> Scene {
         let run: Vec<_> = placed.iter().filter(|(.., value)| matches!(value.place, Place::At(_))).collect();
         if series.joined {
             let band = |(x, _, value): &&(f64, f64, &Value)| value.band.map(|(low, high)| (*x, y(low), y(high)));
-            let banded: Vec<_> = run.iter().filter_map(|one| band(one)).collect();
+            let banded: Vec<_> = run.iter().filter_map(band).collect();
             if banded.len() > 1 {
                 let upper = banded.iter().map(|(x, _, high)| (*x, *high));
                 let lower = banded.iter().rev().map(|(x, low, _)| (*x, *low));
