@@ -1,8 +1,8 @@
 //! From the record to panels: one a dimension, and three that sum up, on a shared axis of rates.
 //!
 //! A method is a line, points that differ in the calibration seed alone are one value, their mean, with the seeds as dots.
-//! The interval around a value is the paired one of Δ, moved to the score: from dense + Δ low to dense + Δ high. It leaves the
-//! dense line out where the change is sure.
+//! The interval around a value is the paired one of Δ, moved to the score: from dense + Δ low to dense + Δ high. It
+//! leaves the dense line out where the change is sure.
 
 pub mod axis;
 
