@@ -23,10 +23,14 @@ use crate::plot::{fail, register};
 const DRAWN: f64 = 3.0;
 const TOGETHER: u32 = 2;
 
+/// The bitmap painter centres words by a box that leaves room for what hangs below the line: so far too high.
+const SINK: f64 = 0.09;
+
 const MARGIN: f64 = 32.0;
 const GAP: f64 = 26.0;
-/// Room of a panel's heading, note and caution.
-const HEAD: f64 = 58.0;
+/// Room of a panel's heading and note, and of a caution under them.
+const HEAD: f64 = 40.0;
+const CAUTION: f64 = 16.0;
 const COLUMNS: usize = 3;
 
 /// The kinds of file.
@@ -45,7 +49,8 @@ struct Layout<'a> {
     foot: Vec<String>,
     figure: &'a Figure,
     columns: usize,
-    top: f64,
+    /// Upper end of each row, and its headings' height.
+    rows: Vec<(f64, f64)>,
     width: f64,
     height: f64,
 }
@@ -53,7 +58,6 @@ struct Layout<'a> {
 impl<'a> Layout<'a> {
     fn of(curve: &Curve, figure: &'a Figure) -> Self {
         let columns = figure.panels.len().clamp(1, COLUMNS);
-        let rows = figure.panels.len().div_ceil(columns);
         // Headings need the room of two panels.
         let width = 2.0 * MARGIN + (columns.max(2) as f64) * (panel::WIDTH + GAP) - GAP;
         let letters = |size: f64| ((width - 2.0 * MARGIN) / (0.6 * size)) as usize;
@@ -78,8 +82,15 @@ impl<'a> Layout<'a> {
         let notes = wrap(&suite, letters(13.0));
         let key = if figure.key.is_empty() { 0.0 } else { 26.0 * key_rows(figure, width) as f64 };
         let top = MARGIN + 38.0 + 20.0 * notes.len() as f64 + key + 12.0;
-        let height = top + rows as f64 * (HEAD + panel::HEIGHT + GAP) + 18.0 * foot.len() as f64 + MARGIN - 8.0;
-        Self { title: clip(&title, letters(23.0)), notes, foot, figure, columns, top, width, height }
+        let mut rows = Vec::new();
+        let mut end = top;
+        for row in figure.panels.chunks(columns) {
+            let head = HEAD + if row.iter().any(|panel| panel.caution.is_some()) { CAUTION } else { 0.0 };
+            rows.push((end, head));
+            end += head + panel::HEIGHT + GAP;
+        }
+        let height = end + 18.0 * foot.len() as f64 + MARGIN - 8.0;
+        Self { title: clip(&title, letters(23.0)), notes, foot, figure, columns, rows, width, height }
     }
 }
 
@@ -145,7 +156,7 @@ pub fn draw(curve: &Curve, figure: &Figure, format: Format) -> Result<Vec<u8>> {
     match format {
         Format::Svg => {
             let mut text = String::new();
-            layout.paint(&SVGBackend::with_string(&mut text, size).into_drawing_area())?;
+            layout.paint(&SVGBackend::with_string(&mut text, size).into_drawing_area(), 0.0)?;
             // Shown in the size of the layout; its pixels are thirds of that.
             let drawn = format!("width=\"{}\" height=\"{}\"", size.0, size.1);
             let shown = format!("width=\"{:.0}\" height=\"{:.0}\"", layout.width, layout.height);
@@ -153,7 +164,7 @@ pub fn draw(curve: &Curve, figure: &Figure, format: Format) -> Result<Vec<u8>> {
         }
         Format::Png => {
             let mut pixels = vec![0; size.0 as usize * size.1 as usize * 3];
-            layout.paint(&BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area())?;
+            layout.paint(&BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area(), SINK)?;
             let (small, soft) = soften(&pixels, size);
             let folder = tempfile::tempdir()?;
             let path = folder.path().join("picture.png");
@@ -193,6 +204,8 @@ struct Pen<'a, B: DrawingBackend> {
     area: &'a DrawingArea<B, Shift>,
     /// What is added to every place.
     origin: (f64, f64),
+    /// How far words stand too high, in heights of their font.
+    sink: f64,
 }
 
 impl<B: DrawingBackend> Pen<'_, B> {
@@ -214,7 +227,8 @@ impl<B: DrawingBackend> Pen<'_, B> {
         let font = ("sans-serif", size * DRAWN, style).into_text_style(self.area);
         let ink = colour(ink);
         let font = font.color(&ink).pos(Pos::new(horizontal, VPos::Center));
-        self.area.draw(&Text::new(text.to_owned(), self.at(at), font)).map_err(fail)
+        let at = self.at((at.0, at.1 + self.sink * size));
+        self.area.draw(&Text::new(text.to_owned(), at, font)).map_err(fail)
     }
 
     fn line(&self, points: &[(f64, f64)], ink: Ink, width: f64) -> Result<()> {
@@ -227,8 +241,14 @@ impl<B: DrawingBackend> Pen<'_, B> {
             let corners = glyph(kind, radius).into_iter().map(|(x, y)| (at.0 + x, at.1 + y));
             self.corners(&corners.collect::<Vec<_>>())
         };
+        let fill = |radius: f64, colour: RGBColor| {
+            if kind == 0 {
+                let circle = Circle::new(self.at(at), (radius * DRAWN).round() as i32, colour.filled());
+                return self.area.draw(&circle).map_err(fail);
+            }
+            self.area.draw(&Polygon::new(around(radius), colour)).map_err(fail)
+        };
         // A ring of ground keeps a mark apart from the lines it lies on.
-        let fill = |radius: f64, colour: RGBColor| self.area.draw(&Polygon::new(around(radius), colour)).map_err(fail);
         fill(radius + 1.0, WHITE)?;
         fill(radius, colour(ink))?;
         if hollow { fill(radius * 0.6, WHITE) } else { Ok(()) }
@@ -263,13 +283,13 @@ impl<B: DrawingBackend> Pen<'_, B> {
         Ok(())
     }
 
-    fn panel(&self, panel: &Panel) -> Result<()> {
+    fn panel(&self, panel: &Panel, head: f64) -> Result<()> {
         self.words(&clip(&panel.title, 38), (0.0, 8.0), 15.0, Ink::Text, Anchor::Start, true)?;
         self.words(&clip(&panel.note, 56), (0.0, 27.0), 11.5, Ink::Faint, Anchor::Start, false)?;
         if let Some(caution) = &panel.caution {
             self.words(&clip(caution, 50), (0.0, 43.0), 11.5, Ink::Text, Anchor::Start, false)?;
         }
-        let below = Pen { area: self.area, origin: (self.origin.0, self.origin.1 + HEAD) };
+        let below = Pen { area: self.area, origin: (self.origin.0, self.origin.1 + head), sink: self.sink };
         panel.scene.shapes.iter().try_for_each(|shape| below.shape(shape))?;
         let spots = panel.scene.spots.iter();
         spots.clone().try_for_each(|spot| below.glyph(spot.at, spot.glyph, spot.radius, spot.ink, spot.hollow))
@@ -277,9 +297,9 @@ impl<B: DrawingBackend> Pen<'_, B> {
 }
 
 impl Layout<'_> {
-    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<()> {
+    fn paint<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>, sink: f64) -> Result<()> {
         area.fill(&WHITE).map_err(fail)?;
-        let page = Pen { area, origin: (0.0, 0.0) };
+        let page = Pen { area, origin: (0.0, 0.0), sink };
         page.words(&self.title, (MARGIN, MARGIN + 6.0), 23.0, Ink::Text, Anchor::Start, true)?;
         let mut y = MARGIN + 38.0;
         for note in &self.notes {
@@ -293,8 +313,8 @@ impl Layout<'_> {
         }
         for (number, panel) in self.figure.panels.iter().enumerate() {
             let x = MARGIN + (number % self.columns) as f64 * (panel::WIDTH + GAP);
-            let y = self.top + (number / self.columns) as f64 * (HEAD + panel::HEIGHT + GAP);
-            Pen { area, origin: (x, y) }.panel(panel)?;
+            let (y, head) = self.rows[number / self.columns];
+            Pen { area, origin: (x, y), sink }.panel(panel, head)?;
         }
         let mut y = self.height - MARGIN - 18.0 * (self.foot.len() as f64 - 1.0);
         for line in &self.foot {

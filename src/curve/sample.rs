@@ -171,7 +171,7 @@ pub fn curve() -> Curve {
     given.perplexity = Some(f64::NAN).filter(|value| value.is_finite());
     points.push(given);
 
-    let settings = [3, 4].map(|bits| {
+    let settings = [2, 3, 4].map(|bits| {
         let name = format!("gptq-{bits}");
         let seeds: Vec<&Point> =
             points.iter().filter(|point| point.name.starts_with(&format!("{name}-seed"))).collect();

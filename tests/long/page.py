@@ -133,6 +133,7 @@ OVERLAPS = """(() => {
     const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
       && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2.5;
     texts.forEach(([words, box], at) => {
+      if (box.height < 9) found.push(`${name}: "${words}" is too small to read`);
       if (box.left < edge.left - 1 || box.right > edge.right + 1 || box.top < edge.top - 1 || box.bottom > edge.bottom + 1)
         found.push(`${name}: "${words}" beyond the edge`);
       for (const [others, other] of texts.slice(at + 1))
@@ -232,6 +233,20 @@ def by_keyboard(browser):
     key(browser, "Escape")
     if words():
         wrong.append("Escape does not hide what shows")
+    # What shows stays at its value when the focus makes the page scroll.
+    far = browser.value("""(async () => {
+      const plots = [...document.querySelectorAll('svg.plot')];
+      const spot = plots[plots.length - 1].querySelector('.spot');
+      if (!spot) return 0;
+      scrollTo(0, 0);
+      spot.focus();
+      await new Promise((done) => setTimeout(done, 300));
+      const [mark, tip] = [spot.querySelector('.mark'), document.getElementById('tip')].map((one) => one.getBoundingClientRect());
+      spot.blur();
+      return Math.max(mark.top - tip.bottom, tip.top - mark.bottom);
+    })()""")
+    if far > 20:
+        wrong.append(f"what shows is {far:.0f} px away from its value after scrolling")
     stops = browser.value("[...document.querySelectorAll('svg.plot')].map((plot) =>"
                           " plot.querySelectorAll('.spot[tabindex=\"0\"]').length).every((n) => n <= 1)")
     if not stops:

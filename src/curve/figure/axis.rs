@@ -98,6 +98,8 @@ pub struct Horizontal {
     axis: Axis,
     /// Least and largest number, and the pixels they stand at.
     numbers: Option<((f64, f64), (f64, f64))>,
+    /// All numbers, from least to largest.
+    values: Vec<f64>,
     /// Patterns, and the middle of the first one's column.
     patterns: Vec<String>,
     first: f64,
@@ -120,12 +122,14 @@ impl Horizontal {
         right: f64,
     ) -> Self {
         let mut numbers: Option<(f64, f64)> = None;
+        let mut values = Vec::new();
         let mut patterns: Vec<(f64, usize, String)> = Vec::new();
         for place in places {
             match place {
                 Place::At(value) => {
                     let (low, high) = numbers.unwrap_or((*value, *value));
                     numbers = Some((low.min(*value), high.max(*value)));
+                    values.push(*value);
                 }
                 Place::Pattern(name, share) if !patterns.iter().any(|(.., known)| known == name) => {
                     // Larger groups leave more choice, so 4:8 comes before 2:4.
@@ -142,14 +146,18 @@ impl Horizontal {
         let most = if numbers.is_some() { 44.0 } else { 90.0 };
         let column = (width * share / patterns.len().max(1) as f64).min(most);
         let taken = column * patterns.len() as f64;
-        let dodge = (if patterns.is_empty() { 16.0 } else { column * 0.7 } / series as f64).min(5.0);
+        let room = if patterns.is_empty() { 24.0 } else { column * 0.7 };
+        let dodge = (room / series as f64).min(6.0);
         let inner = 9.0 + dodge * series as f64 / 2.0;
         let end = if patterns.is_empty() { right } else { right - taken - GAP };
         let first = if numbers.is_some() { right - taken } else { (left + right - taken) / 2.0 } + column / 2.0;
         let numbers = numbers.map(|ends| (ends, (left + inner, end - inner)));
+        values.sort_by(f64::total_cmp);
+        values.dedup();
         Self {
             axis,
             numbers,
+            values,
             patterns: patterns.into_iter().map(|(.., name)| name).collect(),
             first,
             column,
@@ -194,20 +202,18 @@ impl Horizontal {
     pub fn ticks(&self) -> Vec<(f64, String)> {
         let mut ticks: Vec<(f64, String)> = Vec::new();
         if let Some(((low, high), _)) = self.numbers {
-            let round: Vec<f64> = match self.axis {
-                Axis::Bits => vec![32.0, 16.0, 12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.25, 0.1],
-                Axis::Sparsity => (0..=20).map(|step| f64::from(step) * 0.05).collect(),
-                Axis::Layers => {
-                    (0..=32).map(|step| low + f64::from(step) * ((high - low) / 32.0).ceil().max(1.0)).collect()
-                }
+            // Round numbers of bits, which methods only come near to; elsewhere the very numbers there are.
+            let round: &[f64] = match self.axis {
+                Axis::Bits => &[32.0, 16.0, 12.0, 8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.25, 0.1],
+                Axis::Sparsity | Axis::Layers => &self.values,
             };
-            let slack = if self.axis == Axis::Bits { 0.02 * high } else { 1e-9 };
-            let mut chosen: Vec<f64> =
-                round.into_iter().filter(|value| (low - slack..=high + slack).contains(value)).collect();
+            let slack = if self.axis == Axis::Bits { 0.02 * high } else { 0.0 };
+            let held = |value: &f64| (low - slack..=high + slack).contains(value);
+            let mut chosen: Vec<f64> = round.iter().copied().filter(held).collect();
             if chosen.len() < 2 {
                 chosen = vec![low, high];
-                chosen.sort_by(|a, b| self.scaled(*a).total_cmp(&self.scaled(*b)));
             }
+            chosen.sort_by(|a, b| self.scaled(*a).total_cmp(&self.scaled(*b)));
             for value in chosen {
                 let label = match self.axis {
                     Axis::Bits => words::bits(value),

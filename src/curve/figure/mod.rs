@@ -1,8 +1,8 @@
 //! From the record to panels: one a dimension, and three that sum up, on a shared axis of rates.
 //!
 //! A method is a line, points that differ in the calibration seed alone are one value, their mean, with the seeds as dots.
-//! The interval around a value is the paired one of Δ, moved to the score: [dense + Δ low, dense + Δ high]. It leaves the
-//! dense line out where the change is sure.
+//! The interval around a value is the paired one of Δ, moved to the score: from dense + Δ low to dense + Δ high. It
+//! leaves the dense line out where the change is sure.
 
 pub mod axis;
 
@@ -201,6 +201,9 @@ pub fn interval(band: Option<Band>) -> Option<(f64, f64)> {
         .map(|band| (band.low, band.high))
 }
 
+/// A model this far gone is gone; more would press all others together.
+const MOST_PERPLEXITY: f64 = 1e7;
+
 /// A score where a panel can show it.
 fn shown(value: f64) -> f64 {
     value.clamp(0.0, 100.0)
@@ -327,8 +330,6 @@ impl Figure {
 fn sums(curve: &Curve, axis: Axis, lines: &[Line<'_>], label: bool) -> Vec<(&'static str, String, String, Content)> {
     let zero = || Level { y: 0.0, band: None, label: "dense".into(), means: Means::Dense };
     let content = |scale, levels, series| Content { scale, levels, series, grey: false, axis: axis.label() };
-    let hollow = |point: &Point| point.dimensions.iter().any(|found| found.refusal_shift || found.constant);
-
     let worst = series(lines, label, " points", |point| {
         let (name, delta) = point.worst.as_ref()?;
         let y = delta.is_finite().then_some(*delta)?.clamp(-100.0, 100.0);
@@ -339,12 +340,17 @@ fn sums(curve: &Curve, axis: Axis, lines: &[Line<'_>], label: bool) -> Vec<(&'st
     });
     let mean_absolute = series(lines, label, " points", |point| {
         let y = finite(point.mean_absolute)?;
-        let says = vec![format!("mean |Δ| {}", score(Some(y)))];
-        Some(Taken { y: y.clamp(0.0, 100.0), band: None, hollow: hollow(point), says })
+        let mut says = vec![format!("mean |Δ| {}", score(Some(y)))];
+        let doubtful = point.dimensions.iter().filter(|found| found.refusal_shift || found.constant).count();
+        if doubtful > 0 {
+            says.push(format!("{} not to be compared", counted(doubtful, "dimension")));
+        }
+        Some(Taken { y: y.clamp(0.0, 100.0), band: None, hollow: false, says })
     });
     let ppl = series(lines, label, "", |point| {
         let y = finite(point.perplexity).filter(|y| *y > 0.0)?;
-        Some(Taken { y, band: None, hollow: false, says: vec![format!("perplexity {}", perplexity(Some(y)))] })
+        let says = vec![format!("perplexity {}", perplexity(Some(y)))];
+        Some(Taken { y: y.min(MOST_PERPLEXITY), band: None, hollow: false, says })
     });
     let mut sums = Vec::new();
     let held = |series: &[Series]| series.iter().any(|series| !series.values.is_empty());

@@ -24,6 +24,8 @@ const LETTER: f64 = 6.9;
 const LETTERS: usize = 13;
 /// From the plot's end to the words of a label.
 const LEAD: f64 = 25.0;
+/// From a mean to its seeds.
+const BESIDE: f64 = 6.6;
 /// Labels that fit beside a plot.
 pub const MOST_LABELS: usize = ((BOTTOM - TOP) / PITCH) as usize;
 
@@ -169,7 +171,7 @@ pub fn draw(content: &Content, horizontal: &Horizontal, right: f64) -> Scene {
         let run: Vec<_> = placed.iter().filter(|(.., value)| matches!(value.place, Place::At(_))).collect();
         if series.joined {
             let band = |(x, _, value): &&(f64, f64, &Value)| value.band.map(|(low, high)| (*x, y(low), y(high)));
-            let banded: Vec<_> = run.iter().filter_map(|one| band(one)).collect();
+            let banded: Vec<_> = run.iter().filter_map(band).collect();
             if banded.len() > 1 {
                 let upper = banded.iter().map(|(x, _, high)| (*x, *high));
                 let lower = banded.iter().rev().map(|(x, low, _)| (*x, *low));
@@ -195,11 +197,11 @@ pub fn draw(content: &Content, horizontal: &Horizontal, right: f64) -> Scene {
                 line: number,
                 tip: tip.to_vec(),
             };
-            for (name, value, tip) in &value.seeds {
-                scene.spots.push(spot((x, y(*value)), 1.9, false, name, tip));
-            }
             let radius = if strong { 4.2 } else { 2.6 };
             scene.spots.push(spot((x, at), radius, value.hollow || !strong, &value.name, &value.tip));
+            for (name, value, tip) in &value.seeds {
+                scene.spots.push(spot((x + BESIDE, y(*value)), 1.9, false, name, tip));
+            }
         }
         if let (Some(label), Some(&(x, at, _))) = (&series.label, placed.last()) {
             let leader = (right - x < 60.0).then_some(series.ink);

@@ -3,7 +3,7 @@
 use super::{
     Figure, Line, Panel, Taken, alternative,
     axis::{Axis, Horizontal, Place, Vertical},
-    dimension_says, interval,
+    dimension_says,
     panel::{self, Content, Level, Means, Series, Value},
     range, series,
 };
@@ -73,7 +73,7 @@ fn methods<'a>(others: &[Others<'a>]) -> Vec<&'a str> {
     methods
 }
 
-fn grey(others: &[Others<'_>], column: usize) -> Vec<Series> {
+fn grey(others: &[Others<'_>], column: usize, slot: usize) -> Vec<Series> {
     let methods = methods(others);
     let line = |one: &Others<'_>| {
         let value = |stop: &Stop<'_>| {
@@ -101,7 +101,7 @@ fn grey(others: &[Others<'_>], column: usize) -> Vec<Series> {
             label: None,
             ink: Ink::Published,
             glyph: methods.iter().position(|method| *method == one.method).unwrap_or(0) % GLYPHS,
-            slot: None,
+            slot: Some(slot),
             joined: true,
             values: one.stops.iter().filter_map(value).collect(),
         }
@@ -120,7 +120,7 @@ pub fn figure(curve: &Curve, published: &Published, axis: Axis, lines: &[Line<'_
     let right = panel::right(names.chain(["dense"]));
     let ours = lines.iter().flat_map(|line| line.stops.iter().map(|stop| &stop.place));
     let theirs = others.iter().flat_map(|one| one.stops.iter().map(|stop| &stop.place));
-    let horizontal = Horizontal::new(axis, ours.chain(theirs), lines.len(), panel::left(), right);
+    let horizontal = Horizontal::new(axis, ours.chain(theirs), lines.len() + 1, panel::left(), right);
     let zero = [Level { y: 0.0, band: None, label: "dense".into(), means: Means::Dense }];
     let mut drawn = Vec::new();
     for (column, (theirs, name)) in DIMENSIONS.iter().enumerate() {
@@ -130,10 +130,10 @@ pub fn figure(curve: &Curve, published: &Published, axis: Axis, lines: &[Line<'_
         let own = series(lines, beside, " points", |point| {
             let found = point.dimensions.iter().find(|found| found.name == *name)?;
             let y = finite(found.delta)?.clamp(-100.0, 100.0);
-            let band = interval(found.delta_interval).map(|(low, high)| (low.max(-100.0), high.min(100.0)));
-            Some(Taken { y, band, hollow: found.refusal_shift || found.constant, says: dimension_says(found) })
+            // The table has no intervals, and ours are in the panels above.
+            Some(Taken { y, band: None, hollow: found.refusal_shift || found.constant, says: dimension_says(found) })
         });
-        let mut series = grey(&others, column);
+        let mut series = grey(&others, column, lines.len());
         series.extend(own);
         drawn.push((*theirs, *name, series));
     }

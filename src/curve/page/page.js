@@ -5,17 +5,30 @@
   tip.setAttribute("role", "tooltip");
   tip.hidden = true;
   document.body.append(tip);
-  const spots = [...document.querySelectorAll(".spot[data-name]")];
   const words = new Map();
   let shown = null;
 
+  const alike = new Map();
+  const mark = (spot, on) => {
+    for (const other of alike.get(spot.dataset.name)) other.classList.toggle("same", on);
+  };
   const hide = () => {
+    if (shown) mark(shown, false);
     tip.hidden = true;
     shown = null;
-    for (const spot of spots) spot.classList.remove("same");
+  };
+  const place = () => {
+    const at = shown.querySelector(".mark").getBoundingClientRect();
+    const size = tip.getBoundingClientRect();
+    const room = document.documentElement.clientWidth;
+    const middle = (at.left + at.right - size.width) / 2;
+    const above = at.top - size.height - 10;
+    tip.style.left = Math.max(8, Math.min(middle, room - size.width - 8)) + "px";
+    tip.style.top = (above > 4 ? above : at.bottom + 10) + "px";
   };
   const show = (spot) => {
     if (shown === spot) return;
+    hide();
     shown = spot;
     tip.replaceChildren(...words.get(spot).map((line, at) => {
       const part = document.createElement(at === 0 ? "b" : "span");
@@ -23,14 +36,8 @@
       return part;
     }));
     tip.hidden = false;
-    const place = spot.querySelector(".mark").getBoundingClientRect();
-    const size = tip.getBoundingClientRect();
-    const room = document.documentElement.clientWidth;
-    const middle = (place.left + place.right - size.width) / 2;
-    const above = place.top - size.height - 10;
-    tip.style.left = Math.max(8, Math.min(middle, room - size.width - 8)) + "px";
-    tip.style.top = (above > 4 ? above : place.bottom + 10) + "px";
-    for (const other of spots) other.classList.toggle("same", other.dataset.name === spot.dataset.name);
+    place();
+    mark(spot, true);
   };
   // The nearest of another line, up or down.
   const beside = (all, spot, step) => {
@@ -46,6 +53,8 @@
     all.forEach((spot, at) => {
       const title = spot.querySelector("title");
       words.set(spot, title.textContent.split("\n"));
+      if (!alike.has(spot.dataset.name)) alike.set(spot.dataset.name, []);
+      alike.get(spot.dataset.name).push(spot);
       spot.setAttribute("aria-label", title.textContent);
       title.remove();
       // One stop of the tabulator a plot; arrows move within.
@@ -70,12 +79,15 @@
         if (next) {
           spot.setAttribute("tabindex", "-1");
           next.setAttribute("tabindex", "0");
-          next.focus({ preventScroll: false });
+          next.focus();
         }
       });
     });
   }
-  addEventListener("scroll", () => { if (shown && shown !== document.activeElement) hide(); }, { passive: true });
+  addEventListener("scroll", () => {
+    if (shown === document.activeElement) place();
+    else hide();
+  }, { passive: true });
   // Paper shows every point's table; afterwards the reader finds the page as it was.
   let opened = [];
   addEventListener("beforeprint", () => {

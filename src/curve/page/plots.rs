@@ -123,26 +123,33 @@ fn sample(shapes: &str) -> String {
     format!("<svg class=\"sample\" viewBox=\"0 0 34 16\" aria-hidden=\"true\">{shapes}</svg>")
 }
 
-fn legend() -> String {
+/// What the marks mean, of those that occur.
+fn legend(curve: &Curve) -> String {
     let level = |more: &str| format!("<polyline class=\"line {more} points=\"0,8 34,8\"/>");
     let band = "<polygon class=\"fill i-accent\" opacity=\"0.15\" points=\"0,3 34,5 34,15 0,12\"/>";
     let line = "<polyline class=\"line i-accent\" stroke-width=\"1.8\" points=\"0,7 34,10\"/>";
     let bar = "<polyline class=\"line i-accent\" stroke-width=\"1.1\" points=\"17,3 17,14\"/>";
     let dense = "<polygon class=\"fill i-dense\" opacity=\"0.09\" points=\"0,3 34,3 34,13 0,13\"/>";
     let seed = |y: usize| format!("<circle class=\"fill i-accent\" cx=\"17\" cy=\"{y}\" r=\"1.9\"/>");
-    let entries = [
+    let mut entries = vec![
         (
             format!("{band}{line}{bar}{}", mark(0, 4.0, (17.0, 8.5), "fill i-accent")),
             "score, with 95 % of the paired difference around it",
         ),
         (format!("{dense}{}", level("i-dense\" stroke-width=\"1.4\"")), "dense model, with its own 95 %"),
         (level("i-faint\" stroke-width=\"1.2\" stroke-dasharray=\"1.5 3\""), "what chance scores"),
-        (
-            format!("<g class=\"spot i-accent\">{}</g>", mark(0, 4.0, (17.0, 8.0), "mark hollow")),
-            "not to be compared: refusals shifted, or one answer to everything",
-        ),
-        (format!("{}{}{}", seed(3), seed(8), seed(13)), "single calibration seeds"),
     ];
+    if !curve.references.is_empty() {
+        entries.push((level("i-faint\" stroke-width=\"1\" stroke-dasharray=\"7 3.5\""), "another dense model"));
+    }
+    let mut found = curve.points.iter().flat_map(|point| &point.dimensions);
+    if found.any(|found| found.refusal_shift || found.constant) {
+        let hollow = format!("<g class=\"i-accent\">{}</g>", mark(0, 4.0, (17.0, 8.0), "mark hollow"));
+        entries.push((hollow, "not to be compared: refusals shifted, or one answer to everything"));
+    }
+    if !curve.settings.is_empty() {
+        entries.push((format!("{}{}{}", seed(3), seed(8), seed(13)), "single calibration seeds"));
+    }
     let entries = entries.iter().map(|(shapes, words)| format!("<li>{}{words}</li>", sample(shapes)));
     format!("<ul class=\"legend\">{}</ul>\n", entries.collect::<String>())
 }
@@ -150,7 +157,9 @@ fn legend() -> String {
 /// Names of lines that are too many to stand beside each plot.
 fn key(figure: &Figure, ink: impl Fn(usize) -> Ink, shape: impl Fn(usize) -> usize) -> String {
     let entry = |(name, number): &(String, usize)| {
-        let mark = mark(shape(*number), 4.2, (8.0, 8.0), &format!("fill {}", class(ink(*number))));
+        let ink = ink(*number);
+        let look = if ink == Ink::Published { "mark hollow" } else { "mark" };
+        let mark = format!("<g class=\"{}\">{}</g>", class(ink), mark(shape(*number), 4.2, (8.0, 8.0), look));
         let svg = format!("<svg class=\"dot\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{mark}</svg>");
         format!("<li>{svg}{}</li>", escape(&clip(name, 40)))
     };
@@ -164,7 +173,7 @@ pub fn section(curve: &Curve, figure: &Figure, first: bool) -> String {
         html += "<p>Scores run from 0 to 100, higher is better, and compression grows to the right. All panels of dimensions \
                  span the same number of points, so that slopes compare. Point at a value, or step through a plot with the \
                  arrow keys, to read its figures.</p>\n";
-        html += &legend();
+        html += &legend(curve);
         let undrawn = figure::undrawn(curve);
         if !undrawn.is_empty() {
             let names = undrawn.iter().take(20).map(|name| escape(&clip(name, 60))).collect::<Vec<_>>().join(", ");
@@ -197,8 +206,8 @@ pub fn published(curve: &Curve, published: &Published, figures: &[Figure]) -> St
         html += &grid(figure);
     }
     let mut table = String::from(
-        "<table>\n<thead><tr><th scope=\"col\">Model</th><th scope=\"col\">Method</th><th scope=\"col\">Rate</th>\
-         <th scope=\"col\">Seed</th><th scope=\"col\">Worst</th><th scope=\"col\">Δ</th><th scope=\"col\">Best</th>\
+        "<table>\n<thead><tr><th scope=\"col\">Model</th><th scope=\"col\" class=\"w\">Method</th><th scope=\"col\" class=\"w\">Rate</th>\
+         <th scope=\"col\">Seed</th><th scope=\"col\" class=\"w\">Worst</th><th scope=\"col\">Δ</th><th scope=\"col\" class=\"w\">Best</th>\
          <th scope=\"col\">Δ</th><th scope=\"col\">Mean |Δ|</th><th scope=\"col\">Knowledge</th></tr></thead>\n<tbody>\n",
     );
     let changes = published.changes();

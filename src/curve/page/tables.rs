@@ -92,8 +92,8 @@ pub fn glance(curve: &Curve) -> String {
     table += "</tbody>\n</table>\n";
     format!(
         "<p>Δ in points against the dense model, whose scores stand in the first row. ▼ and ▲: sure at 5 % after Holm over \
-         everything on this page. In brackets: not to be compared. Names in grey: the dense model itself says nothing \
-         there.</p>\n{}",
+         everything on this page. In brackets: not to be compared. Names in grey italics: the dense model itself says \
+         nothing there.</p>\n{}",
         boxed("All changes", &table)
     )
 }
@@ -339,7 +339,7 @@ pub fn provenance(curve: &Curve) -> String {
     list += "</dl>\n";
 
     let mut rules = String::from(
-        "<table>\n<thead><tr><th scope=\"col\">Dimension</th><th scope=\"col\">Rule</th><th scope=\"col\">Items</th>\
+        "<table>\n<thead><tr><th scope=\"col\">Dimension</th><th scope=\"col\" class=\"w\">Rule</th><th scope=\"col\">Items</th>\
          <th scope=\"col\">Clusters</th><th scope=\"col\">Chance</th><th scope=\"col\">Dense</th>\
          <th scope=\"col\">Says something</th></tr></thead>\n<tbody>\n",
     );
@@ -366,7 +366,7 @@ pub fn provenance(curve: &Curve) -> String {
     if !curve.points.is_empty() {
         let mut files = String::from(
             "<table>\n<thead><tr><th scope=\"col\">Point</th><th scope=\"col\">Size</th>\
-             <th scope=\"col\">SHA-256 of the tensors that were measured</th></tr></thead>\n<tbody>\n",
+             <th scope=\"col\" class=\"w\">SHA-256 of the tensors that were measured</th></tr></thead>\n<tbody>\n",
         );
         for point in &curve.points {
             let _ = writeln!(
