@@ -86,6 +86,11 @@ fn each_method_is_followed_to_the_smallest_rate_that_costs_nothing() {
     assert!(line.contains("gptq to 3 bits (farthest ethics -1.0 [-3.0, 1.0]), though not at 4 bits"), "{line}");
     assert!(line.contains("rtn at no rate, 4 bits already (farthest ethics -5.0 [-7.0, -3.0])"), "{line}");
     assert!(free(&curve(Vec::new())).starts_with("Nothing was compared"));
+    // A pattern leaves less choice than a share, wherever it stands.
+    let points = ["2:4", "50 %", "4:8"]
+        .map(|rate| point("wanda", rate, 8.0, ethics(-1.0, if rate == "2:4" { 0.01 } else { 0.4 })));
+    let line = free(&curve(points.into()));
+    assert!(line.contains("wanda to 4:8 ("), "{line}");
     // A difference in constant answers is none.
     let mut constant = dimension("ethics", -9.0, 1.0, 0.001);
     constant.constant = true;
@@ -137,7 +142,8 @@ fn what_says_nothing_is_named() {
         informative: Some(false),
     });
     let line = silent(&curve);
-    for words in ["knowledge 27.0 [20.0, 34.0] at chance 25.0", "privacy at a-4", "and 2 more", "ethics at a-4"] {
+    for words in ["knowledge 27.0 [20.0, 34.0] at chance 25.0", "privacy at a-4, a-4, a-4 and 3 more", "ethics at a-4"]
+    {
         assert!(line.contains(words), "`{words}` is not in: {line}");
     }
     assert_eq!(interval(Band { low: -0.0, high: 0.0 }), "[0.0, 0.0]");
