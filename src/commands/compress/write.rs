@@ -133,7 +133,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         calibration,
         left_dense: plan.left_dense.clone(),
         unscaled: plan.unscaled.clone(),
-        bits_per_weight: bits_per_weight,
+        bits_per_weight,
         linears: outcome.linears.clone(),
         scalings: outcome.scalings.clone(),
     };
