@@ -17,7 +17,11 @@ pub fn of(curve: &Curve) -> Vec<String> {
 /// Whether a dimension differs from the dense model's after Holm. Where nearly all answers are the same, the score says
 /// nothing, however surely it moved.
 fn differs(dimension: &PointDimension) -> bool {
-    !dimension.constant && dimension.p_adjusted.is_some_and(|p| p < SURE)
+    !dimension.constant && is_sure(dimension)
+}
+
+fn is_sure(dimension: &PointDimension) -> bool {
+    dimension.p_adjusted.is_some_and(|p| p < SURE)
 }
 
 /// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
@@ -105,22 +109,19 @@ fn free(curve: &Curve) -> String {
     format!("No dimension differs from the dense model after Holm: {}.", parts.join("; "))
 }
 
-/// The worst fall, and what an average makes of it.
+/// The worst fall that is sure, or without one the worst of all, and what an average makes of it.
 fn worst(curve: &Curve) -> String {
-    let falls = curve.points.iter().flat_map(|point| {
-        let has = |one: &&PointDimension| one.delta.is_some() && one.delta_interval.is_some();
-        point.dimensions.iter().filter(has).map(move |one| (point, one))
-    });
+    let fell = |one: &&PointDimension| one.delta_interval.is_some() && one.delta.is_some_and(|delta| delta < 0.0);
+    let falls =
+        || curve.points.iter().flat_map(|point| point.dimensions.iter().filter(fell).map(move |one| (point, one)));
     let delta = |(_, one): &(&Point, &PointDimension)| one.delta.unwrap_or(0.0);
-    let Some((point, one)) = falls.min_by(|a, b| delta(a).total_cmp(&delta(b))).filter(|worst| delta(worst) < 0.0)
-    else {
+    let lowest = falls().min_by(|a, b| delta(a).total_cmp(&delta(b)));
+    let sure = falls().filter(|(_, one)| is_sure(one)).min_by(|a, b| delta(a).total_cmp(&delta(b)));
+    let (Some(lowest), Some((point, one))) = (lowest, sure.or(lowest)) else {
         return "No dimension fell at any point.".into();
     };
-    let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
-    let count = deltas.len() as f64;
-    let mean = deltas.iter().sum::<f64>() / count;
-    let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
-    let sure = match one.p_adjusted {
+    let fall = one.delta.unwrap_or(0.0);
+    let how = match one.p_adjusted {
         Some(p) if p < 1e-4 => "p below 0.0001 after Holm".into(),
         Some(p) if p < SURE => format!("p {p:.4} after Holm"),
         Some(p) => format!("which chance alone may have made, p {p:.2} after Holm"),
@@ -128,15 +129,27 @@ fn worst(curve: &Curve) -> String {
     };
     let constant = if one.constant { ", with one and the same answer to nearly all items" } else { "" };
     let shift = if one.refusal_shift { ", while refusals moved by more than 5 points" } else { "" };
+    let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
+    let count = deltas.len() as f64;
+    let mean = deltas.iter().sum::<f64>() / count;
+    let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
+    let hides =
+        |points: f64| if points >= 0.05 { format!(", which hides {points:.1} points of it") } else { String::new() };
+    let average = if mean > 0.0 { ", a rise".into() } else { hides(mean - fall) };
+    let larger = match delta(&lowest) < fall {
+        true => {
+            format!("; lower, but not sure after Holm, is {} at {}", told(lowest.1).unwrap_or_default(), lowest.0.name)
+        }
+        false => String::new(),
+    };
     format!(
-        "The worst fall is {} points at {}, {sure}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1} and mean Δ {:.1}, \
-         which hide {:.1} and {:.1} points of it.",
+        "The worst fall is {} points at {}, {how}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}, and \
+         mean Δ is {:.1}{average}{larger}.",
         told(one).unwrap_or_default(),
         point.name,
         deltas.len(),
+        hides(-fall - absolute),
         mean + 0.0,
-        (one.delta.unwrap_or(0.0).abs() - absolute).max(0.0),
-        (mean - one.delta.unwrap_or(0.0)).max(0.0),
     )
 }
 

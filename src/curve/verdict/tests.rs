@@ -107,18 +107,26 @@ fn the_worst_fall_is_told_with_what_an_average_hides() {
     for words in [
         "x -12.0 [-16.0, -8.0] points at a-4",
         "p 0.0040",
-        "mean |Δ| over 2 dimensions is 10.0",
-        "mean Δ -2.0",
-        "2.0 and 10.0",
+        "mean |Δ| over 2 dimensions is 10.0, which hides 2.0 points",
+        "mean Δ is -2.0, which hides 10.0 points of it.",
+    ] {
+        assert!(line.contains(words), "`{words}` is not in: {line}");
+    }
+    // A sure fall goes before a lower one that is not, which is told too.
+    let unsure =
+        vec![dimension("x", -30.0, 40.0, 0.8), dimension("y", -2.0, 1.0, 0.01), dimension("z", 44.0, 50.0, 1.0)];
+    let line = worst(&curve(vec![point("a", "4 bits", 4.0, unsure)]));
+    for words in [
+        "The worst fall is y -2.0 [-3.0, -1.0] points at a-4",
+        "is 25.3, and mean Δ is 4.0, a rise",
+        "lower, but not sure after Holm, is x -30.0 [-70.0, 10.0] at a-4.",
     ] {
         assert!(line.contains(words), "`{words}` is not in: {line}");
     }
     let line = worst(&curve(vec![point("b", "4 bits", 4.0, vec![dimension("x", -3.0, 4.0, 0.8)])]));
     assert!(line.contains("chance alone may have made, p 0.80"), "{line}");
-    assert_eq!(
-        worst(&curve(vec![point("b", "4 bits", 4.0, vec![dimension("x", 3.0, 4.0, 0.8)])])),
-        "No dimension fell at any point."
-    );
+    let rise = point("b", "4 bits", 4.0, vec![dimension("x", 3.0, 4.0, 0.8)]);
+    assert_eq!(worst(&curve(vec![rise])), "No dimension fell at any point.");
 }
 
 #[test]
