@@ -17,6 +17,7 @@ use crate::{
     },
     printer::{self, Table},
     record::Run,
+    trust::language_model::Counts,
 };
 
 /// The sweep of the model that comes with the program.
@@ -80,6 +81,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let name = if job.shard == Shard::default() { "run.json".into() } else { format!("run-{}.json", job.shard.name()) };
     place.land(&place.out.join(name), &clock.to_json())?;
     let drawn = report::write(&curve, published.as_ref(), &place.out)?;
+    if records.counts.tokens > 0 {
+        let Counts { tokens, tokens_saved, tokens_made } = records.counts;
+        let share = 100.0 * tokens_saved as f64 / tokens as f64;
+        printer::say(format!("{tokens} tokens put, {share:.0} % of them shared with others, {tokens_made} made"));
+    }
     curve.warnings.iter().for_each(printer::warn);
     if arguments.json {
         printer::json(&curve)?;

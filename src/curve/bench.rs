@@ -261,6 +261,21 @@ impl Bench<'_> {
             dimensions.push(point::point_dimension(topic, &paired.comparison, (before, after), self.embedded));
             comparisons.push(paired.comparison);
         }
+        let linears = provenance.as_ref().map_or(&[][..], |provenance| &provenance.linears);
+        for (count, what) in [
+            (
+                linears.iter().filter(|one| !one.report.escalations.is_empty()).count(),
+                "needed more dampening than asked",
+            ),
+            (
+                linears.iter().filter(|one| one.warning.is_some()).count(),
+                "saw fewer calibration tokens than they have inputs",
+            ),
+        ] {
+            if count > 0 {
+                warnings.push(format!("{count} of {} linears {what}", linears.len()));
+            }
+        }
         let (perplexity, kl) = self.perplexity(&side, Some(&self.dense))?;
         side.checkpoint.expect_unchanged()?;
         let summary = Summary::over(&comparisons);

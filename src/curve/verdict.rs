@@ -6,8 +6,8 @@ use super::{
     data::{Curve, DenseDimension, Point, PointDimension},
 };
 
-/// Names told one by one; of more, how many there are.
-const NAMED: usize = 4;
+/// Points named one by one; of more, how many there are.
+const NAMED: usize = 3;
 
 /// The three lines.
 pub fn of(curve: &Curve) -> Vec<String> {
@@ -17,7 +17,11 @@ pub fn of(curve: &Curve) -> Vec<String> {
 /// Whether a dimension differs from the dense model's after Holm. Where nearly all answers are the same, the score says
 /// nothing, however surely it moved.
 fn differs(dimension: &PointDimension) -> bool {
-    !dimension.constant && dimension.p_adjusted.is_some_and(|p| p < SURE)
+    !dimension.constant && is_sure(dimension)
+}
+
+fn is_sure(dimension: &PointDimension) -> bool {
+    dimension.p_adjusted.is_some_and(|p| p < SURE)
 }
 
 /// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
@@ -41,6 +45,11 @@ fn farthest<'a>(points: &[&'a Point], counts: fn(&PointDimension) -> bool) -> Op
 /// What is left of a weight: bits, less those of zeros.
 fn left(point: &Point) -> f64 {
     point.bits_per_weight.unwrap_or(f64::INFINITY) * (1.0 - point.sparsity.unwrap_or(0.0))
+}
+
+/// Neighbours among which a pattern chooses: fewer leave less choice. None without a pattern.
+fn neighbours(rate: &str) -> usize {
+    rate.split_once(':').and_then(|(_, of)| of.parse().ok()).unwrap_or(usize::MAX)
 }
 
 /// The points of one series at one rate: one, or one a calibration seed.
@@ -82,7 +91,10 @@ fn free(curve: &Curve) -> String {
     let mut parts = Vec::new();
     for (name, mut rates) in series {
         // From the mildest on; of equals, in the order of the sweep.
-        rates.sort_by(|a, b| left(b.points[0]).total_cmp(&left(a.points[0])));
+        rates.sort_by(|a, b| {
+            let more_left = left(b.points[0]).total_cmp(&left(a.points[0]));
+            more_left.then_with(|| neighbours(b.rate).cmp(&neighbours(a.rate)))
+        });
         parts.push(match rates.iter().rposition(Rate::is_free) {
             Some(at) => {
                 let milder: Vec<&str> =
@@ -97,43 +109,69 @@ fn free(curve: &Curve) -> String {
     format!("No dimension differs from the dense model after Holm: {}.", parts.join("; "))
 }
 
-/// The worst fall, and what an average makes of it.
+/// The worst fall that is sure, or without one the worst of all, and what an average makes of it.
 fn worst(curve: &Curve) -> String {
-    let falls = curve.points.iter().flat_map(|point| {
-        let has = |one: &&PointDimension| one.delta.is_some() && one.delta_interval.is_some();
-        point.dimensions.iter().filter(has).map(move |one| (point, one))
-    });
+    let fell = |one: &&PointDimension| one.delta_interval.is_some() && one.delta.is_some_and(|delta| delta < 0.0);
+    let falls =
+        || curve.points.iter().flat_map(|point| point.dimensions.iter().filter(fell).map(move |one| (point, one)));
     let delta = |(_, one): &(&Point, &PointDimension)| one.delta.unwrap_or(0.0);
-    let Some((point, one)) = falls.min_by(|a, b| delta(a).total_cmp(&delta(b))).filter(|worst| delta(worst) < 0.0)
-    else {
+    let lowest = falls().min_by(|a, b| delta(a).total_cmp(&delta(b)));
+    let sure = falls().filter(|(_, one)| is_sure(one)).min_by(|a, b| delta(a).total_cmp(&delta(b)));
+    let (Some(lowest), Some((point, one))) = (lowest, sure.or(lowest)) else {
         return "No dimension fell at any point.".into();
     };
-    let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
-    let count = deltas.len() as f64;
-    let mean = deltas.iter().sum::<f64>() / count;
-    let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
-    let sure = match one.p_adjusted {
+    let fall = one.delta.unwrap_or(0.0);
+    let how = match one.p_adjusted {
+        Some(p) if p < 1e-4 => "p below 0.0001 after Holm".into(),
         Some(p) if p < SURE => format!("p {p:.4} after Holm"),
         Some(p) => format!("which chance alone may have made, p {p:.2} after Holm"),
         None => "without a p value".into(),
     };
+    let constant = if one.constant { ", with one and the same answer to nearly all items" } else { "" };
+    let shift = if one.refusal_shift { ", while refusals moved by more than 5 points" } else { "" };
+    let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
+    let count = deltas.len() as f64;
+    let mean = deltas.iter().sum::<f64>() / count;
+    let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
+    let hides =
+        |points: f64| if points >= 0.05 { format!(", which hides {points:.1} points of it") } else { String::new() };
+    let average = if mean > 0.0 { ", a rise".into() } else { hides(mean - fall) };
+    let larger = match delta(&lowest) < fall {
+        true => {
+            format!("; lower, but not sure after Holm, is {} at {}", told(lowest.1).unwrap_or_default(), lowest.0.name)
+        }
+        false => String::new(),
+    };
     format!(
-        "The worst fall is {} points at {}, {sure}; there mean |Δ| over {} dimensions is {absolute:.1} and mean Δ {:.1}, \
-         which hide {:.1} and {:.1} points of it.",
+        "The worst fall is {} points at {}, {how}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}, and \
+         mean Δ is {:.1}{average}{larger}.",
         told(one).unwrap_or_default(),
         point.name,
         deltas.len(),
+        hides(-fall - absolute),
         mean + 0.0,
-        (one.delta.unwrap_or(0.0).abs() - absolute).max(0.0),
-        (mean - one.delta.unwrap_or(0.0)).max(0.0),
     )
 }
 
-/// The first of `names`, and how many more there are.
-fn some(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let first = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{first} and {more} more") } else { first }
+/// The dimensions of which `holds` says so at some points, each with the first of these points: `privacy at gptq-2, rtn-2
+/// and 3 more`.
+fn places(curve: &Curve, holds: fn(&PointDimension) -> bool) -> String {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for point in &curve.points {
+        for one in point.dimensions.iter().filter(|one| holds(one)) {
+            match found.iter_mut().find(|(name, _)| *name == one.name) {
+                Some((_, points)) => points.push(&point.name),
+                None => found.push((&one.name, vec![&point.name])),
+            }
+        }
+    }
+    let told = |(name, points): &(&str, Vec<&str>)| {
+        let more = points.len().saturating_sub(NAMED);
+        let first = points[..points.len() - more].join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{name} at {first}{more}")
+    };
+    found.iter().map(told).collect::<Vec<_>>().join(", ")
 }
 
 /// What says nothing.
@@ -149,20 +187,14 @@ fn silent(curve: &Curve) -> String {
         true => "no dimension of the dense model covers chance".to_string(),
         false => format!("the dense model knows no more than chance of {}", blind.join(", ")),
     });
-    let places = |holds: &dyn Fn(&PointDimension) -> bool| -> Vec<String> {
-        let all = curve.points.iter().flat_map(|point| point.dimensions.iter().map(move |one| (point, one)));
-        all.filter(|(_, one)| holds(one)).map(|(point, one)| format!("{} at {}", one.name, point.name)).collect()
-    };
-    let refused = places(&|one| one.refusal_shift);
+    let refused = places(curve, |one| one.refusal_shift);
     parts.push(match refused.is_empty() {
         true => "refusals nowhere moved by more than 5 points".to_string(),
-        false => {
-            format!("refusals moved by more than 5 points, so that scores are not comparable, in {}", some(&refused))
-        }
+        false => format!("refusals moved by more than 5 points, so that scores are not comparable, in {refused}"),
     });
-    let constant = places(&|one| one.constant);
+    let constant = places(curve, |one| one.constant);
     if !constant.is_empty() {
-        parts.push(format!("one and the same answer to nearly all items in {}", some(&constant)));
+        parts.push(format!("one and the same answer to nearly all items in {constant}"));
     }
     format!("Says nothing: {}.", parts.join("; "))
 }

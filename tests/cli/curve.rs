@@ -199,7 +199,7 @@ fn a_point_that_fails_costs_itself_and_is_tried_again() {
     // A group size that no row of the model has fails in the middle of the sweep.
     let bad = "[[point]]\nmethod = \"rtn\"\nbits = 3\ngroup_size = 48\n";
     case.sweep(&format!(
-        "{}{bad}{given}[[point]]\nmethod = \"rtn\"\nbits = 8\n",
+        "{}{bad}{given}[[point]]\nmethod = \"rtn\"\nbits = 8\ngroup_size = 32\n",
         &SWEEP[..SWEEP.find("[[point]]").unwrap()]
     ));
     let out = case.place.out("out");

@@ -135,7 +135,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         calibration,
         left_dense: plan.left_dense.clone(),
         unscaled: plan.unscaled.clone(),
-        bits_per_weight: bits_per_weight,
+        bits_per_weight,
         linears: outcome.linears.clone(),
         scalings: outcome.scalings.clone(),
     };
@@ -161,7 +161,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
 /// point of a sweep is made by.
 ///
 /// # Errors
-/// As [`Plan::new`] and [`write`]; a method that needs a `calibration` text and has none.
+/// As [`Plan::new`] and [`write()`]; a method that needs a `calibration` text and has none.
 pub fn by_recipe(recipe: Recipe, located: &Located, name: &str, calibration: Option<&Path>, out: &Path) -> Result<()> {
     let checkpoint = located.open()?;
     let plan = Plan::new(recipe, &checkpoint)?;

@@ -86,6 +86,11 @@ fn each_method_is_followed_to_the_smallest_rate_that_costs_nothing() {
     assert!(line.contains("gptq to 3 bits (farthest ethics -1.0 [-3.0, 1.0]), though not at 4 bits"), "{line}");
     assert!(line.contains("rtn at no rate, 4 bits already (farthest ethics -5.0 [-7.0, -3.0])"), "{line}");
     assert!(free(&curve(Vec::new())).starts_with("Nothing was compared"));
+    // A pattern leaves less choice than a share, wherever it stands.
+    let points = ["2:4", "50 %", "4:8"]
+        .map(|rate| point("wanda", rate, 8.0, ethics(-1.0, if rate == "2:4" { 0.01 } else { 0.4 })));
+    let line = free(&curve(points.into()));
+    assert!(line.contains("wanda to 4:8 ("), "{line}");
     // A difference in constant answers is none.
     let mut constant = dimension("ethics", -9.0, 1.0, 0.001);
     constant.constant = true;
@@ -102,18 +107,26 @@ fn the_worst_fall_is_told_with_what_an_average_hides() {
     for words in [
         "x -12.0 [-16.0, -8.0] points at a-4",
         "p 0.0040",
-        "mean |Δ| over 2 dimensions is 10.0",
-        "mean Δ -2.0",
-        "2.0 and 10.0",
+        "mean |Δ| over 2 dimensions is 10.0, which hides 2.0 points",
+        "mean Δ is -2.0, which hides 10.0 points of it.",
+    ] {
+        assert!(line.contains(words), "`{words}` is not in: {line}");
+    }
+    // A sure fall goes before a lower one that is not, which is told too.
+    let unsure =
+        vec![dimension("x", -30.0, 40.0, 0.8), dimension("y", -2.0, 1.0, 0.01), dimension("z", 44.0, 50.0, 1.0)];
+    let line = worst(&curve(vec![point("a", "4 bits", 4.0, unsure)]));
+    for words in [
+        "The worst fall is y -2.0 [-3.0, -1.0] points at a-4",
+        "is 25.3, and mean Δ is 4.0, a rise",
+        "lower, but not sure after Holm, is x -30.0 [-70.0, 10.0] at a-4.",
     ] {
         assert!(line.contains(words), "`{words}` is not in: {line}");
     }
     let line = worst(&curve(vec![point("b", "4 bits", 4.0, vec![dimension("x", -3.0, 4.0, 0.8)])]));
     assert!(line.contains("chance alone may have made, p 0.80"), "{line}");
-    assert_eq!(
-        worst(&curve(vec![point("b", "4 bits", 4.0, vec![dimension("x", 3.0, 4.0, 0.8)])])),
-        "No dimension fell at any point."
-    );
+    let rise = point("b", "4 bits", 4.0, vec![dimension("x", 3.0, 4.0, 0.8)]);
+    assert_eq!(worst(&curve(vec![rise])), "No dimension fell at any point.");
 }
 
 #[test]
@@ -137,7 +150,8 @@ fn what_says_nothing_is_named() {
         informative: Some(false),
     });
     let line = silent(&curve);
-    for words in ["knowledge 27.0 [20.0, 34.0] at chance 25.0", "privacy at a-4", "and 2 more", "ethics at a-4"] {
+    for words in ["knowledge 27.0 [20.0, 34.0] at chance 25.0", "privacy at a-4, a-4, a-4 and 3 more", "ethics at a-4"]
+    {
         assert!(line.contains(words), "`{words}` is not in: {line}");
     }
     assert_eq!(interval(Band { low: -0.0, high: 0.0 }), "[0.0, 0.0]");

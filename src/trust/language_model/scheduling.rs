@@ -7,7 +7,7 @@ pub(super) const MIN_SHARED: usize = 4;
 
 /// Tokens after which a chunk of items ends, those that are shared with what stands before them not counted: what a killed
 /// run loses at most.
-const CHUNK_TOKENS: usize = 8192;
+pub(super) const CHUNK_TOKENS: usize = 8192;
 
 /// All tokens of a chunk, shared ones too, are at most so many times [`CHUNK_TOKENS`]: their places are held in memory.
 const MOST_SHARED: usize = 64;

@@ -97,6 +97,26 @@ fn shared_and_batched_scores_equal_each_sequence_on_its_own() {
 }
 
 #[test]
+fn what_items_share_does_not_fill_chunks() {
+    let fixture = Fixture::unpack().unwrap();
+    let checkpoint = Checkpoint::open(fixture.path()).unwrap();
+    let start = "the old king of the hill ".repeat(12);
+    let items: Vec<Item> = (0..200).map(|i| choose(&format!("{start}{i}"), &[" one", " two"])).collect();
+    let [shared, apart] = [true, false].map(|reuse| {
+        let model = open(&checkpoint, Running { reuse, rows: ROWS });
+        let put = model.put(&items).unwrap();
+        let tokens: usize = put.iter().flat_map(Put::sequences).map(|(ids, _)| ids.len()).sum();
+        let chunks = model.chunks(&put);
+        let mut all = chunks.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..items.len()).collect::<Vec<_>>());
+        (chunks.len(), tokens)
+    });
+    assert_eq!(shared.0, 1, "of {} tokens", shared.1);
+    assert!(apart.0 >= apart.1.div_ceil(scheduling::CHUNK_TOKENS) && apart.0 > 2, "{apart:?}");
+}
+
+#[test]
 fn texts_made_together_equal_those_made_one_by_one() {
     let fixture = Fixture::unpack().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
