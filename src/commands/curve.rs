@@ -50,6 +50,9 @@ pub struct Arguments {
     /// The published table of compressed models' trust (`num_sheet.csv` of the study's site), to be shown beside
     #[arg(long, value_name = "CSV")]
     published: Option<PathBuf>,
+    /// Draw pictures and page of this `curve.json` again, measuring nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "sweep", "shard", "keep", "cache"])]
+    from: Option<PathBuf>,
     /// Print the sweep's results as JSON
     #[arg(long)]
     json: bool,
@@ -57,13 +60,18 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let published = arguments.published.as_deref().map(Published::read).transpose()?;
+    if let Some(file) = &arguments.from {
+        let curve = Curve::read(file)?;
+        let drawn = report::write(&curve, published.as_ref(), &arguments.output)?;
+        return tell(arguments, &curve, &drawn).map(|()| ExitCode::SUCCESS);
+    }
     let mut clock = Run::start("curve");
     let sweep = match (&arguments.sweep, &arguments.model) {
         (Some(file), _) => Sweep::read(file)?,
         (None, None) => Sweep::parse("embedded", EMBEDDED, "".as_ref())?,
         (None, Some(_)) => Sweep::parse("plain", PLAIN, "".as_ref())?,
     };
-    let published = arguments.published.as_deref().map(Published::read).transpose()?;
     let job = Job {
         model: arguments.model.clone().or_else(|| sweep.model.clone()),
         sweep,
@@ -86,18 +94,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let share = 100.0 * tokens_saved as f64 / tokens as f64;
         printer::say(format!("{tokens} tokens put, {share:.0} % of them shared with others, {tokens_made} made"));
     }
+    tell(arguments, &curve, &drawn)?;
+    Ok(if records.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// The account of a sweep: warnings apart, then JSON, or tables, the verdict, and where the pictures and the page are.
+fn tell(arguments: &Arguments, curve: &Curve, drawn: &[PathBuf]) -> Result<()> {
     curve.warnings.iter().for_each(printer::warn);
     if arguments.json {
-        printer::json(&curve)?;
-    } else {
-        print(&curve);
-        printer::data("");
-        curve.verdict.iter().for_each(printer::data);
-        for path in &drawn {
-            printer::data(path.display().to_string());
-        }
+        return printer::json(curve);
     }
-    Ok(if records.failed > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    print(curve);
+    printer::data("");
+    curve.verdict.iter().for_each(printer::data);
+    for path in drawn {
+        printer::data(path.display().to_string());
+    }
+    Ok(())
 }
 
 /// A dimension's name as a table's head.
