@@ -237,17 +237,24 @@ impl Bench<'_> {
         Ok(ReferenceFound { reference, warnings })
     }
 
-    /// The compressed model at `located`, beside the dense one.
+    /// The compressed model at `located`, beside the dense one; `of` is the fingerprint of the model it was made from, where
+    /// that is another than the dense one.
     ///
     /// # Errors
     /// If it is of another model, cannot be run, or changes meanwhile.
-    pub fn measure_point(&self, asked: &Asked, located: &Located, counts: &mut Counts) -> Result<PointFound> {
+    pub fn measure_point(
+        &self,
+        asked: &Asked,
+        located: &Located,
+        of: Option<&str>,
+        counts: &mut Counts,
+    ) -> Result<PointFound> {
         let side = Side::open("model", located, self.sweep.chat)?;
         let provenance = match located.folder().join("scruple.json").is_file() {
             true => Some(verify::provenance(located.folder())?),
             false => None,
         };
-        self.expect_kin(&side, provenance.as_ref())?;
+        self.expect_kin(&side, provenance.as_ref(), of)?;
         let replies = self.ask(&side, counts)?;
         let dense = self.dense_replies(counts)?;
         let (mut dimensions, mut warnings, mut comparisons) = (Vec::new(), Vec::new(), Vec::new());
@@ -302,7 +309,7 @@ impl Bench<'_> {
     }
 
     /// Refuses a model that was not made from the dense one.
-    fn expect_kin(&self, side: &Side, provenance: Option<&Provenance>) -> Result<()> {
+    fn expect_kin(&self, side: &Side, provenance: Option<&Provenance>, of: Option<&str>) -> Result<()> {
         let path = side.checkpoint.path().display();
         let (own, dense) = (side.model.decoder(), self.dense.model.decoder());
         let (vocabulary, expected) = (own.config().vocab_size, dense.config().vocab_size);
@@ -313,12 +320,12 @@ impl Bench<'_> {
             self.name
         );
         let source = provenance.and_then(|provenance| provenance.source_fingerprint.as_ref());
-        if let Some(source) = source.filter(|source| **source != self.dense.hashes.tensors) {
+        let expected = of.unwrap_or(&self.dense.hashes.tensors);
+        if let Some(source) = source.filter(|source| *source != expected) {
             anyhow::bail!(
                 "{path}: its scruple.json says that it was made from a model whose tensors have SHA-256 {source}, those of {} \
-                 have {}",
-                self.name,
-                self.dense.hashes.tensors
+                 have {expected}",
+                self.name
             );
         }
         let (own_blocks, blocks) = (own.blocks(), dense.blocks());

@@ -155,6 +155,20 @@ impl Place {
         self.out.join("models").join(name)
     }
 
+    /// The folder of the dense model without some layers, of which the model of point `name` is made.
+    pub fn whole(&self, name: &str) -> PathBuf {
+        self.out.join("models").join(format!(".{name}.dense"))
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn clear_whole(&self, name: &str) -> Result<()> {
+        let whole = self.whole(name);
+        gone(&whole, fs::remove_dir_all(&whole))
+    }
+
     /// Writes `value` to `file` as a whole.
     ///
     /// # Errors
@@ -200,7 +214,7 @@ impl Place {
         let partial = scruple_weights::CheckpointWriter::work_folder(&model)?;
         // The key goes first: without it, the next run begins by removing what is left.
         self.remove(&self.stamp_of(name))?;
-        for folder in [model, partial] {
+        for folder in [model, partial, self.whole(name)] {
             gone(&folder, fs::remove_dir_all(&folder))?;
         }
         Ok(())

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::Result;
-use scruple_compress::recipe::Recipe;
-use scruple_weights::source::Located;
+use scruple_compress::layers::{self, Removal, write::DropOptions};
+use scruple_weights::{Checkpoint, source::Located};
 use serde_json::json;
 
 use super::{
@@ -145,7 +145,7 @@ pub fn run(job: &Job) -> Result<Records> {
     };
     let mut needed = false;
     for asked in &sweep.points {
-        if let What::Made(recipe) = &asked.what {
+        if let What::Made { recipe, .. } = &asked.what {
             needed |= reads_text(recipe)?;
         }
     }
@@ -265,14 +265,16 @@ impl Sweeper<'_> {
     /// points nothing is made, and none without a record.
     fn point(&mut self, asked: &Asked, own: Option<&str>) -> Result<Option<PointFound>> {
         let given = match &asked.what {
-            What::Made(_) => None,
+            What::Made { .. } | What::Dropped(_) => None,
             What::Given(path) => match source::locate(path) {
                 Err(_) if own.is_none() => return Ok(None),
                 located => Some(located?),
             },
         };
         let what = match (&asked.what, &given) {
-            (What::Made(recipe), _) => self.bench.made_from(recipe)?,
+            (What::Made { recipe, drop: None }, _) => self.bench.made_from(recipe)?,
+            (What::Made { recipe, drop: Some(drop) }, _) => json!([drop, self.bench.made_from(recipe)?]),
+            (What::Dropped(drop), _) => json!({ "drop": drop }),
             (What::Given(_), Some(located)) => json!(ModelHashes::of(&located.open()?, true)?),
             (What::Given(_), None) => anyhow::bail!("no folder was found"),
         };
@@ -288,8 +290,8 @@ impl Sweeper<'_> {
         let Some(step) = own else { return Ok(None) };
         let started = Instant::now();
         let found = match (&asked.what, given) {
-            (What::Made(recipe), _) => {
-                let found = self.made(asked, recipe.as_ref().clone(), &key, step);
+            (What::Made { .. } | What::Dropped(_), _) => {
+                let found = self.made(asked, &key, step);
                 if found.is_err() {
                     // Whatever is wrong with it, the next point may need the room.
                     let _ = self.place.clear(&asked.name);
@@ -298,13 +300,13 @@ impl Sweeper<'_> {
             }
             (What::Given(_), Some(located)) => {
                 printer::say(step);
-                self.bench.measure_point(asked, &located, &mut self.counts)?
+                self.bench.measure_point(asked, &located, None, &mut self.counts)?
             }
             (What::Given(_), None) => anyhow::bail!("no folder was found"),
         };
         self.place.land(&file, &Kept { curve: FORMAT, key, found: found.clone() })?;
         self.place.remove(&self.place.failure(&asked.name))?;
-        if !self.job.keep && matches!(asked.what, What::Made(_)) {
+        if !self.job.keep && !matches!(asked.what, What::Given(_)) {
             self.place.clear(&asked.name)?;
         }
         let worst = found.point.worst.as_ref();
@@ -314,24 +316,50 @@ impl Sweeper<'_> {
     }
 
     /// A point whose model is made, or was made by a run that was killed.
-    fn made(&mut self, asked: &Asked, recipe: Recipe, key: &str, step: &str) -> Result<PointFound> {
+    fn made(&mut self, asked: &Asked, key: &str, step: &str) -> Result<PointFound> {
         let folder = self.place.model(&asked.name);
         self.place.stamp(&asked.name, key)?;
-        if folder.exists() {
-            printer::say(format!("{step}: compressed by an earlier run"));
-        } else {
-            printer::say(step);
-            let text = self.bench.calibration.as_ref().map(|file| file.path.as_path());
-            by_recipe(recipe, self.located, self.bench.name, text, &folder)?;
-        }
-        let faults = verify::check(&folder, None)?.faults;
+        let text = self.bench.calibration.as_ref().map(|file| file.path.as_path());
+        let there = folder.exists();
+        printer::say(if there { format!("{step}: compressed by an earlier run") } else { step.to_string() });
+        let mut of = None;
+        let faults = match &asked.what {
+            What::Made { recipe, drop: None } => {
+                if !there {
+                    by_recipe(recipe.as_ref().clone(), self.located, self.bench.name, text, &folder)?;
+                }
+                verify::check(&folder, None)?.faults
+            }
+            What::Made { recipe, drop: Some(drop) } => {
+                let whole = self.place.whole(&asked.name);
+                let fewer = self.without(drop, &whole)?;
+                of = Some(fewer.fingerprint());
+                if !there {
+                    by_recipe(recipe.as_ref().clone(), &source::locate(&whole)?, self.bench.name, text, &folder)?;
+                }
+                verify::check(&folder, None)?.faults
+            }
+            What::Dropped(drop) => layers::verify::verify(&self.without(drop, &folder)?, &self.located.open()?)?.faults,
+            What::Given(path) => anyhow::bail!("{}: a ready folder is not made", path.display()),
+        };
         anyhow::ensure!(
             faults.is_empty(),
             "{}: the written file is not what was made: {}",
             folder.display(),
             faults.join("; ")
         );
-        self.bench.measure_point(asked, &source::locate(&folder)?, &mut self.counts)
+        let found = self.bench.measure_point(asked, &source::locate(&folder)?, of.as_deref(), &mut self.counts)?;
+        self.place.clear_whole(&asked.name)?;
+        Ok(found)
+    }
+
+    /// The dense model without the layers of `drop`, in `folder`; made where it is not there.
+    fn without(&self, drop: &Removal, folder: &Path) -> Result<Checkpoint> {
+        if !folder.exists() {
+            let dense = self.located.open()?;
+            layers::write::drop_layers(&dense, drop, folder, &DropOptions::default(), &mut |_, _| {})?;
+        }
+        Ok(Checkpoint::open(folder)?)
     }
 
     /// Another dense model's record, likewise.

@@ -21,6 +21,9 @@
 //! seeds = [0, 1, 2]                       # of the calibration text's draw, for methods that read one
 //!
 //! [[point]]
+//! layers.drop = ["27", "20-27"]           # whole layers taken out; with a method, before it
+//!
+//! [[point]]
 //! folder = "org/model-awq"                # made by somebody else
 //!
 //! [[reference]]
@@ -38,6 +41,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use scruple_compress::{
     export::Format,
+    layers::Removal,
     methods::{self, LayerMethod},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     weight::{Code, GridCode},
@@ -58,7 +62,10 @@ const MOST_POINTS: usize = 10_000;
 const WIDTH: usize = 4096;
 
 /// The keys of a point beside its method's parameters.
-const POINT_KEYS: [&str; 6] = ["method", "name", "seeds", "format", "targets", "ignore"];
+const POINT_KEYS: [&str; 7] = ["method", "name", "seeds", "format", "targets", "ignore", "layers.drop"];
+
+/// The keys of a point that only takes layers out.
+const LAYER_KEYS: [&str; 2] = ["layers.drop", "name"];
 
 /// The keys of a point that is a ready folder.
 const FOLDER_KEYS: [&str; 4] = ["folder", "name", "series", "rate"];
@@ -175,8 +182,15 @@ pub struct Asked {
 /// Where the model of a point comes from.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// It is made.
-    Made(Box<Recipe>),
+    /// It is made, of the dense model without some layers where that is said.
+    Made {
+        /// What is done to its weights.
+        recipe: Box<Recipe>,
+        /// Layers that are taken out first.
+        drop: Option<Removal>,
+    },
+    /// Layers are taken out, and nothing else is done.
+    Dropped(Removal),
     /// It is there.
     Given(PathBuf),
 }
@@ -370,14 +384,61 @@ fn expect_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The sets of layers that `layers.drop` says, one a point; one that is none where nothing is said.
+fn removals(table: &mut toml::Table) -> Result<Vec<Option<Removal>>> {
+    let mut inner = match table.remove("layers") {
+        None => return Ok(vec![None]),
+        Some(toml::Value::Table(inner)) => inner,
+        Some(other) => anyhow::bail!("`layers` should be a table, as in layers.drop = \"20-27\", found {other}"),
+    };
+    let sets = texts_of(&mut inner, "drop").map_err(|error| anyhow::anyhow!("layers.{error}"))?;
+    if let Some((key, _)) = inner.iter().next() {
+        anyhow::bail!("unknown key `layers.{key}`; there is `layers.drop`");
+    }
+    let sets = sets.context("`layers` says nothing; there is `layers.drop`")?;
+    sets.iter().map(|text| Ok(Some(Removal::parse(text)?))).collect()
+}
+
+/// How a removal stands in a name: by its layers, or where these are too many by their number.
+fn short(drop: &Removal) -> String {
+    let layers = drop.to_string().replace(',', "_");
+    if layers.len() <= 40 { format!("drop-{layers}") } else { format!("drop-{}-layers", drop.len()) }
+}
+
+fn layers(drop: &Removal) -> String {
+    format!("{} layer{}", drop.len(), if drop.len() == 1 { "" } else { "s" })
+}
+
+/// Points that only take layers out.
+fn dropped(mut table: toml::Table, sets: Vec<Option<Removal>>) -> Result<Vec<Asked>> {
+    let stem = text_of(&mut table, "name")?;
+    if let Some((key, _)) = table.iter().next() {
+        let known = LAYER_KEYS.join("`, `");
+        anyhow::bail!("unknown key `{key}` of a point without a `method`, which takes `{known}`");
+    }
+    anyhow::ensure!(stem.is_none() || sets.len() == 1, "`name` is for one set of layers, found {}", sets.len());
+    let point = |drop: Removal| {
+        let name = stem.clone().unwrap_or_else(|| short(&drop));
+        expect_name(&name)?;
+        let (series, rate) = ("layers".to_string(), Some(layers(&drop)));
+        let what = What::Dropped(drop);
+        Ok(Asked { setting: name.clone(), name, series, rate, kind: Kind::Layers, seed: None, what })
+    };
+    sets.into_iter().flatten().map(point).collect()
+}
+
 /// The points of one table.
 fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) -> Result<Vec<Asked>> {
     if table.contains_key("folder") {
         return Ok(vec![given(table, folder)?]);
     }
+    let drops = removals(&mut table)?;
+    if !table.contains_key("method") && drops.iter().all(Option::is_some) {
+        return dropped(table, drops);
+    }
     let known = POINT_KEYS.join("`, `");
     let names = texts_of(&mut table, "method")?.with_context(|| {
-        format!("there is neither a `method` nor a `folder`; a point takes `{known}`, and its method's parameters")
+        format!("there is neither a `method` nor `layers.drop` nor a `folder`; a point takes `{known}`, and its method's parameters")
     })?;
     let stem = text_of(&mut table, "name")?;
     if let Some(stem) = &stem {
@@ -437,11 +498,11 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                 anyhow::anyhow!("{error}{more}")
             })?;
             let said = method.parameters();
-            let (rate, short) = rate(&said, method.as_ref())?;
+            let (rate, suffix) = rate(&said, method.as_ref())?;
             let calibrates = method.needs().any();
-            for &format in &formats {
+            for (drop, &format) in drops.iter().flat_map(|drop| formats.iter().map(move |format| (drop, format))) {
                 let mut series = stem.clone().unwrap_or_else(|| method_name.clone());
-                let mut setting = format!("{series}{short}");
+                let mut setting = format!("{series}{suffix}");
                 for axis in axes.iter().filter(|axis| !matches!(axis.as_str(), "bits" | "sparsity" | "pattern")) {
                     let value = match axis.as_str() {
                         "format" => format.map_or(String::new(), |format| format.name().to_string()),
@@ -450,6 +511,13 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                     series.push_str(&format!(" {axis} {value}"));
                     let fit = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
                     setting.push_str(&format!("-{axis}-{}", value.chars().map(fit).collect::<String>()));
+                }
+                let mut rate = rate.clone();
+                if let Some(drop) = drop {
+                    // One line a method and rate: what changes along it is the number of layers.
+                    series.push_str(&format!(" {rate}"));
+                    setting = format!("{}-{setting}", short(drop));
+                    rate = format!("{}, {rate}", layers(drop));
                 }
                 expect_name(&setting)?;
                 for &seed in if calibrates { seeds.as_slice() } else { &[None] } {
@@ -481,12 +549,13 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                         setting: setting.clone(),
                         series: series.clone(),
                         rate: Some(rate.clone()),
-                        kind: match method.kind() {
-                            methods::Kind::Prune => Kind::Sparse,
-                            methods::Kind::Quantise => Kind::Quantised,
+                        kind: match (drop, method.kind()) {
+                            (Some(_), _) => Kind::Layers,
+                            (None, methods::Kind::Prune) => Kind::Sparse,
+                            (None, methods::Kind::Quantise) => Kind::Quantised,
                         },
                         seed,
-                        what: What::Made(Box::new(recipe)),
+                        what: What::Made { recipe: Box::new(recipe.clone()), drop: drop.clone() },
                     });
                 }
             }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Points of [`SWEEP`].
-const POINTS: [&str; 5] = ["rtn-4", "rtn-2", "gptq-3", "gptq-3-seed1", "magnitude-2of4"];
+const POINTS: [&str; 7] = ["rtn-4", "rtn-2", "gptq-3", "gptq-3-seed1", "magnitude-2of4", "drop-1", "drop-0-rtn-3"];
 
 const SWEEP: &str = r#"
 text = { file = "text", window = 32, windows = 4 }
@@ -42,6 +42,15 @@ seeds = [0, 1]
 [[point]]
 method = "magnitude"
 pattern = "2:4"
+
+[[point]]
+layers.drop = "1"
+
+[[point]]
+method = "rtn"
+bits = 3
+group_size = 32
+layers.drop = "0"
 "#;
 
 struct Case {
@@ -173,8 +182,8 @@ fn shards_together_are_the_whole_and_each_says_what_is_missing() {
     let (whole, out) = (case.place.out("whole"), case.place.out("shards"));
     case.finish(&whole);
     let first = Run::of(case.command(&out).args(["--shard", "1/2", "--json"])).succeeds();
-    assert!(first.stderr.contains("2 of 5 models are not measured yet"), "{first:#?}");
-    assert_eq!(names(&out.join("points")).len(), 3);
+    assert!(first.stderr.contains("3 of 7 models are not measured yet"), "{first:#?}");
+    assert_eq!(names(&out.join("points")).len(), 4);
     let second = Run::of(case.command(&out).args(["--shard", "2/2"])).succeeds();
     assert!(!second.stderr.contains("not measured yet"), "{second:#?}");
     assert_same_records(&whole, &out);

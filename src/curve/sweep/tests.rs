@@ -24,7 +24,7 @@ fn lists_are_axes_and_seeds_are_for_what_reads_a_text() {
     assert_eq!(seeds, [None, None, Some(0), Some(1), Some(0), Some(1)]);
     assert_eq!((sweep.points[5].setting.as_str(), sweep.points[5].series.as_str()), ("gptq-3", "gptq"));
     assert_eq!(sweep.points[5].rate.as_deref(), Some("3 bits"));
-    let What::Made(recipe) = &sweep.points[5].what else { panic!("a ready folder") };
+    let What::Made { recipe, drop: None } = &sweep.points[5].what else { panic!("a ready folder") };
     assert_eq!((recipe.stages[0].params["group_size"].as_integer(), recipe.calibration.seed), (Some(64), Some(1)));
     let text = "[[point]]\nmethod = [\"magnitude\", \"wanda\"]\npattern = [\"2:4\", \"4:8\"]\n\n[[point]]\nmethod = \"wanda\"\n\
                 sparsity = [0.5, 0.625]";
@@ -46,15 +46,40 @@ fn other_axes_are_in_the_names_and_make_series_of_their_own() {
 }
 
 #[test]
+fn layers_are_an_axis_alone_and_before_a_method() {
+    let alone = parse("[[point]]\nlayers.drop = [\"27\", \"3,20-27\"]").unwrap();
+    let names: Vec<&str> = alone.points.iter().map(|point| point.name.as_str()).collect();
+    assert_eq!(names, ["drop-27", "drop-3_20-27"]);
+    assert_eq!(alone.points[1].rate.as_deref(), Some("9 layers"));
+    assert_eq!((alone.points[0].series.as_str(), alone.points[0].kind), ("layers", Kind::Layers));
+    let both = parse("[[point]]\nmethod = \"rtn\"\nbits = [4, 3]\nlayers.drop = [\"0\", \"0-1\"]").unwrap();
+    let names: Vec<&str> = both.points.iter().map(|point| point.name.as_str()).collect();
+    assert_eq!(names, ["drop-0-rtn-4", "drop-0-1-rtn-4", "drop-0-rtn-3", "drop-0-1-rtn-3"]);
+    assert_eq!(
+        (both.points[3].series.as_str(), both.points[3].rate.as_deref()),
+        ("rtn 3 bits", Some("2 layers, 3 bits"))
+    );
+    assert!(both.points.iter().all(|point| point.kind == Kind::Layers));
+    let many: Vec<String> = (0..40).map(|layer| (3 * layer).to_string()).collect();
+    let many = parse(&format!("[[point]]\nlayers.drop = \"{}\"", many.join(","))).unwrap();
+    assert_eq!(many.points[0].name, "drop-40-layers");
+}
+
+#[test]
 fn what_is_wrong_is_said_in_a_sentence() {
     let point = "[[point]]\nmethod = \"rtn\"\n";
     refuses("bits = 3", &["s.toml", "line 1", "unknown field `bits`", "`suite`", "`point`"]);
     refuses(&format!("{point}[[suite]]\npath = \"world\"\nlimit = 3"), &["line 5", "unknown field `limit`", "`items`"]);
-    refuses(&format!("{point}layers.drop = [1, 2]"), &["point 1", "unknown field `layers`", "`bits`", "`seeds`"]);
+    refuses(&format!("{point}layers.drop = [1, 2]"), &["point 1", "layers.", "`drop` should be a text"]);
+    refuses(&format!("{point}layers.keep = \"1\""), &["point 1", "`layers.keep`", "`layers.drop`"]);
+    refuses(&format!("{point}layers = 3"), &["point 1", "`layers`", "found 3"]);
+    refuses("[[point]]\nlayers.drop = \"3-x\"", &["point 1", "3-x"]);
+    refuses("[[point]]\nlayers.drop = \"3\"\nbits = 4", &["point 1", "unknown key `bits`", "without a `method`"]);
+    refuses("[[point]]\nlayers.drop = [\"3\", \"4\"]\nname = \"x\"", &["point 1", "`name`", "found 2"]);
     refuses("[[point]]\nmethod = \"gtpq\"", &["point 1", "unknown method `gtpq`", "`gptq`"]);
     refuses("[[point]]\nmethod = [\"rtn\", \"wanda\"]\nsparsity = 0.5", &["point 1", "method `rtn`", "`sparsity`"]);
     refuses("[[point]]\nmethod = \"gptq\"\nbits = [5]", &["point 1", "5"]);
-    refuses("[[point]]\nbits = 4", &["point 1", "neither a `method` nor a `folder`"]);
+    refuses("[[point]]\nbits = 4", &["point 1", "neither a `method` nor `layers.drop` nor a `folder`"]);
     refuses(&format!("{point}bits = []"), &["`bits` is an empty list"]);
     refuses(&format!("{point}seeds = [-1]"), &["`seeds`", "-1"]);
     refuses(&format!("{point}name = \"../x\""), &["`../x`", "name"]);
