@@ -30,6 +30,9 @@ const VOCAB: usize = 64;
 /// A loss by another way through the same kernels differs by rounding.
 const MAX_LOSS_DIFFERENCE: f64 = 1e-5;
 
+/// The dense model's log-probabilities are kept in f32: KL of a model to itself is not quite 0.
+const LOG_P_ROUNDING: f64 = 1e-6;
+
 /// Writes a folder of tensors in f32 with `config`.
 fn write(folder: &Path, config: &Value, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     let specs = tensors.iter().map(|(name, shape, _)| TensorSpec::new(name, Dtype::F32, shape.clone())).collect();
@@ -218,7 +221,7 @@ fn idle_layers_are_found_by_every_search() {
             let found = search::run(&mut evaluator, &searched, &settings([2], race), &scanned.angular).unwrap();
             assert_eq!(found[0].removed.to_string(), "3-4", "{name}");
             if objective == Objective::Kl {
-                assert!(found[0].loss.abs() < 1e-9, "{name}: {}", found[0].loss);
+                assert!(found[0].loss.abs() < LOG_P_ROUNDING, "{name}: {}", found[0].loss);
             }
         }
     }
@@ -433,7 +436,7 @@ fn a_checkpoint_that_was_changed_does_not_pass() {
     assert!(found.contains("should hold the bytes of the source's"), "{found}");
     let count = || {
         let text = fs::read_to_string(out.join("config.json")).unwrap();
-        fs::write(out.join("config.json"), text.replace("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-03")).unwrap();
+        fs::write(out.join("config.json"), text.replace("\"rms_norm_eps\": 1e-5", "\"rms_norm_eps\": 1e-3")).unwrap();
     };
     let found = faults(&count);
     assert!(found.contains("config.json") && found.contains("logits differ"), "{found}");
