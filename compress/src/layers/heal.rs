@@ -59,9 +59,9 @@ impl Fit {
         with_f32(a, |a| {
             with_f32(b, |b| {
                 for (a, b) in a.chunks_exact(features).zip(b.chunks_exact(features)) {
-                    for j in 0..features {
-                        self.ab[j] += f64::from(a[j]) * f64::from(b[j]);
-                        self.bb[j] += f64::from(b[j]) * f64::from(b[j]);
+                    for ((ab, bb), (&a, &b)) in self.ab.iter_mut().zip(&mut self.bb).zip(a.iter().zip(b)) {
+                        *ab += f64::from(a) * f64::from(b);
+                        *bb += f64::from(b) * f64::from(b);
                     }
                 }
             })
@@ -96,11 +96,8 @@ pub fn refit_norms(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Replaced> {
     let dense = Decoder::open(source)?;
-    let (mut model, config) = {
-        let model = Decoder::open(pruned)?;
-        let config = model.config().clone();
-        (model, config)
-    };
+    let mut model = Decoder::open(pruned)?;
+    let config = model.config().clone();
     let Some(first) = (0..provenance.source_layers).find(|layer| provenance.removed.contains(*layer)) else {
         return Ok(Replaced::new());
     };
@@ -133,9 +130,9 @@ pub fn refit_norms(
             if layer > first && !shared {
                 let norm = expect_rms(spec.mlp_norms.before.as_ref(), pruned)?;
                 let mut fit = Fit::new(config.hidden_size);
-                for index in 0..whole.len() {
-                    let a = block.mlp_reads(&whole[index], &middle[index]);
-                    let b = block_here.mlp_reads(&lacking[index], &after[index]);
+                for ((whole, middle), (lacking, after)) in whole.iter().zip(&middle).zip(lacking.iter().zip(&after)) {
+                    let a = block.mlp_reads(whole, middle);
+                    let b = block_here.mlp_reads(lacking, after);
                     fit.add(&block.mlp_input(a)?, &block_here.mlp_input(b)?)?;
                 }
                 refit(pruned, &mut model, (place, &norm), &fit, &mut replaced)?;

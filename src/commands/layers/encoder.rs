@@ -71,10 +71,15 @@ pub fn search(
     holdout: Option<&Path>,
 ) -> Result<EncoderRecord> {
     let encoder = SentenceEncoder::open(checkpoint)?;
-    let texts = lines(&encoder, calibration, 0)?;
-    let held = match holdout {
+    let mut texts = lines(&encoder, calibration, 0)?;
+    let held = match holdout.filter(|file| !super::search::same_file(file, calibration)) {
         Some(file) => lines(&encoder, file, 0)?,
-        None => lines(&encoder, calibration, texts.len())?,
+        // Of one file the search gets half at most.
+        None => {
+            let rest = lines(&encoder, calibration, texts.len())?;
+            let half = texts.len().min((texts.len() + rest.len()) / 2);
+            texts.split_off(half).into_iter().chain(rest).take(MOST_TEXTS).collect()
+        }
     };
     let seen: BTreeSet<&Vec<u32>> = texts.iter().collect();
     let held: Vec<Vec<u32>> = held.iter().filter(|text| !seen.contains(text)).cloned().collect();

@@ -1,4 +1,5 @@
-//! `scruple layers heal`: what can be won back of a checkpoint without some of its layers, in closed form.
+//! `scruple layers heal`: what can be won back of a checkpoint without some of its layers, in closed form. Often that is
+//! nothing: the exit code is 1 where the result is further from the dense model on held-out text than before.
 
 use std::{
     path::{Path, PathBuf},
@@ -42,7 +43,7 @@ pub struct Arguments {
     #[arg(long)]
     against: PathBuf,
     /// How
-    #[arg(long, value_enum, default_value = "norms")]
+    #[arg(long, value_enum)]
     method: Method,
     /// Text to fit on: plain, JSON lines or Parquet
     #[arg(long)]
@@ -114,7 +115,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Ok(measure::evaluate(&model, against, &windows, None, &mut |done| progress.at(done as u64, "tokens"))?)
     };
     let (without, with) = (figures(pruned.dir())?, figures(&arguments.output)?);
-    let record = json!({ "provenance": written, "without": without, "with": with });
+    let kl = |figures: &Evaluation| figures.against.as_ref().map_or(f64::NAN, |against| against.kl_mean.value);
+    let helped = kl(&with) < kl(&without);
+    let record = json!({ "provenance": written, "helped": helped, "without": without, "with": with });
     if arguments.json {
         printer::json(&record)?;
     } else {
@@ -137,5 +140,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let healed = written.healed.map_or(0, |healed| healed.tensors.len());
         printer::say(format!("{}: {healed} tensors hold other numbers", arguments.output.display()));
     }
-    Ok(ExitCode::SUCCESS)
+    if !helped {
+        printer::warn(format!(
+            "{}: is further from the dense model than what was to be healed; do not use it",
+            arguments.output.display()
+        ));
+    }
+    Ok(if helped { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

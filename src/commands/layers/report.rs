@@ -143,8 +143,8 @@ pub struct Point {
     pub k: usize,
     /// Which.
     pub removed: Removal,
-    /// The objective on the search's text.
-    pub loss: f64,
+    /// The objective on the search's text; baselines are not scored there.
+    pub loss: Option<f64>,
     /// Its standard error.
     pub stderr: Option<f64>,
     /// The second objective.
@@ -174,7 +174,7 @@ impl Curve {
         let point = |found: Found| Point {
             k: found.k,
             removed: found.removed,
-            loss: found.loss,
+            loss: Some(found.loss),
             stderr: found.stderr,
             second_loss: None,
             ties: found.ties,
@@ -183,23 +183,29 @@ impl Curve {
         Self { method: method.into(), baseline: false, points: found.into_iter().map(point).collect() }
     }
 
-    /// The baseline `method`, scored on the search's text.
-    pub fn scored(method: &str, sets: &[Removal], evaluator: &mut Evaluator<'_>) -> Result<Self> {
+    /// The sets of the baseline `method`.
+    pub fn baseline(method: &str, sets: Vec<Removal>) -> Self {
+        let point = |set: Removal| Point {
+            k: set.len(),
+            removed: set,
+            loss: None,
+            stderr: None,
+            second_loss: None,
+            ties: Vec::new(),
+            holdout: None,
+        };
+        Self { method: method.into(), baseline: true, points: sets.into_iter().map(point).collect() }
+    }
+
+    /// Adds the first objective where it is missing.
+    pub fn judge_first(&mut self, evaluator: &mut Evaluator<'_>) -> Result<()> {
         let units = evaluator.corpus().units();
-        evaluator.ensure(sets, 0..units)?;
-        let points = sets.iter().map(|set| {
-            let figure = Figure::mean(&evaluator.values(set, 0..units));
-            Point {
-                k: set.len(),
-                removed: set.clone(),
-                loss: figure.value,
-                stderr: figure.stderr,
-                second_loss: None,
-                ties: Vec::new(),
-                holdout: None,
-            }
-        });
-        Ok(Self { method: method.into(), baseline: true, points: points.collect() })
+        for point in self.points.iter_mut().filter(|point| point.loss.is_none()) {
+            evaluator.ensure(std::slice::from_ref(&point.removed), 0..units)?;
+            let figure = Figure::mean(&evaluator.values(&point.removed, 0..units));
+            (point.loss, point.stderr) = (Some(figure.value), figure.stderr);
+        }
+        Ok(())
     }
 
     /// Adds a second objective.
@@ -293,7 +299,6 @@ pub struct SearchRecord {
 
 impl SearchRecord {
     /// Joins what was found.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the record")]
     pub fn new(
         checkpoint: &Checkpoint,
         fingerprint: String,
@@ -312,7 +317,11 @@ impl SearchRecord {
                 let point = curve.points.iter().find(|point| point.k == k)?;
                 Some((curve, point))
             });
-            let Some((curve, point)) = of_size.min_by(|a, b| a.1.loss.total_cmp(&b.1.loss)) else { continue };
+            let Some((curve, point)) =
+                of_size.min_by(|a, b| a.1.loss.unwrap_or(f64::INFINITY).total_cmp(&b.1.loss.unwrap_or(f64::INFINITY)))
+            else {
+                continue;
+            };
             let gone = |view: &&scruple_weights::TensorView| {
                 stack.layer_of(view.name()).is_none_or(|layer| !point.removed.contains(layer))
             };
@@ -358,7 +367,8 @@ fn pareto(k: usize, curves: &[Curve]) -> Pareto {
     for curve in curves {
         for point in curve.points.iter().filter(|point| point.k == k) {
             if !all.iter().any(|(_, set, ..)| *set == point.removed) {
-                all.extend(point.second_loss.map(|s| (curve.method.clone(), point.removed.clone(), point.loss, s)));
+                let losses = point.loss.zip(point.second_loss);
+                all.extend(losses.map(|(first, second)| (curve.method.clone(), point.removed.clone(), first, second)));
             }
         }
     }
@@ -433,7 +443,7 @@ pub fn print(record: &SearchRecord, model: &str) {
         for curve in &record.curves {
             for point in curve.points.iter().filter(|point| point.k == k) {
                 let removed = point.removed.to_string();
-                row(k, &curve.method, removed, Some(point.loss), point.holdout.as_ref(), point.ties.len());
+                row(k, &curve.method, removed, point.loss, point.holdout.as_ref(), point.ties.len());
             }
         }
     }

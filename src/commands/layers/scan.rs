@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::text;
 use crate::{
     commands::eval::blame,
+    fixture::Fixture,
     plot::heatmap::{self, Cell, Heatmap, Mark, Stack},
     printer::{self, Progress, Table},
     record::{self, Run},
@@ -27,9 +28,9 @@ const MOST_ROWS: usize = 24;
 pub struct Arguments {
     /// Folder or file of a decoder, or `org/name[@revision][:file]` of a hub
     model: PathBuf,
-    /// Text the model reads: plain, JSON lines or Parquet
+    /// Text the model reads: plain, JSON lines or Parquet; without it a text that comes with the program
     #[arg(long)]
-    calibration: PathBuf,
+    calibration: Option<PathBuf>,
     /// Tokens of it
     #[arg(long, default_value_t = 4096)]
     tokens: usize,
@@ -99,9 +100,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(located.path())?;
     let model = Decoder::open(&checkpoint)?;
     let tokenizer = Text::open(&checkpoint)?;
-    let ids = text::tokens(&tokenizer, &arguments.calibration, arguments.tokens)?;
+    let own = arguments.calibration.is_none().then(Fixture::unpack).transpose()?;
+    let file = match (&arguments.calibration, &own) {
+        (Some(file), _) => file.clone(),
+        (None, Some(own)) => {
+            printer::say("on a text that comes with the program; --calibration names another");
+            own.calibration()
+        }
+        (None, None) => anyhow::bail!("give --calibration"),
+    };
+    let ids = text::tokens(&tokenizer, &file, arguments.tokens)?;
     let corpus = text::windows(&ids, 0, (arguments.window, arguments.tokens), 1.0, 0)
-        .with_context(|| arguments.calibration.display().to_string())?;
+        .with_context(|| file.display().to_string())?;
     let mut progress = Progress::new("scan", corpus.tokens() as u64);
     let found = scan::scan(&model, corpus.sequences(), arguments.skip_first, true, &mut |done| {
         progress.at(done as u64, "tokens");

@@ -64,7 +64,7 @@ fn what_follows_from_a_number_is_written_down_before_renumbering() {
         (
             "dots1",
             json!({ "sliding_window": 8, "max_window_layers": 4, "first_k_dense_replace": 2 }),
-            json!({ "layer_types": [F, F, F, S, S], "first_k_dense_replace": 2 }),
+            json!({ "layer_types": [F, F, F, S, S], "first_k_dense_replace": 2, "max_window_layers": 3 }),
         ),
         (
             "qwen2_moe",
