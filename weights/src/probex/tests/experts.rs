@@ -1,0 +1,1 @@
+//! Experts on disk, and the way to them.
