@@ -30,6 +30,7 @@ mod hub;
 mod inspect;
 mod measure;
 mod networks;
+mod probex;
 mod prune;
 mod recipes;
 mod resume;

@@ -180,9 +180,18 @@ fn prepared(values: Values, layer: &Layer, rank: usize, centre: &[f32], damage: 
 
 /// A model's layer as a probe with this centre reads it.
 pub fn centred(values: Values, layer: &Layer, centre: &[f32]) -> Values {
+    damaged(values, layer, centre, None)
+}
+
+/// The same of a compressed copy.
+pub fn damaged(values: Values, layer: &Layer, centre: &[f32], damage: Option<Damage>) -> Values {
     match values {
-        Values::Dense(x) => Values::Dense(prepared(Values::Dense(x), layer, 0, centre, None)),
-        low => low,
+        Values::Dense(x) => Values::Dense(prepared(Values::Dense(x), layer, 0, centre, damage)),
+        Values::LowRank { rank, .. } => {
+            let mut up = prepared(values, layer, rank, centre, damage);
+            let down = up.split_off(layer.rows * rank);
+            Values::LowRank { up, down, rank }
+        }
     }
 }
 

@@ -88,12 +88,18 @@ pub struct About {
     pub test: Option<Figures>,
     /// Share of test models whose sets at 90 % coverage hold all their classes.
     pub covered: Option<f64>,
+    /// Figures on models of classes that no training model has, among those classes: by their names alone.
+    pub zero_shot: Option<Figures>,
+    /// Fingerprint of the encoder of the classes' names, where there is one.
+    pub encoder: Option<String>,
     /// Models it was trained on.
     pub trained_on: usize,
     /// How.
     pub training: Training,
     /// Compressed copies it was trained on too.
     pub augmented: Vec<super::damage::Damage>,
+    /// Classes that training models had; others are known by their names' embeddings alone.
+    pub seen: Vec<usize>,
     /// What was tried.
     pub candidates: Vec<Candidate>,
 }
@@ -181,6 +187,21 @@ impl Expert {
             .map(|(at, row)| (at, row.iter().zip(representation).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()))
             .collect();
         found.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        found.truncate(count);
+        found
+    }
+
+    /// The documented models most like a text, by the cosine of their representations to what the head makes of the text's
+    /// `embedding`; none where the head compares with no texts.
+    pub fn search(&self, embedding: &[f32], count: usize) -> Vec<(usize, f32)> {
+        let q = self.net.text_vectors(Texts { values: embedding, classes: 1 });
+        let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        let rows = self.representations.chunks_exact(self.net.spec().representation()).enumerate();
+        let mut found: Vec<(usize, f32)> = rows
+            .filter(|_| !q.is_empty())
+            .map(|(at, e)| (at, e.iter().zip(&q).map(|(e, q)| e * q).sum::<f32>() / length(e)))
+            .collect();
+        found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         found.truncate(count);
         found
     }

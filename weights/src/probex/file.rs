@@ -34,7 +34,7 @@ impl Expert {
     /// If the file cannot be written.
     pub fn write(&self, file: &Path) -> Result<()> {
         let (rows, columns) = (self.about.layer.rows, self.about.layer.columns);
-        let mut arrays: Vec<(String, Vec<usize>, &[f32])> = Vec::new();
+        let mut arrays: Vec<NamedArray<'_>> = Vec::new();
         for section in &self.net.sections {
             arrays.push((section.name.clone(), section.shape.clone(), &self.net.values[section.range.clone()]));
         }
@@ -53,7 +53,7 @@ impl Expert {
         }
         let about = serde_json::to_string(&self.about)
             .map_err(|error| Error::file(file, format!("the expert cannot be put as JSON: {error}")))?;
-        write_arrays(file, &arrays, &BTreeMap::from([(KEY, about.as_str()), ("format", "pt")]))
+        write_arrays(file, &arrays, &BTreeMap::from([(KEY, about.as_str()), ("format", "pt")]), true)
     }
 
     /// Reads an expert.
@@ -170,11 +170,18 @@ impl Spec {
     }
 }
 
-/// Writes arrays as safetensors beside `file`, then in its place.
-pub(crate) fn write_arrays(
+/// One array of a file: name, shape, values.
+pub type NamedArray<'a> = (String, Vec<usize>, &'a [f32]);
+
+/// Writes arrays as safetensors beside `file`, then in its place; where `durable`, the file is on disk when this returns.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_arrays(
     file: &Path,
-    arrays: &[(String, Vec<usize>, &[f32])],
+    arrays: &[NamedArray<'_>],
     metadata: &BTreeMap<&str, &str>,
+    durable: bool,
 ) -> Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!(metadata));
@@ -199,11 +206,13 @@ pub(crate) fn write_arrays(
             }
         }
         out.flush()?;
-        out.get_ref().sync_all()?;
+        if durable {
+            out.get_ref().sync_all()?;
+        }
         std::fs::rename(partial, file)
     };
     write().map_err(|source| {
         let _ = std::fs::remove_file(partial);
-        Error::write(file, "write the expert", end as u64, source)
+        Error::write(file, "write the arrays", end as u64, source)
     })
 }

@@ -64,6 +64,11 @@ impl Net {
         }
     }
 
+    /// What the head makes of texts, (texts, representation), each of length 1; nothing where it compares with none.
+    pub fn text_vectors(&self, texts: Texts<'_>) -> Vec<f32> {
+        self.texts(texts).values
+    }
+
     /// The texts' projections, of length 1.
     fn texts(&self, texts: Texts<'_>) -> Unit {
         let Head::Text { width, .. } = self.spec.head else { return Unit::of(&[], 1) };

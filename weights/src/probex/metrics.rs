@@ -196,6 +196,49 @@ pub fn mean(values: &[f64], seed: u64) -> Figure {
     Figure { value, low: at(0.025), high: at(0.975) }
 }
 
+/// The mean of values known for several seeds (seed, model), whose interval draws seeds and models anew.
+pub fn mean_over(seeds: &[Vec<f64>], seed: u64) -> Figure {
+    let models = seeds.first().map_or(0, Vec::len);
+    if seeds.len() < 2 || models == 0 {
+        return mean(seeds.first().map_or(&[], Vec::as_slice), seed);
+    }
+    let averages: Vec<f64> =
+        (0..models).map(|at| seeds.iter().map(|row| row[at]).sum::<f64>() / seeds.len() as f64).collect();
+    let mut stream = Stream::new(seed, "probe/resample-seeds", 0);
+    let mut draws: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let rows: Vec<&Vec<f64>> = (0..seeds.len()).map(|_| &seeds[stream.below(seeds.len())]).collect();
+            let drawn = (0..models).map(|_| {
+                let at = stream.below(models);
+                rows.iter().map(|row| row[at]).sum::<f64>() / rows.len() as f64
+            });
+            drawn.sum::<f64>() / models as f64
+        })
+        .collect();
+    draws.sort_by(f64::total_cmp);
+    let at = |share: f64| draws[(RESAMPLES as f64 * share) as usize];
+    Figure { value: averages.iter().sum::<f64>() / models as f64, low: at(0.025), high: at(0.975) }
+}
+
+/// How much of what was lost is won back: Σ (after − lost) / Σ (before − lost) over models, with the interval of drawing
+/// models anew. `None` where nothing was lost.
+pub fn recovered(before: &[f64], lost: &[f64], after: &[f64], seed: u64) -> Option<Figure> {
+    let over = |chosen: &[usize]| -> Option<f64> {
+        let sum = |a: &[f64], b: &[f64]| chosen.iter().map(|&at| a[at] - b[at]).sum::<f64>();
+        let gone = sum(before, lost);
+        (gone > 0.0).then(|| sum(after, lost) / gone)
+    };
+    let models = before.len();
+    let value = over(&(0..models).collect::<Vec<_>>())?;
+    let mut stream = Stream::new(seed, "probe/resample-shares", 0);
+    let mut draws: Vec<f64> = (0..RESAMPLES)
+        .filter_map(|_| over(&(0..models).map(|_| stream.below(models)).collect::<Vec<_>>()))
+        .collect();
+    draws.sort_by(f64::total_cmp);
+    let at = |share: f64| draws.get((draws.len() as f64 * share) as usize).copied().unwrap_or(value);
+    Some(Figure { value, low: at(0.025), high: at(0.975) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
