@@ -45,11 +45,15 @@ fn main() {
     let mut random = common::Random(7);
     let layers: Vec<f32> = (0..MODELS * ROWS * COLUMNS).map(|_| 0.02 * random.normal()).collect();
     let truths: Vec<f32> = (0..MODELS * CLASSES).map(|_| (random.bits() & 1) as f32).collect();
-    let spec = Spec { rows: ROWS, columns: COLUMNS, body: Preset::Probex.body(RANKS), head: Head::Labels { classes: CLASSES } };
+    let spec = Spec {
+        rows: ROWS,
+        columns: COLUMNS,
+        body: Preset::Probex.body(RANKS),
+        head: Head::Labels { classes: CLASSES },
+    };
     let start = Net::start(spec.clone(), 1, 1.0);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let arrays: Vec<_> =
-        spec.sections().into_iter().map(|s| (s.name, s.shape, &start.values[s.range])).collect();
+    let arrays: Vec<_> = spec.sections().into_iter().map(|s| (s.name, s.shape, &start.values[s.range])).collect();
     write_arrays(&folder.path().join("probe.safetensors"), &arrays, &BTreeMap::new(), false).expect("the probe");
     for (name, values) in [("layers", &layers), ("truths", &truths)] {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -77,8 +81,9 @@ fn main() {
             .env("OMP_NUM_THREADS", "1")
             .output()
             .expect("the peer runs");
-        let report: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("the peer prints JSON: {error}\n{}", String::from_utf8_lossy(&output.stderr)));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("the peer prints JSON: {error}\n{}", String::from_utf8_lossy(&output.stderr))
+        });
         let peer: Vec<f64> = serde_json::from_value(report["costs"].clone()).expect("costs");
         for (step, (a, b)) in costs.iter().zip(&peer).enumerate() {
             assert!((a - b).abs() < MAX_COST_DIFFERENCE * b, "cost {a} at step {step}, the peer's is {b}");

@@ -63,7 +63,7 @@ pub struct Arguments {
     /// Print a record as JSON
     #[arg(long)]
     json: bool,
-    /// Write `classify.json` and `run.json` into this folder
+    /// Write `classify.json` and `run.json` into this folder, and with `--registry` the page `card.html`
     #[arg(short, long)]
     output: Option<PathBuf>,
 }

@@ -1,5 +1,7 @@
 //! `scruple classify MODEL… --registry DIR`: what models were trained on, read from their weights.
 
+mod card;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -36,7 +38,8 @@ pub struct Options {
     /// Take part i of n of the models, so that n machines share them
     #[arg(long, value_name = "I/N", requires = "registry")]
     pub shard: Option<String>,
-    /// Write an answer a line as JSON into this file, and go on where an earlier run stopped
+    /// Write an answer a line as JSON into this file, and go on where an earlier run stopped; a model that cannot be read
+    /// gets a line with the reason, and the program then ends with 1
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub jsonl: Option<PathBuf>,
 }
@@ -87,6 +90,13 @@ struct Answer {
     /// To every expert's tree.
     distances: Vec<Distance>,
     findings: Vec<Finding>,
+}
+
+/// A model that could not be read, among many.
+#[derive(Debug, Serialize)]
+struct Unread {
+    model: String,
+    error: String,
 }
 
 /// The findings: the same bytes for the same models and registry.
@@ -170,6 +180,7 @@ pub fn run(models: &[PathBuf], options: &Options, json: bool, output: Option<&Pa
     clock.extra.insert("registry".into(), folder.display().to_string().into());
     if let Some(out) = output {
         record::save(out, "classify", &record, &clock)?;
+        record::write_whole(&out.join("card.html"), card::page(&record).as_bytes())?;
     }
     if json {
         printer::json(&record)?;
@@ -200,16 +211,22 @@ fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Pa
     out.set_len(whole.len() as u64).with_context(fail)?;
     std::io::Seek::seek(&mut out, std::io::SeekFrom::End(0)).with_context(fail)?;
     let left: Vec<&&PathBuf> = models.iter().filter(|path| !done.contains(&path.display().to_string())).collect();
+    let mut unread = 0;
     let mut progress = printer::Progress::new("classify", left.len() as u64);
     for (chunk, paths) in left.chunks(TOGETHER).enumerate() {
         use rayon::prelude::*;
-        let answers: Vec<Result<Answer>> = paths
-            .par_iter()
-            .map(|path| answer(registry, options, path, &source::locate(path)?.open()?))
-            .collect();
+        let answers: Vec<Result<Answer>> =
+            paths.par_iter().map(|path| answer(registry, options, path, &source::locate(path)?.open()?)).collect();
         let mut lines = Vec::new();
-        for answer in answers {
-            serde_json::to_writer(&mut lines, &answer?)?;
+        for (path, answer) in paths.iter().zip(answers) {
+            match answer {
+                Ok(answer) => serde_json::to_writer(&mut lines, &answer)?,
+                Err(error) => {
+                    unread += 1;
+                    let (model, error) = (path.display().to_string(), printer::sentence(&error));
+                    serde_json::to_writer(&mut lines, &Unread { model, error })?;
+                }
+            }
             lines.push(b'\n');
         }
         out.write_all(&lines).and_then(|()| out.sync_data()).with_context(fail)?;
@@ -217,14 +234,21 @@ fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Pa
     }
     progress.finish();
     printer::say(format!("{} answers, {} of them from before", models.len(), models.len() - left.len()));
-    Ok(ExitCode::SUCCESS)
+    if unread > 0 {
+        printer::warn(format!("{unread} models could not be read; their lines say why"));
+    }
+    Ok(ExitCode::from(u8::from(unread > 0)))
 }
 
 fn print(answer: &Answer) {
     match (&answer.tree, &answer.unknown) {
         (Some(tree), _) => printer::data(format!("{}: tree {tree}", answer.model)),
         (None, why) => {
-            printer::data(format!("{}: unknown tree; {}", answer.model, why.as_deref().unwrap_or("no expert knows it")));
+            printer::data(format!(
+                "{}: unknown tree; {}",
+                answer.model,
+                why.as_deref().unwrap_or("no expert knows it")
+            ));
             let mut table = Table::new(["tree", "layer", "distance", "accepted up to"]);
             for d in &answer.distances {
                 let distance = d.distance.map_or("no such layer".into(), |distance| format!("{distance:.4}"));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use scruple_compress::{
     data::{glyphs, images::ImageSet},
-    zoo::{PRESETS, Recipe, build, pictures::Pictures},
+    zoo::{PRESETS, Recipe, build, build::planned_count, pictures::Pictures},
 };
 use scruple_weights::zoo::{INDEX, Index, Split, table};
 use serde::Serialize;
@@ -149,7 +149,11 @@ impl Record {
         }
         table.print();
         if let Some((mean, least)) = self.accuracy {
-            printer::say(format!("the models know {:.1} % of unseen images, the least {:.1} %", 100.0 * mean, 100.0 * least));
+            printer::say(format!(
+                "the models know {:.1} % of unseen images, the least {:.1} %",
+                100.0 * mean,
+                100.0 * least
+            ));
         }
     }
 }
@@ -184,7 +188,11 @@ fn make(arguments: &BuildArguments) -> Result<ExitCode> {
         format!("there is no preset `{}`; there are {}", arguments.preset.escape_debug(), names.join(", "))
     })?;
     let out = &arguments.output;
-    anyhow::ensure!(out.symlink_metadata().is_err(), "{}: the output exists already; choose another name", out.display());
+    anyhow::ensure!(
+        out.symlink_metadata().is_err(),
+        "{}: the output exists already; choose another name",
+        out.display()
+    );
     let set = match &arguments.data {
         Some(file) => ImageSet::read(file, arguments.data_labels.as_deref())?,
         None => ImageSet::of_glyphs(glyphs::glyphs(arguments.seed, GLYPHS.max(recipe.images), 8)),
@@ -201,8 +209,8 @@ fn make(arguments: &BuildArguments) -> Result<ExitCode> {
         .prefix(".zoo-")
         .tempdir_in(parent)
         .with_context(|| format!("{}: cannot create a folder", parent.display()))?;
-    let progress = Mutex::new(Progress::new("train", build::planned_count(&recipe) as u64));
-    let built = build::build(&recipe, &pictures, &names, arguments.seed, work.path(), &|done, _| {
+    let progress = Mutex::new(Progress::new("train", planned_count(&recipe) as u64));
+    let built = build(&recipe, &pictures, &names, arguments.seed, work.path(), &|done, _| {
         if let Ok(mut progress) = progress.lock() {
             progress.at(done as u64, "models");
         }

@@ -118,8 +118,10 @@ fn many_models_are_answered_line_by_line_in_parts_and_resumed() {
     assert_eq!(fs::read_to_string(&all).unwrap(), whole);
     let parts: Vec<PathBuf> = (1..=2).map(|part| place.path(&format!("{part}.jsonl"))).collect();
     parts.iter().enumerate().for_each(|(at, file)| _ = run(file, &format!("--shard {}/2", at + 1)));
-    let mut lines: Vec<String> =
-        parts.iter().flat_map(|file| fs::read_to_string(file).unwrap().lines().map(str::to_string).collect::<Vec<_>>()).collect();
+    let mut lines: Vec<String> = parts
+        .iter()
+        .flat_map(|file| fs::read_to_string(file).unwrap().lines().map(str::to_string).collect::<Vec<_>>())
+        .collect();
     let mut expected: Vec<String> = whole.lines().map(str::to_string).collect();
     lines.sort();
     expected.sort();
@@ -160,13 +162,17 @@ fn a_folder_of_checkpoints_becomes_a_zoo() {
     let made = scruple!["zoo index --json", zoo, "--metadata classes -o", from_metadata].json();
     assert_eq!(made["labels"]["classes"], 10);
 
-    let code = |cell: &str| place.file("code.csv", format!("model,learnt\n{},{cell}\n", chosen[0]["path"].as_str().unwrap()));
+    let code =
+        |cell: &str| place.file("code.csv", format!("model,learnt\n{},{cell}\n", chosen[0]["path"].as_str().unwrap()));
     let refused = |table: PathBuf, words: &[&str]| {
         scruple!["zoo index", zoo, "--labels", table, "-o", place.out("refused")].refuses(words);
     };
     refused(code("__import__('os').system('true')"), &["code.csv", "line 2", "plain names"]);
     refused(code("\"['a'] + ['b']\""), &["line 2", "more after its end"]);
-    refused(place.file("unknown.csv", "model,learnt\nabsent.safetensors,a\n"), &["line 2", "no model `absent.safetensors`"]);
+    refused(
+        place.file("unknown.csv", "model,learnt\nabsent.safetensors,a\n"),
+        &["line 2", "no model `absent.safetensors`"],
+    );
     refused(place.file("empty.csv", "model,learnt\n"), &["empty.csv", "names no models"]);
     refused(place.file("head.csv", "name,learnt\na,b\n"), &["no column `model`"]);
 }

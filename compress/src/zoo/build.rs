@@ -262,8 +262,7 @@ impl Model {
             Some(ancestor) => ancestor.with_head(classes.len(), &mut stream),
             None => Mlp::start(widths, &mut stream),
         };
-        let mut adapter =
-            (planned.kind == Kind::Adapter).then(|| Adapter::start(widths, recipe.rank, &mut stream));
+        let mut adapter = (planned.kind == Kind::Adapter).then(|| Adapter::start(widths, recipe.rank, &mut stream));
         // Adapters move less a step: they learn at four times the rate, for twice the steps.
         let tuning = match &adapter {
             Some(_) => Tuning { steps: 2 * tuning.steps, rate: 4.0 * tuning.rate, ..tuning },
@@ -329,8 +328,7 @@ mod tests {
         let made = |threads: usize| {
             let folder = tempfile::tempdir().unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let built =
-                pool.install(|| build(&recipe, &pictures, &names, 3, folder.path(), &|_, _| {})).unwrap();
+            let built = pool.install(|| build(&recipe, &pictures, &names, 3, folder.path(), &|_, _| {})).unwrap();
             let files: Vec<Vec<u8>> =
                 built.index.models.iter().map(|model| fs::read(folder.path().join(&model.path)).unwrap()).collect();
             (built, files)

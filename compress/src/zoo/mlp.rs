@@ -218,7 +218,12 @@ impl Adapter {
             let (inputs, outputs, rank) = (widths[layer], widths[layer + 1], self.rank);
             let dw = &gradient[places(widths, layer).0];
             let mut down = vec![0.0; rank * inputs];
-            grad_weight(Shape { rows: outputs, inputs, outputs: rank }, (&self.up[layer], rank), (dw, inputs), &mut down);
+            grad_weight(
+                Shape { rows: outputs, inputs, outputs: rank },
+                (&self.up[layer], rank),
+                (dw, inputs),
+                &mut down,
+            );
             let mut up = vec![0.0; outputs * rank];
             forward(Shape { rows: outputs, inputs, outputs: rank }, (dw, inputs), &self.down[layer], (&mut up, rank));
             downs.extend(down);
@@ -272,11 +277,8 @@ impl Run {
     }
 
     fn forward(&mut self, net: &Mlp) {
-        let shape = |layer: usize| Shape {
-            rows: self.rows,
-            inputs: self.widths[layer],
-            outputs: self.widths[layer + 1],
-        };
+        let shape =
+            |layer: usize| Shape { rows: self.rows, inputs: self.widths[layer], outputs: self.widths[layer + 1] };
         let shapes = [0, 1, 2].map(shape);
         for (layer, shape) in shapes.into_iter().enumerate() {
             let (from, to) = match layer {

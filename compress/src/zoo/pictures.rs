@@ -8,6 +8,9 @@ use crate::{
 /// Taken off the brightness, so that paper and ink lie on either side of 0.
 const MIDDLE: f32 = 0.3;
 
+/// Longest side that networks of a zoo see: larger ones make larger files, not a harder question.
+const LONGEST_SIDE: usize = 16;
+
 /// Rows of numbers with their classes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
@@ -40,12 +43,20 @@ impl Rows {
         self.labels.is_empty()
     }
 
-    fn of(set: &ImageSet, which: &[usize]) -> Self {
-        let white = f32::from(set.white);
-        let values =
-            which.iter().flat_map(|&at| set.image(at).iter().map(|&value| f32::from(value) / white - MIDDLE)).collect();
+    /// The images `which` of a square grey set, each `pool` × `pool` pixels averaged to one.
+    fn of(set: &ImageSet, which: &[usize], pool: usize) -> Self {
+        let (side, share) = (set.width, 1.0 / f32::from(set.white) / (pool * pool) as f32);
+        let small = side / pool;
+        let mut values = Vec::with_capacity(which.len() * small * small);
+        for &at in which {
+            let image = set.image(at);
+            for (row, column) in (0..small).flat_map(|row| (0..small).map(move |column| (row, column))) {
+                let pixels = (0..pool * pool).map(|p| (row * pool + p / pool) * side + column * pool + p % pool);
+                values.push(pixels.map(|p| f32::from(image[p])).sum::<f32>() * share - MIDDLE);
+            }
+        }
         let labels = which.iter().map(|&at| usize::from(set.labels[at])).collect();
-        Self { values, labels, width: set.values(), classes: set.classes }
+        Self { values, labels, width: small * small, classes: set.classes }
     }
 
     /// All rows in four rotations of a square picture of one channel; the class is (class, rotation).
@@ -76,6 +87,7 @@ pub struct Pictures {
 
 impl Pictures {
     /// Splits `set`: a third for ancestors, a half for fine-tunes, the rest for tests, at most `most` images in all.
+    /// Images of a longer side than [`LONGEST_SIDE`] are averaged down by a whole factor.
     ///
     /// # Errors
     /// If the images are not square and of one channel, or too few.
@@ -91,15 +103,17 @@ impl Pictures {
         Stream::new(seed, "zoo/pictures", 0).shuffle(&mut order);
         order.truncate(most);
         let (first, second) = (order.len() / 3, order.len() / 3 + order.len() / 2);
-        let tuning = Rows::of(set, &order[first..second]);
+        let fits = |pool: &usize| set.width.is_multiple_of(*pool) && set.width / pool <= LONGEST_SIDE;
+        let pool = (1..=set.width).find(fits).unwrap_or(1);
+        let tuning = Rows::of(set, &order[first..second], pool);
         let least = (0..set.classes).map(|class| tuning.labels.iter().filter(|&&l| l == class).count()).min();
         if least.unwrap_or(0) < 8 {
             return refuse(format!("at least 8 images of each class to fine-tune on, found {}", least.unwrap_or(0)));
         }
         Ok(Self {
-            pretext: Rows::of(set, &order[..first]).rotated(set.height),
+            pretext: Rows::of(set, &order[..first], pool).rotated(set.height / pool),
             tuning,
-            test: Rows::of(set, &order[second..]),
+            test: Rows::of(set, &order[second..], pool),
         })
     }
 }
@@ -107,6 +121,18 @@ impl Pictures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_pictures_are_averaged_down() {
+        let pixels = (0..32 * 32).map(|at| ((at / 32) / 2 * 10 + at % 2 * 2) as u8).collect();
+        let set = ImageSet { height: 32, width: 32, channels: 1, classes: 1, white: 100, pixels, labels: vec![0] };
+        let rows = Rows::of(&set, &[0], 2);
+        assert_eq!(rows.width, 256);
+        for (at, value) in rows.values.iter().enumerate() {
+            let expected = ((at / 16 * 10) as f32 + 1.0) / 100.0 - MIDDLE;
+            assert!((value - expected).abs() < 1e-6, "{at}: {value} {expected}");
+        }
+    }
 
     #[test]
     fn four_rotations_come_back_to_the_start() {

@@ -33,8 +33,7 @@ use crate::{
 };
 
 /// Compressions experts are tried on.
-const DAMAGES: [Damage; 5] =
-    [Damage::Bits(8), Damage::Bits(6), Damage::Bits(4), Damage::Prune(30), Damage::Prune(50)];
+const DAMAGES: [Damage; 5] = [Damage::Bits(8), Damage::Bits(6), Damage::Bits(4), Damage::Prune(30), Damage::Prune(50)];
 
 /// Compressed copies that augmented experts learn from.
 const COPIES: [Damage; 4] = [Damage::Bits(8), Damage::Bits(4), Damage::Prune(30), Damage::Prune(50)];
@@ -67,8 +66,7 @@ pub struct Arguments {
     output: Option<PathBuf>,
 }
 
-const PARTS: [&str; 8] =
-    ["presets", "baselines", "other-trees", "controls", "router", "joint", "compression", "sizes"];
+const PARTS: [&str; 8] = ["presets", "baselines", "other-trees", "controls", "router", "joint", "compression", "sizes"];
 
 /// One figure of the study.
 #[derive(Debug, Serialize)]
@@ -182,7 +180,14 @@ impl Study<'_> {
         Ok((outcomes.iter().map(Outcome::by_model).collect(), outcomes[0].figures(0)))
     }
 
-    fn note(&mut self, part: &'static str, tree: &str, layer: &str, what: String, found: (Vec<Vec<f64>>, Figures)) -> Figure {
+    fn note(
+        &mut self,
+        part: &'static str,
+        tree: &str,
+        layer: &str,
+        what: String,
+        found: (Vec<Vec<f64>>, Figures),
+    ) -> Figure {
         let accuracy = mean_over(&found.0, 0);
         printer::say(format!("{part}: {tree}, {layer}, {what}: {}", shown(&accuracy)));
         self.findings.push(Finding {
@@ -342,7 +347,15 @@ impl Study<'_> {
                 let what = if kind == "full" { "sent to their tree" } else { "said to be unknown" };
                 printer::say(format!("router: {tree}, {}, {what}: {}", layer.name, shown(&accuracy)));
                 let (what, layer) = (what.to_string(), layer.name.clone());
-                self.findings.push(Finding { part: "router", tree, layer, what, parameters: None, accuracy, figures: None });
+                self.findings.push(Finding {
+                    part: "router",
+                    tree,
+                    layer,
+                    what,
+                    parameters: None,
+                    accuracy,
+                    figures: None,
+                });
             }
         }
         Ok(())

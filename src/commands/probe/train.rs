@@ -169,7 +169,12 @@ impl Arguments {
         anyhow::ensure!(self.epochs > 0, "--epochs should be at least 1, found 0");
         anyhow::ensure!(self.batch > 0, "--batch should be at least 1, found 0");
         let sound = self.rate.is_finite() && self.rate > 0.0 && self.decay.is_finite() && self.decay >= 0.0;
-        anyhow::ensure!(sound, "--rate should be above 0 and --decay not below, found {} and {}", self.rate, self.decay);
+        anyhow::ensure!(
+            sound,
+            "--rate should be above 0 and --decay not below, found {} and {}",
+            self.rate,
+            self.decay
+        );
         Ok(Training {
             rate: self.rate,
             decay: self.decay,
@@ -194,7 +199,7 @@ pub fn class_texts(encoder: &Path, names: &[String]) -> Result<ClassTexts> {
 /// A file name of plain characters for an expert.
 pub fn file_name(tree: &str, label: &str) -> String {
     let plain = |name: &str| -> String {
-        name.chars().map(|c| if c.is_alphanumeric() || "-_".contains(c) { c } else { '_' }).collect()
+        name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
     };
     format!("{}.{}.safetensors", plain(tree), plain(label))
 }
@@ -226,7 +231,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(encoder) => Some(class_texts(encoder, &of.classes)?),
         None => None,
     };
-    let mut record = Record { label: label.to_string(), shuffled_labels: arguments.shuffle_labels, experts: Vec::new() };
+    let mut record =
+        Record { label: label.to_string(), shuffled_labels: arguments.shuffle_labels, experts: Vec::new() };
     for trees in groups {
         let job = Job {
             zoo: &zoo,
@@ -255,7 +261,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             ));
         })?;
         for expert in experts {
-            let file = file_name(&expert.about.tree, &expert.about.label);
+            // Experts of adapters stand beside those of whole models.
+            let file = match expert.about.layer.adapter {
+                true => file_name(&expert.about.tree, &format!("{}.adapters", expert.about.label)),
+                false => file_name(&expert.about.tree, &expert.about.label),
+            };
             expert.write(&out.join(&file))?;
             record.experts.push(line(file, expert));
         }
@@ -310,7 +320,10 @@ fn print(record: &Record) {
     for line in &record.experts {
         if let Some(zero_shot) = &line.zero_shot {
             let accuracy = shown(&zero_shot.accuracy);
-            printer::say(format!("{}: {accuracy} right on {} models of classes never seen", line.file, zero_shot.models));
+            printer::say(format!(
+                "{}: {accuracy} right on {} models of classes never seen",
+                line.file, zero_shot.models
+            ));
         }
     }
 }

@@ -66,7 +66,8 @@ impl Features {
         for column in 0..width {
             let of = |at: &usize| f64::from(rows[*at][column]);
             let mean = training.iter().map(of).sum::<f64>() / training.len().max(1) as f64;
-            let variance = training.iter().map(|at| (of(at) - mean).powi(2)).sum::<f64>() / training.len().max(1) as f64;
+            let variance =
+                training.iter().map(|at| (of(at) - mean).powi(2)).sum::<f64>() / training.len().max(1) as f64;
             let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
             for value in values.iter_mut().skip(column).step_by(width) {
                 *value = ((f64::from(*value) - mean) / deviation) as f32;
@@ -95,7 +96,13 @@ impl Models for Features {
 }
 
 /// Logits of a logistic model for the models `asked`.
-pub fn logistic(features: &Features, parts: (Part<'_>, Part<'_>), choice: Choice, seed: u64, asked: &[usize]) -> Vec<f32> {
+pub fn logistic(
+    features: &Features,
+    parts: (Part<'_>, Part<'_>),
+    choice: Choice,
+    seed: u64,
+    asked: &[usize],
+) -> Vec<f32> {
     let head = Head::Labels { classes: parts.0.classes };
     let spec = Spec { rows: 1, columns: features.width, body: Body::Dense, head };
     let training = Training { rate: 1e-2, decay: 1e-3, seed, ..Training::default() };
@@ -126,7 +133,11 @@ impl Tree {
         match self {
             Self::Leaf(value) => *value,
             Self::Split { column, below, children } => {
-                if row[*column] < *below { children.0.value(row) } else { children.1.value(row) }
+                if row[*column] < *below {
+                    children.0.value(row)
+                } else {
+                    children.1.value(row)
+                }
             }
         }
     }

@@ -201,7 +201,8 @@ impl Job<'_> {
                 }
             }
         }
-        let best = best.ok_or_else(|| self.refuse("no layer of the models can be learnt from: all models are alike"))?;
+        let best =
+            best.ok_or_else(|| self.refuse("no layer of the models can be learnt from: all models are alike"))?;
         trees.iter_mut().for_each(|tree| (tree.raw, tree.change) = (None, None));
         self.fill(&mut trees, &best.layer, best.input)?;
         self.experts(&trees, &best, (label, choice, &seen), &candidates)
@@ -263,7 +264,9 @@ impl Job<'_> {
         let there: Vec<String> = common.iter().map(|layer| layer.name.clone()).collect();
         if let Some(missing) = self.layers.iter().find(|name| !there.contains(name)) {
             let (missing, there) = (missing.escape_debug(), there.join(", "));
-            return Err(self.refuse(format!("layer `{missing}` is not in every model in one shape; these are: {there}")));
+            return Err(
+                self.refuse(format!("layer `{missing}` is not in every model in one shape; these are: {there}"))
+            );
         }
         common.retain(|layer| self.layers.contains(&layer.name));
         Ok(common)

@@ -138,7 +138,8 @@ impl Layer {
                 return Err(Error::tensor(checkpoint.path(), &self.name, what));
             };
             let rank = sides(down.shape()).0;
-            let fits = rank > 0 && sides(up.shape()) == (self.rows, rank) && sides(down.shape()) == (rank, self.columns);
+            let fits =
+                rank > 0 && sides(up.shape()) == (self.rows, rank) && sides(down.shape()) == (rank, self.columns);
             if !fits {
                 let what = format!(
                     "has factors of shape {:?} and {:?}, expected ({}, r) and (r, {}) with r above 0",
@@ -167,12 +168,9 @@ impl Layer {
     /// Whether `checkpoint` has this layer in this shape.
     pub fn is_in(&self, checkpoint: &Checkpoint) -> bool {
         match self.adapter {
-            true => factors(checkpoint, &self.name).is_some_and(|(down, up)| {
-                sides(up.shape()).0 == self.rows && sides(down.shape()).1 == self.columns
-            }),
-            false => {
-                checkpoint.get(&self.name).is_some_and(|view| sides(view.shape()) == (self.rows, self.columns))
-            }
+            true => factors(checkpoint, &self.name)
+                .is_some_and(|(down, up)| sides(up.shape()).0 == self.rows && sides(down.shape()).1 == self.columns),
+            false => checkpoint.get(&self.name).is_some_and(|view| sides(view.shape()) == (self.rows, self.columns)),
         }
     }
 }

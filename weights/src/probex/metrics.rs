@@ -140,9 +140,8 @@ impl Judged<'_> {
         let all: Vec<usize> = (0..models).collect();
         let value = over(&all)?;
         let mut stream = Stream::new(seed, "probe/auroc", 0);
-        let mut values: Vec<f64> = (0..SAMPLES)
-            .filter_map(|_| over(&(0..models).map(|_| stream.below(models)).collect::<Vec<_>>()))
-            .collect();
+        let mut values: Vec<f64> =
+            (0..SAMPLES).filter_map(|_| over(&(0..models).map(|_| stream.below(models)).collect::<Vec<_>>())).collect();
         values.sort_by(f64::total_cmp);
         let at = |share: f64| values.get(((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1)));
         Some(Figure { value, low: *at(0.025).unwrap_or(&value), high: *at(0.975).unwrap_or(&value) })
@@ -231,9 +230,8 @@ pub fn recovered(before: &[f64], lost: &[f64], after: &[f64], seed: u64) -> Opti
     let models = before.len();
     let value = over(&(0..models).collect::<Vec<_>>())?;
     let mut stream = Stream::new(seed, "probe/resample-shares", 0);
-    let mut draws: Vec<f64> = (0..RESAMPLES)
-        .filter_map(|_| over(&(0..models).map(|_| stream.below(models)).collect::<Vec<_>>()))
-        .collect();
+    let mut draws: Vec<f64> =
+        (0..RESAMPLES).filter_map(|_| over(&(0..models).map(|_| stream.below(models)).collect::<Vec<_>>())).collect();
     draws.sort_by(f64::total_cmp);
     let at = |share: f64| draws.get((draws.len() as f64 * share) as usize).copied().unwrap_or(value);
     Some(Figure { value, low: at(0.025), high: at(0.975) })
@@ -267,5 +265,19 @@ mod tests {
         let error = (0.1 + 0.6 + 0.1 + 0.6 + 0.2 + 0.2) / 6.0;
         assert!((figures.calibration_error - error).abs() < 1e-6, "{figures:?}");
         assert_eq!(largest_of(&[0.5, 0.7, 0.5], 2), [1, 0]);
+    }
+
+    #[test]
+    fn shares_won_back_and_means_over_seeds() {
+        let (before, lost, after) = ([1.0, 0.9, 0.8], [0.5, 0.5, 0.8], [0.8, 0.8, 0.7]);
+        let share = recovered(&before, &lost, &after, 1).unwrap();
+        assert!((share.value - 0.5 / 0.9).abs() < 1e-12 && share.low <= share.value && share.value <= share.high);
+        assert_eq!(recovered(&before, &before, &after, 1), None);
+        let seeds = [vec![0.9, 0.7], vec![0.7, 0.5]];
+        let found = mean_over(&seeds, 3);
+        assert!((found.value - 0.7).abs() < 1e-12);
+        // Drawing seeds too widens the interval of the averages alone.
+        let alone = mean(&[0.8, 0.6], 3);
+        assert!(found.low < alone.low && found.high > alone.high, "{found:?} {alone:?}");
     }
 }

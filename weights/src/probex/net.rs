@@ -166,7 +166,13 @@ impl Net {
                             &formed
                         }
                     };
-                    product(out, matrix(x, 1, rows * columns), matrix(weight, classes, rows * columns).t(), self.factor, false);
+                    product(
+                        out,
+                        matrix(x, 1, rows * columns),
+                        matrix(weight, classes, rows * columns).t(),
+                        self.factor,
+                        false,
+                    );
                     out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
                 });
             }
@@ -248,7 +254,14 @@ impl Net {
     }
 
     /// From ∂e to the gradients of the body, added to `gradient` (as long as the parameters).
-    pub(super) fn back(&self, models: &[Operand<'_>], trace: &Trace, de: &[f32], gradient: &mut [f32], work: &mut Work) {
+    pub(super) fn back(
+        &self,
+        models: &[Operand<'_>],
+        trace: &Trace,
+        de: &[f32],
+        gradient: &mut [f32],
+        work: &mut Work,
+    ) {
         let Some(sizes) = self.sizes() else { return };
         let (count, width, representation) = (models.len(), sizes.hidden(), sizes.representation);
         let range = |name: &str| {

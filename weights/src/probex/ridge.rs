@@ -74,9 +74,8 @@ pub fn ridge(
     let shares: Vec<f64> = (0..classes)
         .map(|class| (0..n).map(|at| f64::from(2.0 * train.truths[at * classes + class] - 1.0)).sum::<f64>() / n as f64)
         .collect();
-    let sides = Mat::from_fn(n, classes, |at, class| {
-        f64::from(2.0 * train.truths[at * classes + class] - 1.0) - shares[class]
-    });
+    let sides =
+        Mat::from_fn(n, classes, |at, class| f64::from(2.0 * train.truths[at * classes + class] - 1.0) - shares[class]);
     let diagonal = (0..n).map(|at| kernel[(at, at)]).sum::<f64>() / n as f64;
     let seen: Vec<Operand<'_>> = validation.models.iter().map(|&at| models.layer(at, 0)).collect();
     let spec = Spec { rows, columns, body: Body::Dense, head: Head::Labels { classes } };
@@ -86,8 +85,10 @@ pub fn ridge(
         (0..n).for_each(|at| system[(at, at)] += penalty * diagonal.max(f64::MIN_POSITIVE));
         let Ok(solver) = system.llt(Side::Lower) else { continue };
         let answer = solver.solve(&sides);
-        let turned: Vec<f32> =
-            (0..classes).flat_map(|class| (0..n).map(move |at| (class, at))).map(|(class, at)| answer[(at, class)] as f32).collect();
+        let turned: Vec<f32> = (0..classes)
+            .flat_map(|class| (0..n).map(move |at| (class, at)))
+            .map(|(class, at)| answer[(at, class)] as f32)
+            .collect();
         let mut values = vec![0.0f32; classes * elements];
         for first in (0..elements).step_by(PIECE) {
             let width = PIECE.min(elements - first);

@@ -35,7 +35,9 @@ pub fn parse(text: &str) -> Result<Vec<String>, String> {
     let text = text.trim();
     let labels = match text.starts_with(['[', '(']) {
         true => literal(text)?,
-        false => text.split(['|', ';']).map(|label| label.trim().to_string()).filter(|label| !label.is_empty()).collect(),
+        false => {
+            text.split(['|', ';']).map(|label| label.trim().to_string()).filter(|label| !label.is_empty()).collect()
+        }
     };
     if labels.len() > MOST {
         return Err(format!("{} labels of one model, expected at most {MOST}", labels.len()));

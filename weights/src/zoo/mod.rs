@@ -128,11 +128,16 @@ impl Index {
             labels::check(&model.tree).map_err(|what| Error::file(file, format!("the tree of `{shown}` {what}")))?;
             for (name, classes) in &model.labels {
                 let Some(label) = self.labels.get(name) else {
-                    return refuse(format!("model `{shown}` has label `{}`, which the zoo does not name", name.escape_debug()));
+                    return refuse(format!(
+                        "model `{shown}` has label `{}`, which the zoo does not name",
+                        name.escape_debug()
+                    ));
                 };
                 if let Some(unknown) = classes.iter().find(|class| !label.classes.contains(class)) {
                     let unknown = unknown.escape_debug();
-                    return refuse(format!("model `{shown}` has class `{unknown}`, which label `{name}` does not name"));
+                    return refuse(format!(
+                        "model `{shown}` has class `{unknown}`, which label `{name}` does not name"
+                    ));
                 }
             }
         }

@@ -176,10 +176,8 @@ pub fn index(wanted: &Wanted) -> Result<Indexed> {
             rows[at].split = Some(split);
         }
     }
-    index.models = rows
-        .into_iter()
-        .map(|row| Entry { split: row.split.unwrap_or(row.entry.split), ..row.entry })
-        .collect();
+    index.models =
+        rows.into_iter().map(|row| Entry { split: row.split.unwrap_or(row.entry.split), ..row.entry }).collect();
     for (tree, base) in &wanted.bases {
         if !index.models.iter().any(|model| model.tree == *tree) {
             let what = format!("is named as the base of tree `{}`, which has no models", tree.escape_debug());
@@ -263,7 +261,9 @@ fn from_metadata(wanted: &Wanted, there: &[String], key: &str) -> Result<Vec<Row
         rows.push(Row { entry, split: None });
     }
     match rows.is_empty() {
-        true => Err(Error::file(&wanted.folder, format!("no checkpoint has the metadata key `{}`", key.escape_debug()))),
+        true => {
+            Err(Error::file(&wanted.folder, format!("no checkpoint has the metadata key `{}`", key.escape_debug())))
+        }
         false => Ok(rows),
     }
 }

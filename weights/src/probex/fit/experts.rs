@@ -60,7 +60,8 @@ impl Job<'_> {
             };
             let validation: Vec<usize> = [members.selection.as_slice(), &members.calibration].concat();
             let threshold = calibration::threshold(&scores, COVERAGE);
-            let test_scores = calibration::scores(choice, &look(&members.test).0, &truths(&members.test), classes, temperature);
+            let test_scores =
+                calibration::scores(choice, &look(&members.test).0, &truths(&members.test), classes, temperature);
             let covered = test_scores.iter().filter(|score| **score <= threshold).count() as f64;
             let documented: Vec<usize> = [members.training.as_slice(), &validation].concat();
             let held = |at: usize| {

@@ -10,14 +10,14 @@ use crate::{
         damage::Damage,
         evaluate::judge,
         file::write_arrays,
-        fit::{Job, Members},
+        fit::{ClassTexts, Job, Members},
         head::Choice,
         layer::{Layer, Values},
         registry::Registry,
         spec::{Input, Preset},
         train::Training,
     },
-    zoo::{Entry, INDEX, Index, Label, Zoo, splits},
+    zoo::{Entry, INDEX, Index, Label, Split, Zoo, splits},
 };
 
 const MODELS: usize = 120;
@@ -221,4 +221,49 @@ fn damaged_experts_are_refused() {
     }
     write_model(&file, &normal(SIDE * SIDE, 1));
     assert!(Expert::read(&file).unwrap_err().to_string().contains("is no expert"));
+}
+
+#[test]
+fn classes_never_seen_are_found_by_their_names() {
+    const CLASSES: usize = 16;
+    const WIDTH: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let texts = normal(CLASSES * WIDTH, 31);
+    let directions = normal(WIDTH * SIDE * SIDE, 32);
+    let classes: Vec<String> = (0..CLASSES).map(|class| format!("class {class}")).collect();
+    let mut index = Index::new();
+    index.labels.insert("is".into(), Label { choice: Choice::One, classes: classes.clone() });
+    let parts = splits(240, 0, 0);
+    for at in 0..240 {
+        let class = at % CLASSES;
+        let mut layer: Vec<f32> = normal(SIDE * SIDE, 1000 + at as u64).iter().map(|x| 0.2 * x).collect();
+        let text = &texts[class * WIDTH..][..WIDTH];
+        for (direction, t) in directions.chunks_exact(SIDE * SIDE).zip(text) {
+            layer.iter_mut().zip(direction).for_each(|(x, d)| *x += 0.5 * t * d);
+        }
+        let path = format!("{at}.safetensors");
+        write_model(&folder.path().join(&path), &layer);
+        let split = if class < 4 { Split::HeldOut } else { parts[at] };
+        let labels = BTreeMap::from([("is".to_string(), vec![classes[class].clone()])]);
+        let (tree, kind, recipe) = ("oak".to_string(), "full".to_string(), BTreeMap::new());
+        index.models.push(Entry { path, tree, split, kind, labels, recipe });
+    }
+    fs::write(folder.path().join(INDEX), serde_json::to_vec(&index).unwrap()).unwrap();
+    let zoo = Zoo::open(folder.path()).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let mut job = job(&zoo, &["oak"], Preset::Mvprobe, work.path());
+    job.training.epochs = 60;
+    job.texts = Some(ClassTexts { values: texts.clone(), width: WIDTH, encoder: "an encoder".into() });
+    let expert = job.run(&mut |_| {}).unwrap().remove(0);
+    assert_eq!(expert.about.seen, (4..CLASSES).collect::<Vec<_>>());
+    let zero_shot = expert.about.zero_shot.as_ref().unwrap();
+    // Four classes, so a quarter is chance.
+    assert!(zero_shot.models == 60 && zero_shot.accuracy.value > 0.7, "{zero_shot:?}");
+    let file = folder.path().join("expert");
+    expert.write(&file).unwrap();
+    assert_eq!(Expert::read(&file).unwrap(), expert);
+    // The words of a class find its models first.
+    let found = expert.search(&texts[9 * WIDTH..][..WIDTH], 3);
+    assert!(found.iter().filter(|(at, _)| expert.about.documented[*at].1 == [9]).count() >= 2, "{found:?}");
+    assert!(found[0].1 >= found[2].1 && found[0].1 <= 1.0 + 1e-5);
 }

@@ -86,9 +86,7 @@ fn cost(net: &Net, values: &[f64], models: &[Vec<f64>], truths: &[f32], texts: T
         let y = logits(net, values, x, texts);
         let pairs = || y.iter().zip(truth).map(|(y, t)| (*y, f64::from(*t)));
         sum += match choice {
-            Choice::Several => {
-                pairs().map(|(y, t)| (1.0 + y.exp()).ln() - t * y).sum::<f64>() / y.len() as f64
-            }
+            Choice::Several => pairs().map(|(y, t)| (1.0 + y.exp()).ln() - t * y).sum::<f64>() / y.len() as f64,
             Choice::One => {
                 let total: f64 = y.iter().map(|y| y.exp()).sum();
                 pairs().map(|(y, t)| t * (total.ln() - y)).sum::<f64>()
