@@ -70,8 +70,8 @@ fn a_model_is_classified_from_its_weights_alone() {
         assert!(all.iter().all(|p| (0.0..=1.0).contains(&p["probability"].as_f64().unwrap())));
         assert_eq!(finding["nearest"].as_array().unwrap().len(), 5);
     }
-    // Half is chance; few models are enough for the first layer.
-    assert!(right > 300, "{right} of 400 decisions are right");
+    // Half is chance, with a deviation of 10 decisions; few models are enough for the first layer.
+    assert!(right > 320, "{right} of 400 decisions are right");
     assert!(covered >= 32, "sets of 90 % hold all labels of {covered} of 40 models");
 }
 

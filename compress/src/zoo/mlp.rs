@@ -165,7 +165,7 @@ impl Mlp {
                     let pulled = adapter.pull(&gradient, self.widths);
                     let mut values = adapter.flat();
                     let all = values.len();
-                    small.step(&mut values, &pulled, tuning, &[0..all], &[]);
+                    small.step(&mut values, &pulled, tuning, std::slice::from_ref(&(0..all)), &[]);
                     adapter.set(&values);
                     // The head alone moves with the network's own step.
                     let head = places(self.widths, 2);

@@ -273,7 +273,8 @@ impl Study<'_> {
         for layer in self.layers.clone() {
             for preset in [Preset::Ridge, Preset::Dense, Preset::Probex, Preset::Delta] {
                 let experts = self.experts(&self.want(&first, &layer, preset))?;
-                for other in self.trees[1..].to_vec() {
+                for at in 1..self.trees.len() {
+                    let other = self.trees[at].clone();
                     let centre = self.centre(&experts[0][0], &other, "full")?;
                     let found = self.judged(&experts, 0, (&other, "full"), None, Some(&centre))?;
                     self.note("other trees", &format!("{first} → {other}"), &layer.name, preset.name().into(), found);

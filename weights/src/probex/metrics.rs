@@ -8,6 +8,9 @@ use crate::random::Stream;
 /// Samples of an interval (Efron 1979, percentiles).
 const RESAMPLES: usize = 1000;
 
+/// Losses of accuracy below this are within what drawing models anew changes.
+pub const LEAST_LOSS: f64 = 0.015;
+
 /// Bins of the calibration error.
 const BINS: usize = 15;
 
@@ -228,6 +231,10 @@ pub fn recovered(before: &[f64], lost: &[f64], after: &[f64], seed: u64) -> Opti
         (gone > 0.0).then(|| sum(after, lost) / gone)
     };
     let models = before.len();
+    let gone: f64 = before.iter().zip(lost).map(|(before, lost)| before - lost).sum();
+    if gone < LEAST_LOSS * models as f64 {
+        return None;
+    }
     let value = over(&(0..models).collect::<Vec<_>>())?;
     let mut stream = Stream::new(seed, "probe/resample-shares", 0);
     let mut draws: Vec<f64> =

@@ -184,6 +184,7 @@ fn what_cannot_be_learnt_is_said_in_one_sentence() {
     zoo.index.labels.insert("is".into(), Label { choice: Choice::Several, classes: vec!["red".into()] });
     let error = said(&zoo, &|_| {});
     assert!(error.contains("has one class only (`red`)"), "{error}");
+    let zoo = Zoo::open(folder.path()).unwrap();
     fs::write(folder.path().join("oak-3.safetensors"), b"no").unwrap();
     let error = said(&zoo, &|_| {});
     assert!(error.contains("oak-3.safetensors"), "{error}");
@@ -203,7 +204,7 @@ fn damaged_experts_are_refused() {
         assert!(error.contains(expected) && !error.contains('\n'), "{error}");
     };
     refused(&|e| e.about.format = 9, "form 9");
-    refused(&|e| e.about.layer.rows = 9, "the probe reads 8 × 8");
+    refused(&|e| e.about.spec.rows = 9, "the probe reads 9 × 8, its layer has 8 × 8");
     refused(&|e| e.about.classes.push("more".into()), "2 outputs for 3 classes");
     refused(&|e| e.about.documented[0].1 = vec![7], "beyond the expert's");
     refused(&|e| e.about.temperature = 0.0, "temperature");
