@@ -69,6 +69,10 @@ bench-layers model text:
 bench-train python:
     RAYON_NUM_THREADS=1 cargo bench --bench train_step -- --python {{python}}
 
+# Models a probe learns from a CPU second, against torch (a Python with torch and safetensors)
+bench-probe python:
+    RAYON_NUM_THREADS=1 cargo bench --bench probe_train -- --python {{python}}
+
 # Two epochs on Fashion-MNIST (FOLDER holds its four idx files, as Debian's dataset-fashion-mnist does)
 train-fashion folder:
     cargo run --release -p scruple-compress --example train_images -- --data {{folder}}/train-images-idx3-ubyte.gz \

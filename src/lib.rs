@@ -53,8 +53,14 @@ enum Verb {
     Inspect(commands::inspect::Arguments),
     /// Turn texts into vectors
     Embed(commands::embed::Arguments),
-    /// Sort texts or images into classes
+    /// Sort texts or images into classes; with `--registry`, say from weights alone what models were trained on
     Classify(commands::classify::Arguments),
+    /// Labelled models to learn probes on: train hundreds of small ones, or index a folder
+    Zoo(commands::zoo::Arguments),
+    /// Learn and measure probes that read from weights what a model was trained on
+    Probe(commands::probe::Arguments),
+    /// Find documented models by words, in experts that compare with texts
+    Search(commands::search::Arguments),
     /// Turn a GGUF file into a Hugging Face folder
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
@@ -88,6 +94,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Inspect(arguments) => commands::inspect::run(&arguments),
         Verb::Embed(arguments) => commands::embed::run(&arguments),
         Verb::Classify(arguments) => commands::classify::run(&arguments),
+        Verb::Zoo(arguments) => commands::zoo::run(&arguments),
+        Verb::Probe(arguments) => commands::probe::run(&arguments),
+        Verb::Search(arguments) => commands::search::run(&arguments),
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
         Verb::Diff(arguments) => commands::diff::run(&arguments),

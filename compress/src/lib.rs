@@ -23,6 +23,8 @@ pub mod train;
 
 pub mod nn;
 
+pub mod zoo;
+
 pub mod grid;
 
 pub mod weight;

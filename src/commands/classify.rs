@@ -1,6 +1,9 @@
 //! `scruple classify`: texts or images to classes, and how many are right where the data says.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use scruple_compress::{
@@ -17,6 +20,7 @@ use scruple_weights::{Checkpoint, hub::Origin};
 use serde::Serialize;
 
 use super::{
+    classify_weights,
     embed::{Texts, tokenise},
     eval::blame,
 };
@@ -36,8 +40,11 @@ const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder or file of the model, or `org/name[@revision]` of a hub: a text classifier, a vision transformer with a
-    /// head, or a residual net
-    model: PathBuf,
+    /// head, or a residual net; with `--registry` one or more models of any kind
+    #[arg(required = true)]
+    model: Vec<PathBuf>,
+    #[command(flatten)]
+    weights: classify_weights::Options,
     #[command(flatten)]
     texts: Texts,
     /// CIFAR-10 images in their binary form, gzipped or not
@@ -56,9 +63,16 @@ pub struct Arguments {
     /// Print a record as JSON
     #[arg(long)]
     json: bool,
-    /// Write `classify.json` and `run.json` into this folder
+    /// Write `classify.json` and `run.json` into this folder, and with `--registry` the page `card.html`
     #[arg(short, long)]
     output: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// The model that sorts texts or images.
+    fn model(&self) -> &Path {
+        &self.model[0]
+    }
 }
 
 /// What a model says of one text or image.
@@ -114,9 +128,15 @@ fn wilson(right: usize, of: usize) -> (f64, f64) {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.weights.registry.is_some() {
+        let output = arguments.output.as_deref();
+        return classify_weights::run(&arguments.model, &arguments.weights, arguments.json, output);
+    }
+    let models = arguments.model.len();
+    anyhow::ensure!(models == 1, "one model at a time sorts texts or images, found {models}; --registry takes many");
     let mut clock = Run::start("classify");
     anyhow::ensure!(arguments.limit != Some(0), "--limit should be at least 1, found 0");
-    let located = source::locate(&arguments.model)?;
+    let located = source::locate(arguments.model())?;
     let checkpoint = located.open()?;
     let model = AnyModel::open(&checkpoint)?;
     let mut record = match (&model, &arguments.images) {
@@ -127,7 +147,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         (AnyModel::Decoder(_), _) => refuse(arguments, model.kind(), "it has no classes")?,
     };
     record.source = located.origin().cloned();
-    clock.extra.insert("model".into(), arguments.model.display().to_string().into());
+    clock.extra.insert("model".into(), arguments.model().display().to_string().into());
     if let Some(out) = &arguments.output {
         record::save(out, "classify", &record, &clock)?;
     }
@@ -153,7 +173,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn refuse(arguments: &Arguments, kind: Kind, what: &str) -> Result<Record> {
-    anyhow::bail!("{}: the model is {}; {what}", arguments.model.display(), kind.describe())
+    anyhow::bail!("{}: the model is {}; {what}", arguments.model().display(), kind.describe())
 }
 
 /// The record of rows of class outputs.
@@ -201,7 +221,7 @@ fn classify_texts(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Reco
     let labels = model.encoder().labels().ok_or_else(|| {
         anyhow::anyhow!(
             "{}: the model has no classification head; `scruple embed` gives its embeddings",
-            arguments.model.display()
+            arguments.model().display()
         )
     })?;
     let (ids, cut) = tokenise(&model, &texts)?;
@@ -228,7 +248,7 @@ fn classify_images(arguments: &Arguments, checkpoint: &Checkpoint, model: &AnyMo
     let (mut mean, mut deviation) = IMAGENET;
     let labels = match model {
         AnyModel::Vit(vit) => {
-            let shown = arguments.model.display();
+            let shown = arguments.model().display();
             let size = vit.config().image_size;
             anyhow::ensure!(
                 size == (SIDE, SIDE),
@@ -282,7 +302,7 @@ fn with_classes(labels: Labels, arguments: &Arguments) -> Result<Labels> {
     anyhow::ensure!(
         labels.names.len() == CLASSES.len() && all_there,
         "{}: the model's {} classes ({}) are not CIFAR-10's",
-        arguments.model.display(),
+        arguments.model().display(),
         labels.names.len(),
         labels.names.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
     );

@@ -1,6 +1,7 @@
 //! The verbs, one file each: arguments, and what is done with them.
 
 pub mod classify;
+pub mod classify_weights;
 pub mod compress;
 pub mod convert;
 pub mod curve;
@@ -13,5 +14,8 @@ pub mod generate;
 pub mod inspect;
 pub mod layers;
 pub mod methods;
+pub mod probe;
+pub mod search;
 pub mod trust;
 pub mod verify;
+pub mod zoo;

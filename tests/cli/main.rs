@@ -32,6 +32,7 @@ mod inspect;
 mod layers;
 mod measure;
 mod networks;
+mod probex;
 mod prune;
 mod recipes;
 mod resume;

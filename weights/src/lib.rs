@@ -66,6 +66,12 @@ pub mod anatomy;
 
 pub mod lineage;
 
+pub mod random;
+
+pub mod zoo;
+
+pub mod probex;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, HubFault, Problem, Result};

@@ -1,7 +1,7 @@
 //! Data the toolkit makes itself, each a pure function of a seed: a closed little world of facts to train and question a
 //! language model on, the tokenizer for it, and glyph images for vision models. And readers of sets made by others.
 
-pub mod random;
+pub use scruple_weights::random;
 
 pub mod world;
 

@@ -16,7 +16,7 @@ const WORTH_THREADS: usize = 1 << 20;
 
 /// The sides of the products.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     pub rows: usize,
     pub inputs: usize,
     pub outputs: usize,
@@ -82,7 +82,7 @@ fn product(m: usize, k: usize, n: usize, a: Matrix<'_>, b: Matrix<'_>, (out, row
 }
 
 /// `y = x wᵀ`; a row of `x` and of `y` lies as far from the next as is given with it.
-pub(super) fn forward(shape: Shape, x: (&[f32], usize), w: &[f32], y: (&mut [f32], usize)) {
+pub(crate) fn forward(shape: Shape, x: (&[f32], usize), w: &[f32], y: (&mut [f32], usize)) {
     let Shape { rows, inputs, outputs } = shape;
     let a = Matrix { values: x.0, row: x.1, column: 1 };
     let b = Matrix { values: w, row: 1, column: inputs };
@@ -90,7 +90,7 @@ pub(super) fn forward(shape: Shape, x: (&[f32], usize), w: &[f32], y: (&mut [f32
 }
 
 /// `∂x = ∂y w`, or `+=` if `add`.
-pub(super) fn grad_input(shape: Shape, dy: (&[f32], usize), w: &[f32], dx: (&mut [f32], usize), add: bool) {
+pub(crate) fn grad_input(shape: Shape, dy: (&[f32], usize), w: &[f32], dx: (&mut [f32], usize), add: bool) {
     let Shape { rows, inputs, outputs } = shape;
     let a = Matrix { values: dy.0, row: dy.1, column: 1 };
     let b = Matrix { values: w, row: inputs, column: 1 };
@@ -98,7 +98,7 @@ pub(super) fn grad_input(shape: Shape, dy: (&[f32], usize), w: &[f32], dx: (&mut
 }
 
 /// `∂w += ∂yᵀ x`.
-pub(super) fn grad_weight(shape: Shape, dy: (&[f32], usize), x: (&[f32], usize), dw: &mut [f32]) {
+pub(crate) fn grad_weight(shape: Shape, dy: (&[f32], usize), x: (&[f32], usize), dw: &mut [f32]) {
     let Shape { rows, inputs, outputs } = shape;
     let a = Matrix { values: dy.0, row: 1, column: dy.1 };
     let b = Matrix { values: x.0, row: x.1, column: 1 };

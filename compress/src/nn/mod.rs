@@ -10,7 +10,7 @@ pub mod graph;
 
 mod buffer;
 
-mod linear;
+pub(crate) mod linear;
 
 pub mod net;
 

@@ -1,0 +1,230 @@
+//! An expert: a trained probe with all that is needed to use it on a model nobody documented.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    cache::centred,
+    calibration,
+    head::{Choice, Texts, probabilities},
+    layer::{Layer, Values},
+    metrics::Figures,
+    net::Net,
+    spec::{Input, Preset, Spec},
+    train::Training,
+};
+
+/// How far models of the tree lie from its middle, and how far is too far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Radius {
+    /// Largest distance of a training or validation model to the centroid, ‖X − centroid‖.
+    pub own: f64,
+    /// Least distance of a model of another tree of the zoo, where it has one.
+    pub nearest_other: Option<f64>,
+    /// Distances beyond this are of unknown trees: twice `own`, and where other trees are known at most halfway (in
+    /// ratio) to the nearest of their models.
+    pub limit: f64,
+}
+
+impl Radius {
+    /// From the distances of a tree's own models, and of others.
+    pub fn of(own: &[f64], others: &[f64]) -> Self {
+        let own = own.iter().fold(0.0f64, |most, &d| most.max(d));
+        let nearest_other = others.iter().copied().min_by(f64::total_cmp);
+        let halfway = nearest_other.filter(|other| *other > own).map(|other| (own * other).sqrt());
+        Self { own, nearest_other, limit: halfway.map_or(2.0 * own, |halfway| halfway.min(2.0 * own)) }
+    }
+}
+
+/// A probe that was tried on the way to the expert.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// The layer's name.
+    pub layer: String,
+    /// What was tried.
+    pub preset: Preset,
+    /// Numbers it has.
+    pub parameters: usize,
+    /// Right decisions and cost on the validation models.
+    pub validation: (f64, f64),
+}
+
+/// All of an expert but its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// The form of the file.
+    pub format: u32,
+    /// Which tree it knows.
+    pub tree: String,
+    /// What it says of a model.
+    pub label: String,
+    /// What may hold at once.
+    pub choice: Choice,
+    /// The classes, in the order of the outputs.
+    pub classes: Vec<String>,
+    /// The layer it reads.
+    pub layer: Layer,
+    /// What is taken off the layer.
+    pub input: Input,
+    /// The probe's shape.
+    pub spec: Spec,
+    /// What the layer is multiplied with.
+    pub factor: f32,
+    /// The preset it was made by.
+    pub preset: Preset,
+    /// How far its models lie.
+    pub radius: Radius,
+    /// What logits are divided by.
+    pub temperature: f32,
+    /// Scores of the calibration models, ascending ([`calibration::scores`]).
+    pub conformal: Vec<f32>,
+    /// Documented models: names, and the classes each has.
+    pub documented: Vec<(String, Vec<usize>)>,
+    /// Figures on the validation models.
+    pub validation: Figures,
+    /// Figures on the test models, where the zoo has some.
+    pub test: Option<Figures>,
+    /// Share of test models whose sets at 90 % coverage hold all their classes.
+    pub covered: Option<f64>,
+    /// Figures on models of classes that no training model has, among those classes: by their names alone.
+    pub zero_shot: Option<Figures>,
+    /// Fingerprint of the encoder of the classes' names, where there is one.
+    pub encoder: Option<String>,
+    /// Models it was trained on.
+    pub trained_on: usize,
+    /// How.
+    pub training: Training,
+    /// Compressed copies it was trained on too.
+    pub augmented: Vec<super::damage::Damage>,
+    /// Classes that training models had; others are known by their names' embeddings alone.
+    pub seen: Vec<usize>,
+    /// What was tried.
+    pub candidates: Vec<Candidate>,
+}
+
+/// The expert.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expert {
+    /// What it is.
+    pub about: About,
+    /// The probe.
+    pub net: Net,
+    /// What is taken off the layer (rows · columns); empty for raw input and adapters.
+    pub centre: Vec<f32>,
+    /// The mean of the training models (rows · columns), by which models are routed; empty for adapters, whose middle is 0.
+    pub centroid: Vec<f32>,
+    /// Representations of the documented models, (models, representation).
+    pub representations: Vec<f32>,
+    /// Embeddings of the classes' names (classes, width), for heads that compare with texts.
+    pub texts: Vec<f32>,
+}
+
+/// What an expert says of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// Each class with its probability, in the expert's order.
+    pub probabilities: Vec<f32>,
+    /// Classes above 0.5, or the most likely one.
+    pub decided: Vec<usize>,
+    /// The set that holds all true classes with the coverage asked for.
+    pub set: Vec<usize>,
+    /// Documented models, nearest first, with the distance of their representation.
+    pub nearest: Vec<(usize, f32)>,
+    /// The model's own representation.
+    #[serde(skip)]
+    pub representation: Vec<f32>,
+}
+
+impl Expert {
+    /// ‖X − centroid‖ of a model's layer.
+    pub fn distance(&self, values: &Values) -> f64 {
+        let square: f64 = match values {
+            Values::Dense(x) if !self.centroid.is_empty() => {
+                x.iter().zip(&self.centroid).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum()
+            }
+            other => other.operand().squares((self.about.layer.rows, self.about.layer.columns)),
+        };
+        square.sqrt()
+    }
+
+    /// The class texts.
+    pub fn class_texts(&self) -> Texts<'_> {
+        let classes = if self.texts.is_empty() { 0 } else { self.about.classes.len() };
+        Texts { values: &self.texts, classes }
+    }
+
+    /// What the expert says of models' layers; `coverage` is that of the sets, `nearest` how many documented models are
+    /// named.
+    pub fn answers(&self, models: Vec<Values>, coverage: f64, nearest: usize) -> Vec<Answer> {
+        let classes = self.about.classes.len();
+        let layers: Vec<Values> =
+            models.into_iter().map(|values| centred(values, &self.about.layer, &self.centre)).collect();
+        let operands: Vec<_> = layers.iter().map(Values::operand).collect();
+        let (logits, representations) = self.net.look_at(&operands, self.class_texts());
+        let threshold = calibration::threshold(&self.about.conformal, coverage);
+        let p = probabilities(self.about.choice, &logits, classes, self.about.temperature);
+        let width = self.net.spec().representation();
+        let rows = p.chunks_exact(classes).zip(representations.chunks_exact(width));
+        rows.map(|(p, e)| Answer {
+            decided: match self.about.choice {
+                Choice::Several => (0..classes).filter(|&class| p[class] > 0.5).collect(),
+                Choice::One => vec![super::metrics::largest(p)],
+            },
+            set: (0..classes).filter(|&class| 1.0 - p[class] <= threshold).collect(),
+            probabilities: p.to_vec(),
+            nearest: self.nearest(e, nearest),
+            representation: e.to_vec(),
+        })
+        .collect()
+    }
+
+    /// The documented models whose representations are nearest (Euclidean).
+    pub fn nearest(&self, representation: &[f32], count: usize) -> Vec<(usize, f32)> {
+        let rows = self.representations.chunks_exact(representation.len().max(1)).enumerate();
+        let mut found: Vec<(usize, f32)> = rows
+            .map(|(at, row)| (at, row.iter().zip(representation).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()))
+            .collect();
+        found.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
+        found.truncate(count);
+        found
+    }
+
+    /// The documented models most like a text, by the cosine of their representations to what the head makes of the text's
+    /// `embedding`; none where the head compares with no texts.
+    pub fn search(&self, embedding: &[f32], count: usize) -> Vec<(usize, f32)> {
+        let q = self.net.text_vectors(Texts { values: embedding, classes: 1 });
+        let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        let rows = self.representations.chunks_exact(self.net.spec().representation()).enumerate();
+        let mut found: Vec<(usize, f32)> = rows
+            .filter(|_| !q.is_empty())
+            .map(|(at, e)| (at, e.iter().zip(&q).map(|(e, q)| e * q).sum::<f32>() / length(e)))
+            .collect();
+        found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        found.truncate(count);
+        found
+    }
+
+    /// How unlike class `class` a representation is: the mean distance to the two nearest documented models of that class
+    /// (the paper's one-class score); `None` where fewer than two are documented.
+    pub fn one_class(&self, representation: &[f32], class: usize) -> Option<f32> {
+        let near = self.nearest(representation, self.about.documented.len());
+        let of_class = near.into_iter().filter(|(at, _)| self.about.documented[*at].1.contains(&class));
+        let two: Vec<f32> = of_class.take(2).map(|(_, distance)| distance).collect();
+        (two.len() == 2).then(|| (two[0] + two[1]) / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_lies_between_own_and_others() {
+        assert_eq!(Radius::of(&[1.0, 2.0], &[]).limit, 4.0);
+        assert_eq!(Radius::of(&[1.0, 2.0], &[100.0]).limit, 4.0);
+        assert_eq!(Radius::of(&[2.0], &[4.5]).limit, 3.0);
+        assert_eq!(Radius::of(&[2.0], &[1.5]).limit, 4.0, "trees that overlap cannot be told apart by distance");
+    }
+}
