@@ -151,7 +151,8 @@ const WINDOWS_BELOW: Rule = Rule {
     effective: |scope, layers| {
         list(scope, "layer_types", layers).or_else(|| {
             let last = number(scope, "max_window_layers").unwrap_or(28);
-            let word = |i: usize| if (i + 1) % 2 != 0 && i < last { "sliding_attention" } else { "full_attention" };
+            let word =
+                |i: usize| if !(i + 1).is_multiple_of(2) && i < last { "sliding_attention" } else { "full_attention" };
             flag(scope, "use_sliding_window").then(|| words(layers, word))
         })
     },

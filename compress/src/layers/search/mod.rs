@@ -276,12 +276,10 @@ fn beam(evaluator: &mut Evaluator<'_>, width: usize, settings: &Settings, remova
             None => evaluator.select(&children, 1, settings.race)?.remove(0).set,
         };
         kept = whole.iter().take(width).map(|one| one.set.clone()).collect();
-        if k == 1 {
-            if let Some(most) = settings.shortlist {
-                let cheapest = scored.iter().flat_map(|one| one.set.layers()).copied();
-                pool = cheapest.take(most.max(settings.most())).collect();
-                pool.sort_unstable();
-            }
+        if let Some(most) = settings.shortlist.filter(|_| k == 1) {
+            let cheapest = scored.iter().flat_map(|one| one.set.layers()).copied();
+            pool = cheapest.take(most.max(settings.most())).collect();
+            pool.sort_unstable();
         }
         all.extend(found(k, &scored, settings.race.errors));
     }
