@@ -141,6 +141,18 @@ fn experts_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn without_options_every_layer_and_preset_is_tried() {
+    let Made { zoo, .. } = made();
+    let place = Place::new();
+    let found = scruple!["probe train --json --epochs 20 --tree tree1", zoo, "-o", place.out("r")].json();
+    let expert = &found["experts"][0];
+    assert_eq!(expert["candidates"].as_array().unwrap().len(), 9, "three layers and three presets");
+    // The rows of the head stand in another order in each model, and its base has another one: nothing to be read.
+    assert_ne!(expert["layer"], "linear.weight");
+    assert!(!expert["test"].is_null() && expert["radius"]["limit"].as_f64() > expert["radius"]["own"].as_f64());
+}
+
+#[test]
 fn a_folder_of_checkpoints_becomes_a_zoo() {
     let Made { zoo, .. } = made();
     let place = Place::new();

@@ -14,7 +14,7 @@ use scruple_weights::{
         cache::mean,
         damage::Damage,
         evaluate::{Outcome, judge},
-        fit::{Job, Members, common_layers},
+        fit::{Job, Members, base_has, common_layers},
         head::{Choice, probabilities},
         layer::Layer,
         metrics::{Figure, Figures, mean_over, recovered},
@@ -208,7 +208,7 @@ impl Study<'_> {
             for tree in self.trees.clone() {
                 let mut wants: Vec<(String, Want)> =
                     PRESETS.map(|preset| (preset.name().into(), self.want(&tree, &layer, preset))).into();
-                let change = if self.zoo.base(&tree).is_some() { Input::Base } else { Input::Centroid };
+                let change = if base_has(self.zoo, &tree, &layer)? { Input::Base } else { Input::Centroid };
                 let paper = Want { input: Some(change), ..self.want(&tree, &layer, Preset::Probex) };
                 wants.push((format!("probex, {}", change.name()), paper));
                 let delta = Want { input: Some(Input::Centroid), ..self.want(&tree, &layer, Preset::Delta) };

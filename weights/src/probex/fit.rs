@@ -144,6 +144,17 @@ pub fn common_layers(files: &[PathBuf]) -> Result<Vec<Layer>> {
     Ok(common.unwrap_or_default().into_iter().collect())
 }
 
+/// Whether the zoo names the ancestor of `tree`, and that has `layer` in this shape.
+///
+/// # Errors
+/// If it is named and cannot be opened.
+pub fn base_has(zoo: &Zoo, tree: &str, layer: &Layer) -> Result<bool> {
+    match zoo.base(tree) {
+        Some(base) => Ok(layer.is_in(&Checkpoint::open(base)?)),
+        None => Ok(false),
+    }
+}
+
 /// One tree while a layer is tried.
 struct Tree {
     members: Members,
@@ -182,7 +193,7 @@ impl Job<'_> {
         for layer in self.layers_of(&trees)? {
             trees.iter_mut().for_each(|tree| (tree.raw, tree.change) = (None, None));
             for &preset in &self.presets {
-                let input = self.input_of(preset, &layer);
+                let input = self.input_of(preset, &layer)?;
                 self.fill(&mut trees, &layer, input)?;
                 let Some(trained) = self.fit(&trees, &layer, preset, input, (label, choice, &seen)) else { continue };
                 let candidate = Candidate {
@@ -272,17 +283,24 @@ impl Job<'_> {
         Ok(common)
     }
 
-    fn input_of(&self, preset: Preset, layer: &Layer) -> Input {
-        let change = || match self.trees.iter().all(|tree| self.zoo.base(tree).is_some()) {
-            true => Input::Base,
-            false => Input::Centroid,
-        };
-        match self.input {
-            _ if layer.adapter => Input::Raw,
-            Some(input) => input,
-            None if preset.on_change() || preset == Preset::Ridge => change(),
-            None => Input::Raw,
+    /// What is taken off: the bases where every tree has one with this layer (a head is often another one), else the
+    /// centroids.
+    fn input_of(&self, preset: Preset, layer: &Layer) -> Result<Input> {
+        if layer.adapter {
+            return Ok(Input::Raw);
         }
+        if let Some(input) = self.input {
+            return Ok(input);
+        }
+        if !preset.on_change() && preset != Preset::Ridge {
+            return Ok(Input::Raw);
+        }
+        for tree in &self.trees {
+            if !base_has(self.zoo, tree, layer)? {
+                return Ok(Input::Centroid);
+            }
+        }
+        Ok(Input::Base)
     }
 
     /// Builds the caches of this layer and input, where they are not there.

@@ -7,8 +7,8 @@
 //! In the order the data flows: a [`layer`] is read from checkpoints into a [`cache`]; a probe's [`spec`] says which sides
 //! of it are looked at; the [`net`] turns an [`operand`] into a representation and the [`head`] that into logits; [`mod@train`]
 //! (or [`ridge`], in closed form) finds the numbers; [`metrics`] and [`calibration`] say what its probabilities are worth;
-//! an [`expert`] is all of that in one [`file`]; [`fit`] makes experts of a zoo, and a [`registry`] routes models to experts. [`baseline`]s and [`damage`]
-//! are what it is held against.
+//! an [`expert`] is all of that in one [`file`](mod@file); [`fit`] makes experts of a zoo, and a [`registry`] routes models
+//! to experts. [`baseline`]s and [`damage`] are what it is held against.
 //!
 //! Everything is here and not in the crate that runs models, because nothing is run: products go through faer, which this
 //! crate has for its spectra.

@@ -8,7 +8,7 @@
 //! y   = T e + b_T                                     (classes)
 //! ```
 //!
-//! Models are independent up to H; gradients of the probes and projections are summed within [`PARTS`] parts of a batch,
+//! Models are independent up to H; gradients of the probes and projections are summed within 16 parts of a batch,
 //! then part by part, so the sums do not depend on the number of threads.
 
 use faer::MatMut;

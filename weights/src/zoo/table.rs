@@ -2,7 +2,7 @@
 //!
 //! The table's first line names the columns. `model` is the checkpoint (a file or folder, relative to the zoo's folder);
 //! `tree`, `split` and `kind` may stand beside it; every other column is a label, whose cells are read by
-//! [`labels::parse`](super::labels::parse).
+//! [`labels::parse`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},

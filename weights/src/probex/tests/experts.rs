@@ -131,6 +131,17 @@ fn an_expert_learns_is_read_back_and_knows_its_tree() {
 }
 
 #[test]
+fn a_layer_that_the_base_lacks_is_read_minus_the_centroid() {
+    let folder = tempfile::tempdir().unwrap();
+    let zoo = zoo(folder.path());
+    let other = [("hidden.weight".to_string(), vec![2, 3], &[0.0; 6][..])];
+    write_arrays(&folder.path().join("oak.safetensors"), &other, &BTreeMap::new(), false).unwrap();
+    let expert = experts(&zoo, &["oak"], Preset::Ridge).remove(0);
+    assert_eq!((expert.about.input, &expert.centre), (Input::Centroid, &expert.centroid));
+    assert!(expert.about.test.unwrap().accuracy.value > 0.9);
+}
+
+#[test]
 fn trees_learnt_together_share_a_probe_and_keep_their_centres() {
     let folder = tempfile::tempdir().unwrap();
     let zoo = zoo(folder.path());
