@@ -120,6 +120,7 @@ pub(super) fn rewrite(file: &Path, config: &Value, stack: &Stack, kept: &[usize]
         }
     };
     let before: Vec<_> = rules.iter().map(|rule| (rule.effective)(scope, layers)).collect();
+    expect_no_shared_table(scope, stack, kept).map_err(&refuse)?;
     expect_producers(scope, stack, kept).map_err(&refuse)?;
 
     let Some(new) = part_mut(&mut out.config, &stack.scope) else {
@@ -269,6 +270,17 @@ fn unknown(key: &str, layers: usize) -> String {
         "`{key}` has {layers} entries, as many as there are layers, and is not known here; if it is not about layers, \
          --force leaves it as it is"
     )
+}
+
+/// Gemma 3n: one table holds a row's part for every layer, beside the stack, and is not cut here.
+fn expect_no_shared_table(scope: &Scope, stack: &Stack, kept: &[usize]) -> Result<(), String> {
+    let width = scope.get("hidden_size_per_layer_input").and_then(Value::as_u64).unwrap_or(0);
+    match width > 0 && kept.len() < stack.layers {
+        true => Err("`hidden_size_per_layer_input` says that one table (`embed_tokens_per_layer`) holds a part for every \
+                     layer, which is not cut here; layers of such a model cannot be taken out yet"
+            .into()),
+        false => Ok(()),
+    }
 }
 
 /// Layers that read the keys and values of others need those to stay.

@@ -242,6 +242,13 @@ fn shared_keys_need_the_layer_that_makes_them() {
 }
 
 #[test]
+fn a_table_with_a_part_for_every_layer_is_not_left_as_it_was() {
+    let config = json!({ "model_type": "gemma3n_text", "num_hidden_layers": 10, "hidden_size_per_layer_input": 256 });
+    let sentence = refused("model.layers", config, &[0, 1, 2, 3]);
+    assert!(sentence.contains("`hidden_size_per_layer_input`"), "{sentence}");
+}
+
+#[test]
 fn modules_named_for_quantisation_are_renumbered() {
     let quantised =
         |part: Value| json!({ "model_type": "llama", "num_hidden_layers": 12, "quantization_config": part });
