@@ -40,7 +40,9 @@ fn tensors() -> impl Strategy<Value = Tensors> {
 fn write(out: &Path, tensors: &Tensors, max_shard_bytes: u64) {
     let specs = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     let metadata = BTreeMap::from([("maker".to_string(), "a \"test\"".to_string())]);
-    let writer = CheckpointWriter::create(out, specs, WriterOptions { max_shard_bytes, metadata, ..WriterOptions::default() }).unwrap();
+    let writer =
+        CheckpointWriter::create(out, specs, WriterOptions { max_shard_bytes, metadata, ..WriterOptions::default() })
+            .unwrap();
     for (spec, bytes) in tensors.iter().rev() {
         let middle = bytes.len() / 3;
         writer.write_at(&spec.name, middle as u64, &bytes[middle..]).unwrap();

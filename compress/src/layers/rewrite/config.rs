@@ -276,9 +276,11 @@ fn unknown(key: &str, layers: usize) -> String {
 fn expect_no_shared_table(scope: &Scope, stack: &Stack, kept: &[usize]) -> Result<(), String> {
     let width = scope.get("hidden_size_per_layer_input").and_then(Value::as_u64).unwrap_or(0);
     match width > 0 && kept.len() < stack.layers {
-        true => Err("`hidden_size_per_layer_input` says that one table (`embed_tokens_per_layer`) holds a part for every \
+        true => {
+            Err("`hidden_size_per_layer_input` says that one table (`embed_tokens_per_layer`) holds a part for every \
                      layer, which is not cut here; layers of such a model cannot be taken out yet"
-            .into()),
+                .into())
+        }
         false => Ok(()),
     }
 }
