@@ -2,6 +2,8 @@
 //!
 //! The costs of the first passes are compared before anything is timed. One thread; set RAYON_NUM_THREADS=1.
 
+#![allow(clippy::print_stdout, missing_docs, reason = "a program that prints its results")]
+
 use std::{collections::BTreeMap, process::Command};
 
 use scruple_weights::probex::{

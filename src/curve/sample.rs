@@ -3,8 +3,10 @@
 
 use super::data::*;
 
+type Dimension = (&'static str, usize, usize, Option<f64>, f64, f64);
+
 /// Name, items, clusters, chance, the dense score, and how much of it compression takes (negative: it rises).
-const DIMENSIONS: [(&str, usize, usize, Option<f64>, f64, f64); 9] = [
+const DIMENSIONS: [Dimension; 9] = [
     ("toxicity", 100, 100, None, 72.6, -7.0),
     ("stereotype", 112, 56, Some(50.0), 44.3, 12.0),
     ("privacy", 118, 60, Some(52.5), 66.5, 9.0),

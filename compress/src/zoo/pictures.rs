@@ -87,7 +87,7 @@ pub struct Pictures {
 
 impl Pictures {
     /// Splits `set`: a third for ancestors, a half for fine-tunes, the rest for tests, at most `most` images in all.
-    /// Images of a longer side than [`LONGEST_SIDE`] are averaged down by a whole factor.
+    /// Images of a side longer than 16 are averaged down by a whole factor.
     ///
     /// # Errors
     /// If the images are not square and of one channel, or too few.

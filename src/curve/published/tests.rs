@@ -3,9 +3,11 @@
 use super::*;
 use crate::trust::paired::Summary;
 
+type Difference = (&'static str, f64, f64, f64, f64, Option<f64>);
+
 /// End of a model's name; worst and best Δ and mean |Δ| over eight dimensions, Δ of the average with knowledge, and Δ of
 /// knowledge alone: what differencing the table by hand gave, rounded to 0.1 (the last only where that was noted exactly).
-const DIFFERENCES: &[(&str, f64, f64, f64, f64, Option<f64>)] = &[
+const DIFFERENCES: &[Difference] = &[
     ("llama-2-13b-chat-awq@8bit_128g", -0.8, 0.6, 0.3, -0.1, Some(0.0)),
     ("llama-2-13b-chat-gptq@8bit_128g", -0.5, 2.6, 0.6, 0.3, Some(0.0)),
     ("llama-2-13b-awq@8bit_128g", -0.7, 1.8, 0.4, 0.2, None),

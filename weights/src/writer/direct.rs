@@ -81,6 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "a test says what it could not try")]
     fn writes_the_whole_pages_and_says_which() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
