@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod generate;
 pub mod inspect;
 pub mod layers;
+pub mod lineage;
 pub mod methods;
 pub mod trust;
 pub mod verify;

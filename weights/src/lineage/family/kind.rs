@@ -74,6 +74,8 @@ pub(super) struct Finding {
     pub kind: Kind,
     /// The side that was made from the other, where what was done cannot be undone.
     pub copy: Option<Side>,
+    /// The side that most likely was, where the same traces can come about the other way.
+    pub leans: Option<Side>,
     /// The comparison's sentence, in which A and B are the two sides.
     pub sentence: String,
     /// Figures in a few words: a rank, a grid, a share of zeros.
@@ -93,7 +95,7 @@ fn commonest(words: impl Iterator<Item = (String, f64)>) -> Option<String> {
 /// Reads `diff`, whose A is the model with no fewer blocks.
 pub(super) fn read(diff: &Diff) -> Finding {
     let sentence = diff.verdict.sentence.clone();
-    let finding = |kind, copy, detail| Finding { kind, copy, sentence: sentence.clone(), detail };
+    let finding = |kind, copy, detail| Finding { kind, copy, leans: None, sentence: sentence.clone(), detail };
     let of = |name: &str| diff.tensors.iter().filter(|tensor| tensor.change.name() == name).collect::<Vec<_>>();
     let lost = |removed: usize| Some(format!("{removed} of {} blocks", diff.blocks.iter().map(|b| b.a).sum::<usize>()));
     let removed: usize = diff.blocks.iter().map(|stack| stack.removed.len()).sum();
@@ -166,7 +168,16 @@ pub(super) fn read(diff: &Diff) -> Finding {
                 }),
                 _ => None,
             };
-            finding(Kind::Pruned, majority(&mut tensors.iter().map(side)), commonest(tensors.iter().filter_map(zeros)))
+            let kept = |tensor: &&&TensorDiff| matches!(tensor.change, Change::Pruned { kept_equal: true, .. });
+            let all: f64 = tensors.iter().map(|tensor| weight(tensor)).sum();
+            let equal = tensors.iter().filter(kept).map(|tensor| weight(tensor)).sum::<f64>() > 0.5 * all;
+            let copy = majority(&mut tensors.iter().map(side));
+            let detail = commonest(tensors.iter().filter_map(zeros));
+            // Where the rest changed too, the zeros may have been there first and been trained away.
+            match equal {
+                true => finding(Kind::Pruned, copy, detail),
+                false => Finding { leans: copy, ..finding(Kind::Pruned, None, detail) },
+            }
         }
         "low-rank" => {
             let ranks = of("low-rank").into_iter().filter_map(|tensor| match &tensor.change {

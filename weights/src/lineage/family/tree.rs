@@ -30,12 +30,22 @@ struct Judged {
 }
 
 impl Judged {
-    /// The parent and the child, if what was done says so.
-    fn certain(&self) -> Option<(usize, usize)> {
-        match self.finding.copy? {
+    /// The parent and the child, if `side` is the copy.
+    fn order(&self, side: Option<Side>) -> Option<(usize, usize)> {
+        match side? {
             Side::A => Some((self.b, self.a)),
             Side::B => Some((self.a, self.b)),
         }
+    }
+
+    /// The parent and the child, if what was done says so.
+    fn certain(&self) -> Option<(usize, usize)> {
+        self.order(self.finding.copy)
+    }
+
+    /// The same, where it only leans to it.
+    fn leans(&self) -> Option<(usize, usize)> {
+        self.order(self.finding.leans)
     }
 }
 
@@ -139,7 +149,8 @@ impl Grown {
             };
             let votes = judged.finding.kind.is_training();
             let votes = votes.then(|| distance::votes(&member(a).sketch, &member(b).sketch, groups));
-            tree.links.push(Link { a, b, certain, declared: declared(a, b), votes });
+            let leans = judged.leans().map(|(parent, _)| parent == a);
+            tree.links.push(Link { a, b, certain, leans, declared: declared(a, b), votes });
         }
         tree.adopt(&d);
         for &(merge, model) in &tree.adopted.clone() {
@@ -459,8 +470,11 @@ fn judged(
 ) -> Judged {
     let size = |at: usize| members[models[at]].sketch.parameters();
     let (a, b) = if size(pair.1) > size(pair.0) { (pair.1, pair.0) } else { pair };
-    let unread =
-        |why: String| Judged { finding: Finding { kind: Kind::Unread, copy: None, sentence: why, detail: None }, a, b };
+    let unread = |why: String| Judged {
+        finding: Finding { kind: Kind::Unread, copy: None, leans: None, sentence: why, detail: None },
+        a,
+        b,
+    };
     let diff = match judge(models[a], models[b]) {
         Ok(diff) => diff,
         Err(why) => return unread(why),
@@ -480,7 +494,7 @@ fn judged(
             let detail = Some(format!("{repeated} of {} blocks", back.blocks.iter().map(|b| b.b).sum::<usize>()));
             let sentence = back.verdict.sentence;
             Judged {
-                finding: Finding { kind: Kind::LayersRepeated, copy: Some(Side::B), sentence, detail },
+                finding: Finding { kind: Kind::LayersRepeated, copy: Some(Side::B), leans: None, sentence, detail },
                 a: b,
                 b: a,
             }
