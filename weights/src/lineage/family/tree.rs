@@ -20,6 +20,11 @@ const RESAMPLES: u64 = 100;
 /// Rounds of arborescence and comparison; each rules out directions, so few are needed.
 const ROUNDS: usize = 8;
 
+/// Probabilities of directions that no posterior gives: a mixture could be one of its parents' origin by rare chance, and
+/// a model near it could have been there before.
+const MERGED: f64 = 0.99;
+const FROM_MERGE: f64 = 0.95;
+
 /// The exact comparison of a pair.
 #[derive(Debug, Clone)]
 struct Judged {
@@ -64,7 +69,7 @@ pub(super) struct Grown {
     judged: BTreeMap<(usize, usize), Judged>,
     /// Pairs (parent, child) that a maker's record proves.
     recorded: BTreeSet<(usize, usize)>,
-    /// Models that would hang from a merge: (merge, model).
+    /// Models that hang from a merge: (merge, model).
     adopted: Vec<(usize, usize)>,
 }
 
@@ -109,7 +114,15 @@ impl Grown {
         let d = tree.distances(&[1.0; GROUPS]);
         let recorded: BTreeSet<usize> = tree.recorded.iter().map(|(_, child)| *child).collect();
         tree.merges = merge::find(n, &d).into_iter().filter(|merge| !recorded.contains(&merge.child)).collect();
-        tree.plain = (0..n).filter(|&at| tree.merges.iter().all(|merge| merge.child != at)).collect();
+        let merges: Vec<Merge> = tree.merges.clone();
+        let is_merge = |at: usize| merges.iter().any(|merge| merge.child == at);
+        for model in (0..n).filter(|&at| !is_merge(at) && !recorded.contains(&at)) {
+            let near = merges.iter().filter(|merge| is_satellite(n, &d, merge, model));
+            let own = near.min_by(|x, y| d[x.child * n + model].total_cmp(&d[y.child * n + model]));
+            tree.adopted.extend(own.map(|merge| (merge.child, model)));
+        }
+        let adopted = |at: usize| tree.adopted.iter().any(|(_, model)| *model == at);
+        tree.plain = (0..n).filter(|&at| !is_merge(at) && !adopted(at)).collect();
         let mut compare = |tree: &mut Self, pair: (usize, usize)| {
             if !tree.judged.contains_key(&pair) {
                 progress("comparing", tree.judged.len(), n - 1);
@@ -152,7 +165,6 @@ impl Grown {
             let leans = judged.leans().map(|(parent, _)| parent == a);
             tree.links.push(Link { a, b, certain, leans, declared: declared(a, b), votes });
         }
-        tree.adopt(&d);
         for &(merge, model) in &tree.adopted.clone() {
             compare(&mut tree, ordered(merge, model));
         }
@@ -218,54 +230,6 @@ impl Grown {
         pairs
     }
 
-    /// Finds the models that descend from a merge: nearer to it than to their neighbour, on a side of the tree without the
-    /// merge's parents.
-    fn adopt(&mut self, d: &[f64]) {
-        let n = self.models.len();
-        for merge in &self.merges {
-            for &model in &self.plain {
-                if merge.parents.iter().any(|(parent, _)| *parent == model) {
-                    continue;
-                }
-                // The neighbour on the way to the merge's first parent.
-                let towards = self.links.iter().enumerate().find_map(|(at, link)| {
-                    let other = match (link.a == model, link.b == model) {
-                        (true, _) => link.b,
-                        (_, true) => link.a,
-                        _ => return None,
-                    };
-                    let own = direction::beyond(&self.links, at, model);
-                    merge.parents.iter().all(|(parent, _)| !own.contains(parent)).then_some(other)
-                });
-                let Some(other) = towards else { continue };
-                if d[merge.child * n + model] < d[other * n + model] {
-                    match self.adopted.iter_mut().find(|(_, known)| *known == model) {
-                        Some((known, _)) if d[merge.child * n + model] < d[*known * n + model] => *known = merge.child,
-                        Some(_) => {}
-                        None => self.adopted.push((merge.child, model)),
-                    }
-                }
-            }
-        }
-        // What descends from an adopted model stays with it.
-        let adopted = self.adopted.clone();
-        let fits = |&(merge, model): &(usize, usize)| {
-            let (near, own) = (self.judged.get(&ordered(merge, model)), d[merge * n + model]);
-            near.and_then(Judged::certain).is_none_or(|(_, child)| child == model) && own.is_finite()
-        };
-        self.adopted = adopted.into_iter().filter(fits).collect();
-        let children: BTreeSet<usize> = self.adopted.iter().map(|(_, model)| *model).collect();
-        self.links.retain_mut(|link| {
-            // Only the link towards the merge's parents goes.
-            for (model, other) in [(link.a, link.b), (link.b, link.a)] {
-                if children.contains(&model) && !children.contains(&other) {
-                    return false;
-                }
-            }
-            true
-        });
-    }
-
     /// Votes of edges whose direction is known.
     pub fn known_votes(&self) -> Tally {
         let mut tally: Tally = [[0.0; 2]; 2];
@@ -279,74 +243,48 @@ impl Grown {
 
     /// The tree with its root, and its edges with their confidences.
     pub fn directed(&self, elsewhere: &Tally) -> (Tree, Vec<Edge>) {
-        let n = self.models.len();
-        // Models that hang from merges are their own small trees, whose root is known.
-        let mut components: Vec<Vec<usize>> = Vec::new();
-        for &model in &self.plain {
-            if !components.iter().any(|known| known.contains(&model)) {
-                components.push(direction::beyond(&self.links, usize::MAX, model).into_iter().collect());
-            }
-        }
-        let adopted = |component: &[usize]| self.adopted.iter().find(|(_, model)| component.contains(model)).copied();
-        let links = |component: &[usize]| -> Vec<Link> {
-            let own = self.links.iter().filter(|link| component.contains(&link.a));
-            own.cloned().collect()
-        };
         let resamples: Vec<Resample> = (0..RESAMPLES).into_par_iter().map(|seed| self.resample(seed)).collect();
         let share =
             |of: &dyn Fn(&Resample) -> bool| resamples.iter().filter(|r| of(r)).count() as f64 / RESAMPLES as f64;
         let mut edges = Vec::new();
-        let mut tree_root = (self.plain.first().copied().unwrap_or(0), 1.0);
-        for component in &components {
-            let links = links(component);
-            let hangs = adopted(component);
-            let mut roots = vec![0.0; component.len()];
-            match hangs {
-                Some((_, model)) => roots[component.iter().position(|&at| at == model).unwrap_or(0)] = 1.0,
-                None => {
-                    for resample in &resamples {
-                        let found = direction::roots(component, &links, &resample.weights, elsewhere);
-                        roots.iter_mut().zip(found).for_each(|(sum, found)| *sum += found / RESAMPLES as f64);
-                    }
-                }
-            }
-            // The models on the side of each edge's a, and the probability that the root is there.
-            let sides: Vec<BTreeSet<usize>> =
-                (0..links.len()).map(|at| direction::beyond(&links, at, links[at].a)).collect();
-            let mass = |side: &BTreeSet<usize>| -> f64 {
-                component.iter().zip(&roots).filter(|(model, _)| side.contains(model)).map(|(_, p)| p).sum()
-            };
-            let forwards: Vec<f64> = sides.iter().map(|side| mass(side).clamp(0.0, 1.0)).collect();
-            // The root under which most edges may be expected to be right.
-            let expected = |root: usize| -> f64 {
-                sides.iter().zip(&forwards).map(|(side, p)| if side.contains(&root) { *p } else { 1.0 - p }).sum()
-            };
-            let best = component.iter().enumerate().map(|(at, &model)| (at, expected(model)));
-            let best =
-                best.max_by(|x, y| x.1.total_cmp(&y.1).then(roots[x.0].total_cmp(&roots[y.0])).then(y.0.cmp(&x.0)));
-            let root = best.map_or(0, |(at, _)| at);
-            if hangs.is_none() {
-                tree_root = (component[root], roots[root]);
-            }
-            for (at, link) in links.iter().enumerate() {
-                let away = sides[at].contains(&component[root]);
-                let (from, to) = if away { (link.a, link.b) } else { (link.b, link.a) };
-                let p = if away { forwards[at] } else { 1.0 - forwards[at] };
-                let confidence = share(&|resample| resample.pairs.contains(&(link.a, link.b)));
-                edges.push(self.edge(from, to, confidence, p, self.evidence(link, from == link.a, p)));
-            }
-            if let Some((merge, model)) = hangs {
-                let confidence = share(&|resample| resample.adopts.contains(&(merge, model)));
-                let why = vec!["nearer to the merge than to what it was made from".into()];
-                edges.push(self.edge(merge, model, confidence, 1.0, why));
-            }
+        let (component, links) = (&self.plain, &self.links);
+        let mut roots = vec![0.0; component.len()];
+        for resample in &resamples {
+            let found = direction::roots(component, links, &resample.weights, elsewhere);
+            roots.iter_mut().zip(found).for_each(|(sum, found)| *sum += found / RESAMPLES as f64);
+        }
+        // The models on the side of each edge's a, and the probability that the root is there.
+        let sides: Vec<BTreeSet<usize>> =
+            (0..links.len()).map(|at| direction::beyond(links, at, links[at].a)).collect();
+        let mass = |side: &BTreeSet<usize>| -> f64 {
+            component.iter().zip(&roots).filter(|(model, _)| side.contains(model)).map(|(_, p)| p).sum()
+        };
+        let forwards: Vec<f64> = sides.iter().map(|side| mass(side).clamp(0.0, 1.0)).collect();
+        // The root under which most edges may be expected to be right.
+        let expected = |root: usize| -> f64 {
+            sides.iter().zip(&forwards).map(|(side, p)| if side.contains(&root) { *p } else { 1.0 - p }).sum()
+        };
+        let best = component.iter().enumerate().map(|(at, &model)| (at, expected(model)));
+        let best = best.max_by(|x, y| x.1.total_cmp(&y.1).then(roots[x.0].total_cmp(&roots[y.0])).then(y.0.cmp(&x.0)));
+        let root = best.map_or(0, |(at, _)| at);
+        for (at, link) in links.iter().enumerate() {
+            let away = sides[at].contains(&component[root]);
+            let (from, to) = if away { (link.a, link.b) } else { (link.b, link.a) };
+            let p = if away { forwards[at] } else { 1.0 - forwards[at] };
+            let confidence = share(&|resample| resample.pairs.contains(&(link.a, link.b)));
+            edges.push(self.edge(from, to, confidence, p, self.evidence(link, from == link.a, p)));
+        }
+        for &(merge, model) in &self.adopted {
+            let confidence = share(&|resample| resample.adopts.contains(&(merge, model)));
+            let why = vec!["far nearer to the merge than what it was made from".into()];
+            edges.push(self.edge(merge, model, confidence, FROM_MERGE, why));
         }
         for merge in &self.merges {
             let confidence = share(&|resample| resample.merges.contains(&merge.child));
             for &(parent, coefficient) in &merge.parents {
                 let left =
                     format!("{:.1} % of the squared distance to the nearest parent remains", 100.0 * merge.remains);
-                let edge = self.edge(parent, merge.child, confidence, 1.0, vec![left]);
+                let edge = self.edge(parent, merge.child, confidence, MERGED, vec![left]);
                 edges.push(Edge {
                     kind: Kind::Merge,
                     detail: Some(format!("part {coefficient:.2}")),
@@ -356,8 +294,9 @@ impl Grown {
             }
         }
         edges.sort_by_key(|edge| (edge.to, edge.from));
-        let (root, root_confidence) = if n == 1 { (0, 1.0) } else { tree_root };
-        (Tree { models: self.models.clone(), root: self.models[root], root_confidence }, edges)
+        let oldest = component.get(root).copied().unwrap_or(0);
+        let root_confidence = roots.get(root).copied().unwrap_or(1.0);
+        (Tree { models: self.models.clone(), root: self.models[oldest], root_confidence }, edges)
     }
 
     fn edge(&self, from: usize, to: usize, confidence: f64, p: f64, evidence: Vec<String>) -> Edge {
@@ -436,21 +375,23 @@ impl Grown {
             })
         };
         let mut pairs = self.neighbours(&d);
-        let adopts: Vec<(usize, usize)> = self
-            .adopted
-            .iter()
-            .filter(|(merge, model)| {
-                // A child of its own may be nearer still.
-                let own = direction::beyond(&self.links, usize::MAX, *model);
-                let outside = self.plain.iter().filter(|other| !own.contains(other)).map(|other| d[other * n + model]);
-                outside.fold(f64::INFINITY, f64::min) > d[merge * n + model]
-            })
-            .copied()
-            .collect();
+        let stays = |(child, model): &&(usize, usize)| {
+            self.merges.iter().any(|merge| merge.child == *child && is_satellite(n, &d, merge, *model))
+        };
+        let adopts = self.adopted.iter().filter(stays).copied().collect();
         pairs.sort_unstable();
         let merges = self.merges.iter().filter(holds).map(|merge| merge.child).collect();
         Resample { weights, pairs, adopts, merges }
     }
+}
+
+/// Whether `model` lies so near to `merge` that it was made from it. The common origin of k parents that went equally far
+/// is 1/(k − 1) as far from their mean, squared, as they are: half of that is the limit.
+fn is_satellite(n: usize, d: &[f64], merge: &Merge, model: usize) -> bool {
+    let own = merge.parents.iter().map(|(parent, _)| *parent);
+    let nearest = own.clone().map(|parent| d[merge.child * n + parent]).fold(f64::INFINITY, f64::min);
+    let limit = 0.5 * nearest / (merge.parents.len() as f64 - 1.0).max(1.0);
+    own.clone().all(|parent| parent != model) && d[merge.child * n + model] < limit
 }
 
 /// What comes out with tensors drawn anew.
