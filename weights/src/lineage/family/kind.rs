@@ -153,7 +153,15 @@ pub(super) fn read(diff: &Diff) -> Finding {
                 _ => None,
             };
             let copy = majority(&mut tensors.iter().map(side));
-            finding(Kind::Quantised, copy, commonest(tensors.iter().filter_map(bits)))
+            let coarser = |tensor: &&TensorDiff| match &tensor.change {
+                Change::Quantised { copy, grid, origin: Some(origin), .. } if grid.bits < origin.bits => {
+                    (Some(*copy), weight(tensor))
+                }
+                _ => (None, 0.0),
+            };
+            let leans = majority(&mut tensors.iter().map(coarser));
+            let detail = commonest(tensors.iter().filter_map(bits));
+            Finding { leans: leans.filter(|_| copy.is_none()), ..finding(Kind::Quantised, copy, detail) }
         }
         "pruned" => {
             let tensors = of("pruned");

@@ -311,6 +311,10 @@ impl Grown {
             relative: if relative.is_finite() { relative } else { 0.0 },
             confidence,
             direction: match p {
+                // Of two equal models neither is the older.
+                p if p < SURE && judged.is_some_and(|judged| judged.finding.kind == Kind::Equal) => {
+                    Direction::Undirected
+                }
                 p if p >= SURE => Direction::Certain,
                 p if p >= LIKELY => Direction::Likely,
                 _ => Direction::Undirected,
