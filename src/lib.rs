@@ -67,6 +67,8 @@ enum Verb {
     Verify(commands::verify::Arguments),
     /// What changed between two checkpoints, tensor by tensor and in one sentence
     Diff(commands::diff::Arguments),
+    /// Which of many models was made from which, and how: trees with their edges' kinds and confidences
+    Lineage(commands::lineage::Arguments),
     /// Which whole layers of a model can go, and the checkpoint without them
     Layers(commands::layers::Arguments),
     /// List the methods with their papers and parameters
@@ -100,6 +102,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Convert(arguments) => commands::convert::run(&arguments),
         Verb::Verify(arguments) => commands::verify::run(&arguments),
         Verb::Diff(arguments) => commands::diff::run(&arguments),
+        Verb::Lineage(arguments) => commands::lineage::run(&arguments),
         Verb::Layers(arguments) => commands::layers::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),
         Verb::Families(arguments) => commands::families::run(&arguments),

@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod generate;
 pub mod inspect;
 pub mod layers;
+pub mod lineage;
 pub mod methods;
 pub mod probe;
 pub mod search;

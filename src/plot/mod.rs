@@ -7,6 +7,8 @@ use plotters::{coord::Shift, prelude::*, style::register_font};
 
 pub mod diff;
 
+pub mod family;
+
 pub mod heatmap;
 
 pub mod layers;

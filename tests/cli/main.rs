@@ -30,6 +30,7 @@ mod hostile;
 mod hub;
 mod inspect;
 mod layers;
+mod lineage;
 mod measure;
 mod networks;
 mod probex;

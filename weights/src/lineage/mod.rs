@@ -11,6 +11,7 @@
 
 mod arrange;
 mod change;
+pub mod family;
 mod grid;
 mod mask;
 mod matching;
