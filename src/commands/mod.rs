@@ -13,5 +13,6 @@ pub mod generate;
 pub mod inspect;
 pub mod layers;
 pub mod methods;
+pub mod share;
 pub mod trust;
 pub mod verify;
