@@ -35,5 +35,6 @@ mod networks;
 mod prune;
 mod recipes;
 mod resume;
+mod share;
 mod trust;
 mod verify;

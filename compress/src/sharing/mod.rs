@@ -11,8 +11,8 @@
 //! Slots and signs are functions of one seed and are never stored. A [`fold`] says which they are, the [`baselines`] what
 //! older methods choose; [`modules`] lays tensors out with their scales; the [`pool`] holds the arithmetic of S and Sᵀ;
 //! [`parametrise`] trains a net over a pool, and [`matrix`] multiplies by a shared matrix without ever making it. On disk a
-//! model is a [`file`](mod@file) that [`project`] makes of a dense checkpoint and [`expand`] turns back into one, bit for bit;
-//! a trained [`net`] is written and read in the same form; [`report`] says what it takes.
+//! model is a [`file`](mod@file) that [`project`](mod@project) makes of a dense checkpoint and [`expand`](mod@expand) turns
+//! back into one, bit for bit; a trained [`net`] is written and read in the same form; [`report`] says what it takes.
 //!
 //! Sharing makes a model smaller, not cheaper: the number of multiplications stays what it was.
 
