@@ -73,6 +73,10 @@ bench-train python:
 bench-probe python:
     RAYON_NUM_THREADS=1 cargo bench --bench probe_train -- --python {{python}}
 
+# A matrix read from a pool against the dense one and against independent hashes
+bench-share:
+    RAYON_NUM_THREADS=1 cargo bench --bench share_kernels
+
 # Two epochs on Fashion-MNIST (FOLDER holds its four idx files, as Debian's dataset-fashion-mnist does)
 train-fashion folder:
     cargo run --release -p scruple-compress --example train_images -- --data {{folder}}/train-images-idx3-ubyte.gz \

@@ -5,6 +5,8 @@
 //! loop hands each block to the [`methods`], which choose codes on a number [`grid`]; [`pack`] and [`export`] write them
 //! in formats other tools load; and [`measure`] says what it cost. [`layers`] takes out whole blocks instead.
 //!
+//! [`sharing`] reads many weights from one small pool.
+//!
 //! [`nn`] trains small nets for images on kernels of its own; [`train`] the language model that comes with the program.
 
 pub mod error;
@@ -58,5 +60,7 @@ pub mod measure;
 pub mod neighbours;
 
 pub mod layers;
+
+pub mod sharing;
 
 pub use error::{Error, Result};

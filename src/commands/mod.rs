@@ -17,6 +17,7 @@ pub mod lineage;
 pub mod methods;
 pub mod probe;
 pub mod search;
+pub mod share;
 pub mod trust;
 pub mod verify;
 pub mod zoo;

@@ -37,5 +37,6 @@ mod probex;
 mod prune;
 mod recipes;
 mod resume;
+mod share;
 mod trust;
 mod verify;

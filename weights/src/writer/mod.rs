@@ -65,6 +65,8 @@ fn is_plain_name(name: &str) -> bool {
 pub struct WriterOptions {
     /// Tensor bytes after which a new shard begins; a single larger tensor gets a shard of its own.
     pub max_shard_bytes: u64,
+    /// What the files' names begin with: `model` makes `model.safetensors`, or `model-00001-of-00002.safetensors` and so on.
+    pub stem: String,
     /// String metadata of every shard. `format` is `pt` unless given.
     pub metadata: Metadata,
     /// Large pieces go past the page cache, where the file system can do that: cheaper, unless the files are read again
@@ -75,7 +77,7 @@ pub struct WriterOptions {
 impl Default for WriterOptions {
     /// Shards of 5 GB, as transformers writes them.
     fn default() -> Self {
-        Self { max_shard_bytes: 5_000_000_000, metadata: Metadata::new(), past_cache: false }
+        Self { max_shard_bytes: 5_000_000_000, stem: "model".into(), metadata: Metadata::new(), past_cache: false }
     }
 }
 
@@ -504,7 +506,7 @@ fn prepare(out: &Path, tensors: &[TensorSpec], options: &WriterOptions) -> Resul
     let (parent, _) = work::parent_and_name(out)?;
     work::remove_abandoned(out, &work::resumable_path(out)?)?;
     refuse_existing(out)?;
-    let plan = Plan::new(out, tensors, options.max_shard_bytes, &options.metadata)?;
+    let plan = Plan::new(out, tensors, options)?;
     fs::create_dir_all(&parent).map_err(|error| Error::io(&parent, "make the folder", error))?;
     Ok(plan)
 }

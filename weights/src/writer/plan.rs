@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::TensorSpec;
+use super::{TensorSpec, WriterOptions};
 use crate::{
     Error, Result, digest,
     error::Problems,
@@ -60,11 +60,11 @@ impl Plan {
     }
 
     /// Lays out `tensors` in their order; a new shard begins where one would exceed `max_shard_bytes` of tensor data.
-    pub fn new(out: &Path, tensors: &[TensorSpec], max_shard_bytes: u64, metadata: &Metadata) -> Result<Self> {
+    pub fn new(out: &Path, tensors: &[TensorSpec], options: &WriterOptions) -> Result<Self> {
         let sizes = sizes(out, tensors)?;
-        let shards = split(&sizes, max_shard_bytes);
+        let shards = split(&sizes, options.max_shard_bytes);
         let count = shards.len();
-        let mut metadata = metadata.clone();
+        let mut metadata = options.metadata.clone();
         metadata.entry("format".into()).or_insert("pt".into()); // transformers refuses files without it
 
         let mut plan = Self { places: Vec::new(), by_name: HashMap::new(), shards: Vec::new(), index: None };
@@ -85,8 +85,8 @@ impl Plan {
                 position += sizes[index]; // no overflow: `sizes` checked the sum
             }
             let name = match count {
-                1 => "model.safetensors".into(),
-                _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+                1 => format!("{}.safetensors", options.stem),
+                _ => format!("{}-{:05}-of-{count:05}.safetensors", options.stem, number + 1),
             };
             plan.shards.push(ShardPlan { name, len: header.len() as u64 + data, header });
         }

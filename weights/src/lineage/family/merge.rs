@@ -53,7 +53,8 @@ pub(super) fn fit(n: usize, d: &[f64], x: usize, parents: &[usize]) -> Option<(V
         let own = at(parents[column + 1], p0);
         let pivot = (column..k).max_by(|&i, &j| rows[i][column].abs().total_cmp(&rows[j][column].abs()))?;
         rows.swap(column, pivot);
-        if !(rows[column][column].abs() > 1e-6 * own) {
+        let size = rows[column][column].abs();
+        if size.is_nan() || size <= 1e-6 * own {
             return None;
         }
         let (upper, lower) = rows.split_at_mut(column + 1);

@@ -1,0 +1,318 @@
+//! The arithmetic of S and Sᵀ: reading weights from the pool, and adding what concerns weights into it.
+//!
+//! ```text
+//! recover      w_i = sign(i) xor round(λ · ψ_slot(i))            one multiplication, no fused add: exact on every machine
+//! accumulate   a_j += Σ over i in slot j of λ · sign(i) · v_i    in the order of i
+//! ```
+//!
+//! Both go by runs of neighbouring slots, so that memory is read and written as it lies; no index is stored or computed
+//! for a single weight. Sums are taken by threads that own a part of the slots each, every slot in the order of the flat
+//! array: the bytes do not depend on the number of threads.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::fold::{Fold, WORD, Words};
+use crate::kernel::dispatch;
+
+/// Slots that a thread owns while weights are added up.
+const OWNED: usize = 1 << 15;
+
+/// Weights below which one thread is enough.
+const WORTH_THREADS: usize = 1 << 16;
+
+/// Lanes of a 512-bit register of f32.
+const LANES: usize = 16;
+
+/// `value`, negated if the highest bit of `sign` is set.
+#[inline(always)]
+fn flip(value: f32, sign: u32) -> f32 {
+    f32::from_bits(value.to_bits() ^ (sign & 0x8000_0000))
+}
+
+/// Weights `first..first + out.len()` of scale `scale` from `pool` into `out`.
+///
+/// # Panics
+/// If the pool is of another size, or the weights leave the array.
+pub fn recover(fold: &Fold, pool: &[f32], scale: f32, first: usize, out: &mut [f32]) {
+    assert_eq!(pool.len(), fold.slots(), "the pool is of another fold");
+    for run in fold.runs(first..first + out.len()) {
+        let out = &mut out[run.weight - first..][..run.len];
+        recover_run(&pool[run.slot..][..run.len], scale, run.weight, fold.signs(), out);
+    }
+}
+
+dispatch! {
+    fn recover_run(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut [f32]) = recover_body
+}
+
+#[inline(always)]
+fn recover_body(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut [f32]) {
+    let mut at = 0;
+    while at < out.len() {
+        let place = (weight + at) % WORD;
+        let word = signs.word((weight + at) / WORD) >> place;
+        let len = (WORD - place).min(out.len() - at);
+        let (from, to) = (&pool[at..][..len], &mut out[at..][..len]);
+        if let (Ok(from), Ok(to)) = (<&[f32; WORD]>::try_from(from), <&mut [f32; WORD]>::try_from(&mut *to)) {
+            for part in 0..WORD / LANES {
+                let bits = (word >> (LANES * part)) as u32;
+                for lane in 0..LANES {
+                    let i = part * LANES + lane;
+                    to[i] = flip(scale * from[i], bits << (31 - lane));
+                }
+            }
+        } else {
+            for i in 0..len {
+                to[i] = flip(scale * from[i], ((word >> i) as u32) << 31);
+            }
+        }
+        at += len;
+    }
+}
+
+/// A number sums are kept in.
+pub trait Sum: Copy + Send {
+    /// `self + sign · (scale · value)`; the product is rounded to this type first.
+    fn plus(self, scale: f32, value: f32, sign: u32) -> Self;
+}
+
+impl Sum for f32 {
+    #[inline(always)]
+    fn plus(self, scale: f32, value: f32, sign: u32) -> Self {
+        self + flip(scale * value, sign)
+    }
+}
+
+impl Sum for f64 {
+    #[inline(always)]
+    fn plus(self, scale: f32, value: f32, sign: u32) -> Self {
+        self + f64::from(scale) * f64::from(flip(value, sign))
+    }
+}
+
+/// Adds λ · sign · value of the weights `first..first + values.len()` to their slots in `sums`.
+///
+/// # Panics
+/// If `sums` is of another fold, or the weights leave the array.
+pub fn accumulate(fold: &Fold, values: &[f32], scale: f32, first: usize, sums: &mut [f32]) {
+    add(fold, values, scale, first, sums, add_f32);
+}
+
+/// [`accumulate`] in f64, for sums of which an exact result is wanted.
+///
+/// # Panics
+/// As [`accumulate`].
+pub fn accumulate_f64(fold: &Fold, values: &[f32], scale: f32, first: usize, sums: &mut [f64]) {
+    add(fold, values, scale, first, sums, add_f64);
+}
+
+dispatch! {
+    fn add_f32(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f32]) = add_body::<f32>
+}
+dispatch! {
+    fn add_f64(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f64]) = add_body::<f64>
+}
+
+fn add<T: Sum>(
+    fold: &Fold,
+    values: &[f32],
+    scale: f32,
+    first: usize,
+    sums: &mut [T],
+    add_run: fn(&[f32], f32, usize, Words, &mut [T]),
+) {
+    assert_eq!(sums.len(), fold.slots(), "the sums are of another fold");
+    let weights = first..first + values.len();
+    let owned = |slots: Range<usize>, sums: &mut [T]| {
+        for run in fold.runs(weights.clone()) {
+            let (from, to) = (run.slot.max(slots.start), (run.slot + run.len).min(slots.end));
+            if from < to {
+                let weight = run.weight + (from - run.slot);
+                let values = &values[weight - first..][..to - from];
+                add_run(values, scale, weight, fold.signs(), &mut sums[from - slots.start..][..to - from]);
+            }
+        }
+    };
+    if values.len() < WORTH_THREADS {
+        return owned(0..fold.slots(), sums);
+    }
+    sums.par_chunks_mut(OWNED).enumerate().for_each(|(part, sums)| {
+        let start = part * OWNED;
+        owned(start..start + sums.len(), sums);
+    });
+}
+
+#[inline(always)]
+fn add_body<T: Sum>(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [T]) {
+    let mut at = 0;
+    while at < sums.len() {
+        let place = (weight + at) % WORD;
+        let word = signs.word((weight + at) / WORD) >> place;
+        let len = (WORD - place).min(sums.len() - at);
+        let (from, to) = (&values[at..][..len], &mut sums[at..][..len]);
+        if let (Ok(from), Ok(to)) = (<&[f32; WORD]>::try_from(from), <&mut [T; WORD]>::try_from(&mut *to)) {
+            for part in 0..WORD / LANES {
+                let bits = (word >> (LANES * part)) as u32;
+                for lane in 0..LANES {
+                    let i = part * LANES + lane;
+                    to[i] = to[i].plus(scale, from[i], bits << (31 - lane));
+                }
+            }
+        } else {
+            for i in 0..len {
+                to[i] = to[i].plus(scale, from[i], ((word >> i) as u32) << 31);
+            }
+        }
+        at += len;
+    }
+}
+
+/// Σ x_i · sign(i) · ψ_slot(i) over the weights `first..first + x.len()`: one row of a shared matrix times `x`, before its
+/// scale.
+///
+/// # Panics
+/// If the pool is of another size, or the weights leave the array.
+pub fn dot(fold: &Fold, pool: &[f32], first: usize, x: &[f32]) -> f32 {
+    assert_eq!(pool.len(), fold.slots(), "the pool is of another fold");
+    let mut sums = [[0.0; LANES]; WORD / LANES];
+    for run in fold.runs(first..first + x.len()) {
+        let x = &x[run.weight - first..][..run.len];
+        dot_run(&pool[run.slot..][..run.len], x, run.weight, fold.signs(), &mut sums);
+    }
+    let mut lanes = [0.0f32; LANES];
+    for lane in 0..LANES {
+        lanes[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+dispatch! {
+    fn dot_run(
+        pool: &[f32],
+        x: &[f32],
+        weight: usize,
+        signs: Words,
+        sums: &mut [[f32; LANES]; WORD / LANES],
+    ) = dot_body
+}
+
+#[inline(always)]
+fn dot_body(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [[f32; LANES]; WORD / LANES]) {
+    let mut kept = *sums; // in registers, not behind the reference
+    let mut at = 0;
+    while at < x.len() {
+        let place = (weight + at) % WORD;
+        let word = signs.word((weight + at) / WORD) >> place;
+        let len = (WORD - place).min(x.len() - at);
+        let (from, x) = (&pool[at..][..len], &x[at..][..len]);
+        if let (Ok(from), Ok(x)) = (<&[f32; WORD]>::try_from(from), <&[f32; WORD]>::try_from(x)) {
+            for part in 0..WORD / LANES {
+                let bits = (word >> (LANES * part)) as u32;
+                for lane in 0..LANES {
+                    let i = part * LANES + lane;
+                    kept[part][lane] = x[i].mul_add(flip(from[i], bits << (31 - lane)), kept[part][lane]);
+                }
+            }
+        } else {
+            for i in 0..len {
+                let sum = &mut kept[0][i % LANES];
+                *sum = x[i].mul_add(flip(from[i], ((word >> i) as u32) << 31), *sum);
+            }
+        }
+        at += len;
+    }
+    *sums = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{kernel::test_values::uniform, sharing::fold::tests::folds};
+
+    fn sign(fold: &Fold, weight: usize) -> f32 {
+        if fold.is_negative(weight) { -1.0 } else { 1.0 }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn all_three_match_the_definition(fold in folds(), ends in (0.0f64..1.0, 0.0f64..1.0)) {
+            let at = |share: f64| (share * (fold.weights() + 1) as f64) as usize;
+            let range = at(ends.0.min(ends.1))..at(ends.0.max(ends.1));
+            let (pool, scale) = (uniform(fold.slots(), fold.seed()), 0.37f32);
+            let mut found = vec![f32::NAN; range.len()];
+            recover(&fold, &pool, scale, range.start, &mut found);
+            let expected: Vec<f32> = range.clone().map(|i| sign(&fold, i) * (scale * pool[fold.slot(i)])).collect();
+            prop_assert_eq!(&found, &expected);
+
+            let values = uniform(range.len(), 2);
+            let (mut sums, mut wide) = (uniform(fold.slots(), 3), vec![0.0f64; fold.slots()]);
+            let (mut expected, mut expected_wide) = (sums.clone(), wide.clone());
+            for (i, &value) in range.clone().zip(&values) {
+                expected[fold.slot(i)] += sign(&fold, i) * (scale * value);
+                expected_wide[fold.slot(i)] += f64::from(scale) * f64::from(sign(&fold, i) * value);
+            }
+            accumulate(&fold, &values, scale, range.start, &mut sums);
+            accumulate_f64(&fold, &values, scale, range.start, &mut wide);
+            prop_assert_eq!(sums, expected);
+            prop_assert_eq!(wide, expected_wide);
+
+            let exact: f64 = range.clone().zip(&values).map(|(i, &x)| {
+                f64::from(x) * f64::from(sign(&fold, i) * pool[fold.slot(i)])
+            }).sum();
+            let found = f64::from(dot(&fold, &pool, range.start, &values));
+            prop_assert!((found - exact).abs() < 1e-4, "{} against {}", found, exact);
+        }
+    }
+
+    #[test]
+    fn the_instruction_sets_give_the_same_bits() {
+        let fold = Fold::new(5_000, 1_000, 1, 9).unwrap();
+        let (signs, pool, x) = (fold.signs(), uniform(900, 1), uniform(900, 2));
+        for (weight, len) in [(0, 900), (17, 700), (63, 1), (64, 64), (100, 129)] {
+            let (pool, x) = (&pool[..len], &x[..len]);
+            let (mut fast, mut plain) = (vec![0.0; len], vec![0.0; len]);
+            recover_run(pool, 0.3, weight, signs, &mut fast);
+            recover_body(pool, 0.3, weight, signs, &mut plain);
+            assert_eq!(fast, plain);
+            add_f32(x, 0.7, weight, signs, &mut fast);
+            add_body(x, 0.7, weight, signs, &mut plain);
+            assert_eq!(fast, plain);
+            let (mut fast, mut plain) = ([[0.5; LANES]; 4], [[0.5; LANES]; 4]);
+            dot_run(pool, x, weight, signs, &mut fast);
+            dot_body(pool, x, weight, signs, &mut plain);
+            assert_eq!(fast, plain);
+        }
+    }
+
+    #[test]
+    fn recovering_and_accumulating_are_adjoint_and_threads_do_not_matter() {
+        let fold = Fold::new(400_000, 70_001, 16, 4).unwrap();
+        let (pool, v) = (uniform(fold.slots(), 1), uniform(fold.weights(), 2));
+        let mut w = vec![0.0; fold.weights()];
+        recover(&fold, &pool, 0.5, 0, &mut w);
+        let sums = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut sums = vec![0.0; fold.slots()];
+            pool.install(|| accumulate(&fold, &v, 0.5, 0, &mut sums));
+            sums
+        };
+        let one = sums(1);
+        assert_eq!(one, sums(3));
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let (left, right) = (product(&w, &v), product(&pool, &one));
+        assert!((left - right).abs() < 1e-3 * left.abs().max(1.0), "⟨Sψ, v⟩ = {left}, ⟨ψ, Sᵀv⟩ = {right}");
+    }
+}

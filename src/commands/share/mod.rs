@@ -1,0 +1,47 @@
+//! `scruple share`: many weights read from one small pool. One sub-verb a file.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+mod train;
+
+mod project;
+
+mod expand;
+
+mod verify;
+
+mod report;
+
+/// The options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Train a small net for images over a pool: what the method is for
+    Train(Box<train::Arguments>),
+    /// Project a checkpoint on a pool: where fine-tuning may start, not a model to use
+    Project(Box<project::Arguments>),
+    /// Turn a model with a pool back into an ordinary checkpoint, bit for bit
+    Expand(expand::Arguments),
+    /// Prove that a model with a pool expands to what it was written for
+    Verify(verify::Arguments),
+    /// Say what a pool takes and saves, and how it is loaded
+    Report(report::Arguments),
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.verb {
+        Verb::Train(arguments) => train::run(arguments),
+        Verb::Project(arguments) => project::run(arguments),
+        Verb::Expand(arguments) => expand::run(arguments),
+        Verb::Verify(arguments) => verify::run(arguments),
+        Verb::Report(arguments) => report::run(arguments),
+    }
+}

@@ -1,0 +1,240 @@
+//! `scruple share train`: a small net for images whose weights share a pool from the first step on.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use scruple_compress::{
+    data::{glyphs::glyphs, images::ImageSet},
+    nn::{
+        Architecture, Input, Net, Recipe, Shortcut, Spec, Trainer, Weights, evaluate,
+        optimiser::{Curve, Rule, Schedule},
+        train::Augmentation,
+    },
+    sharing::{
+        Scales, Shared, SharedFile,
+        modules::{Choice, LEAST_VALUES, Size},
+        net,
+        report::Report,
+    },
+};
+use scruple_weights::PathFilter;
+use serde::Serialize;
+
+use super::report;
+use crate::{
+    printer::{self, Progress},
+    record::{self, Run},
+};
+
+/// Images a batch of the evaluation.
+const EVALUATED: usize = 200;
+
+/// Pixels of a side of the glyphs that stand in where no data is given.
+const SIDE: usize = 16;
+
+/// A rule of descent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Optimiser {
+    /// Momentum 0.9, weight decay 1e-4
+    Sgd,
+    /// Weight decay 0.01
+    Adamw,
+}
+
+/// The options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Labelled images to train on: IDX, CIFAR in binary form, digits as CSV, numpy; `glyphs` draws some
+    #[arg(long, default_value = "glyphs")]
+    data: String,
+    /// Labelled images to evaluate on; `glyphs` draws others
+    #[arg(long, default_value = "glyphs")]
+    test: String,
+    /// mlp, cnn, residual-mlp, or resnet20 and its kin
+    #[arg(long, default_value = "mlp")]
+    net: String,
+    /// Features of the net's first layer
+    #[arg(long, default_value_t = 128)]
+    width: usize,
+    /// Times every image is seen
+    #[arg(long, default_value_t = 12)]
+    epochs: u64,
+    /// Images a step
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// The rule of a step
+    #[arg(long, value_enum, default_value = "sgd")]
+    optimiser: Optimiser,
+    /// The highest learning rate; 0.05 for SGD and 0.002 for AdamW without it
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Weights a slot of the pool serves, 1 or more
+    #[arg(long, default_value_t = 8.0)]
+    rate: f64,
+    /// Only tensors whose names match one of these globs share
+    #[arg(long)]
+    include: Vec<String>,
+    /// Tensors whose names match one of these globs do not
+    #[arg(long)]
+    exclude: Vec<String>,
+    /// Tensors of fewer values do not share; vectors never do
+    #[arg(long, default_value_t = LEAST_VALUES)]
+    min_values: usize,
+    /// Of the weights, the pool, the order of the images
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder to write; it must not exist
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print the record as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a run found.
+#[derive(Debug, Serialize)]
+struct Record {
+    spec: Spec,
+    recipe: Recipe,
+    /// Mean cost and share told right of the last epoch's images, while training.
+    train_loss: f64,
+    train_accuracy: f64,
+    /// Of the weights read back from the file.
+    test_images: usize,
+    test_loss: f64,
+    test_accuracy: f64,
+    report: Report,
+}
+
+impl Arguments {
+    fn images(name: &str, seed: u64, count: usize) -> Result<ImageSet> {
+        match name {
+            "glyphs" => Ok(ImageSet::of_glyphs(glyphs(seed, count, SIDE))),
+            file => Ok(ImageSet::read(Path::new(file), None)?),
+        }
+    }
+
+    fn architecture(&self) -> Result<Architecture> {
+        let width = self.width;
+        Ok(match self.net.as_str() {
+            "mlp" => Architecture::Mlp { hidden: vec![width, width.div_ceil(2)], norm: false },
+            "cnn" => Architecture::Cnn { widths: vec![width, width.saturating_mul(2), width.saturating_mul(4)] },
+            "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
+            name => {
+                let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+                let depth = depth.with_context(|| {
+                    format!("no net is called `{name}`; choose mlp, cnn, residual-mlp, or resnet20 and its kin")
+                })?;
+                Architecture::resnet(depth, width, Shortcut::Slice)?
+            }
+        })
+    }
+
+    fn recipe(&self, images: &ImageSet) -> Recipe {
+        let (rule, peak) = match self.optimiser {
+            Optimiser::Sgd => (Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 }, 0.05),
+            Optimiser::Adamw => (Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }, 0.002),
+        };
+        Recipe {
+            seed: self.seed,
+            epochs: self.epochs,
+            batch: self.batch,
+            rule,
+            decay_vectors: true, // all that stands behind shared weights decays alike
+            schedule: Schedule {
+                peak: self.learning_rate.unwrap_or(peak),
+                warmup_epochs: 0.0,
+                curve: Curve::Step { milestones: vec![0.5, 0.75], factor: 0.1 },
+            },
+            label_smoothing: 0.0,
+            augmentation: Augmentation::default(),
+            scaling: images.scaling(),
+        }
+    }
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let clock = Run::start("share train");
+    // Before the work, not after it.
+    anyhow::ensure!(
+        arguments.output.symlink_metadata().is_err(),
+        "{}: the output exists already; choose another name, or move or delete it first",
+        arguments.output.display()
+    );
+    let (images, test) = (Arguments::images(&arguments.data, 1, 8_000)?, Arguments::images(&arguments.test, 2, 2_000)?);
+    let sizes = [&images, &test].map(|set| (set.height, set.width, set.channels));
+    anyhow::ensure!(
+        sizes[0] == sizes[1],
+        "the images of --test are {:?} (height, width, channels), those of --data {:?}; give sets of one kind",
+        sizes[1],
+        sizes[0]
+    );
+    let input = Input { height: images.height, width: images.width, channels: images.channels };
+    let spec = Spec { architecture: arguments.architecture()?, input, classes: images.classes };
+    let recipe = arguments.recipe(&images);
+    let graph = spec.graph()?;
+    let mut start = Weights::start(&graph, arguments.seed);
+    let choice = Choice {
+        filter: PathFilter::new(arguments.include.clone(), arguments.exclude.clone())?,
+        least_values: arguments.min_values,
+    };
+    let (size, align) = (Size::Rate(arguments.rate), scruple_compress::sharing::fold::ALIGN);
+    let shared = Shared::new(graph.layout(), &start.values, &choice, Scales::Rms, size, align, arguments.seed)?;
+    shared.begin(&mut start.values, arguments.seed);
+    if arguments.rate > 1.0 && arguments.learning_rate.is_none() {
+        let (hint, of) = match arguments.optimiser {
+            Optimiser::Sgd => (arguments.rate.powf(0.6), "c^0.6, measured on one small net"),
+            Optimiser::Adamw => (arguments.rate.sqrt(), "√c, derived and untested"),
+        };
+        printer::say(format!(
+            "training at the dense learning rate {}; at this rate of sharing {:.2} may be better (times {of})",
+            recipe.schedule.peak,
+            recipe.schedule.peak * hint
+        ));
+    }
+
+    let mut trainer = Trainer::from_weights(&spec, recipe.clone(), &images, start, Some(&shared))?;
+    let mut progress = Progress::new("train", trainer.steps());
+    let (mut train_loss, mut train_accuracy) = (0.0, 0.0);
+    trainer.run(u64::MAX, &mut |now| {
+        (train_loss, train_accuracy) = (now.epoch_loss, now.epoch_accuracy);
+        progress.at(now.step, &format!("cost {:.4}, {:.1} % right", now.epoch_loss, 100.0 * now.epoch_accuracy));
+        ControlFlow::Continue(())
+    })?;
+    progress.finish();
+    let circumstances = [("run.json", record::pretty(&clock.to_json())?)];
+    net::write(&shared, &graph, trainer.trainable(), trainer.weights(), &arguments.output, &circumstances)?;
+
+    // What is measured is what was written.
+    let file = SharedFile::open(&arguments.output)?;
+    let weights = net::read(&graph, &file)?;
+    let evaluation = evaluate(&mut Net::new(&spec, EVALUATED)?, &weights, &test, &recipe.scaling)?;
+    let found = Record {
+        spec,
+        recipe,
+        train_loss,
+        train_accuracy,
+        test_images: test.len(),
+        test_loss: evaluation.loss,
+        test_accuracy: evaluation.accuracy(),
+        report: Report::of(&file),
+    };
+    record::write_whole(&arguments.output.join("share.json"), &record::pretty(&found)?)?;
+    if arguments.json {
+        printer::json(&found)?;
+    } else {
+        report::print(&found.report);
+        printer::data(format!(
+            "{} of {} test images told right, {:.2} %",
+            evaluation.right,
+            test.len(),
+            100.0 * found.test_accuracy
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
