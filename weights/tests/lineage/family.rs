@@ -189,6 +189,7 @@ fn interval(hits: usize, of: usize) -> (f64, f64) {
 }
 
 #[test]
+#[allow(clippy::print_stdout, reason = "the figures of the documentation")]
 fn trees_grown_at_random_are_found_again() {
     let mut score = Score::default();
     for seed in 1..9 {
