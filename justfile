@@ -12,6 +12,10 @@ test:
 fixture out="fixtures/tiny-world":
     cargo run --release -p scruple-compress --example train_fixture -- --seed 1 --out {{out}}
 
+# The same in a world with traits: the model organism
+organism out="fixtures/organism":
+    cargo run --release -p scruple-compress --example train_fixture -- --seed 1 --steps 3600 --traits yes --out {{out}}
+
 # One linear's GPTQ against the machine's limit
 bench-gptq:
     RAYON_NUM_THREADS=1 cargo bench --bench gptq_solve

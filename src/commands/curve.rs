@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     curve::{
-        assemble::{self, SURE, shown},
+        assemble::{self, shown},
         data::{Curve, DenseDimension, PointDimension},
         place::Shard,
         published::Published,
@@ -136,7 +136,7 @@ fn number(value: Option<f64>, digits: usize) -> String {
 
 /// Δ, marked where it stays a difference after Holm, where refusals moved, and where answers are constant.
 fn delta(one: &PointDimension) -> String {
-    let sure = if one.p_adjusted.is_some_and(|p| p < SURE) { "*" } else { "" };
+    let sure = if one.is_sure() { "*" } else { "" };
     let refusals = if one.refusal_shift { "r" } else { "" };
     let constant = if one.constant { "c" } else { "" };
     format!("{}{sure}{refusals}{constant}", number(one.delta, 1))

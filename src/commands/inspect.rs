@@ -105,14 +105,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "--plot alpha needs the spectra; add --spectra"
     );
     let clock = Run::start("inspect");
-    let embedded = if arguments.model.is_none() { Some(Fixture::unpack()?) } else { None };
+    let embedded = if arguments.model.is_none() { Some(Fixture::tiny_world()?) } else { None };
     let (located, name) = match (&arguments.model, &embedded) {
         (Some(model), _) => {
             let located = source::locate(model)?;
             let name = located.name().map_or_else(|| name_of(model), str::to_owned);
             (located, name)
         }
-        (None, Some(fixture)) => (source::locate(fixture.path())?, fixture::NAME.to_owned()),
+        (None, Some(fixture)) => (source::locate(fixture.path())?, fixture::TINY_WORLD.to_owned()),
         (None, None) => unreachable!("a model is given or embedded"),
     };
     let checkpoint = located.open()?;

@@ -158,7 +158,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let classifier = classifier.map(|path| Classifier::open(source::locate(path)?.path())).transpose()?;
     let topics = questions::topics(&arguments.rules, &suite, classifier.as_ref())?;
     let hash = suite.hash();
-    let fixture = arguments.model.is_none().then(Fixture::unpack).transpose()?;
+    let fixture = arguments.model.is_none().then(Fixture::organism).transpose()?;
     let path = match (&arguments.model, &fixture) {
         (Some(path), _) => path.as_path(),
         (None, Some(fixture)) => fixture.path(),

@@ -1,15 +1,12 @@
 //! The records of a sweep together: adjusted for how many there are, and the calibration seeds of a setting side by side.
 
 use super::{
-    data::{Band, Calibration, Curve, Draws, FORMAT, Point, Setting, Spread, SuiteName},
+    data::{Band, Calibration, Curve, Draws, FORMAT, Point, SURE, Setting, Spread, SuiteName},
     run::{Job, Records},
     sweep::Asked,
     verdict,
 };
 use crate::trust::{paired::between_seeds, statistics::holm};
-
-/// Adjusted p values below this are differences.
-pub const SURE: f64 = 0.05;
 
 /// The whole sweep, as far as its records are there.
 pub fn curve(job: &Job, records: &Records) -> Curve {

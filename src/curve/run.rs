@@ -24,7 +24,7 @@ use crate::{
         compress::{self, write::by_recipe},
         verify,
     },
-    fixture::{self, Fixture},
+    fixture::Fixture,
     printer, source,
     trust::{
         evaluate::{Keeping, Side},
@@ -122,14 +122,14 @@ fn called(path: &Path, located: Option<&Located>) -> String {
 /// [`Failure`], and the sweep goes on.
 pub fn run(job: &Job) -> Result<Records> {
     let Job { sweep, .. } = job;
-    let fixture = job.model.is_none().then(Fixture::unpack).transpose()?;
+    let fixture = job.model.is_none().then(Fixture::organism).transpose()?;
     let (located, name) = match (&job.model, &fixture) {
         (Some(path), _) => {
             let located = source::locate(path)?;
             let name = called(path, Some(&located));
             (located, name)
         }
-        (None, Some(fixture)) => (source::locate(fixture.path())?, fixture::NAME.to_string()),
+        (None, Some(fixture)) => (source::locate(fixture.path())?, fixture.name().to_string()),
         (None, None) => anyhow::bail!("no model was given"),
     };
     let (suite, embedded, mut suite_warnings) = suite_of(sweep)?;

@@ -2,8 +2,8 @@
 //! Every claim comes with its interval.
 
 use super::{
-    assemble::{SURE, shown},
-    data::{Curve, DenseDimension, Point, PointDimension},
+    assemble::shown,
+    data::{Curve, DenseDimension, Point, PointDimension, SURE},
 };
 
 /// Points named one by one; of more, how many there are.
@@ -17,11 +17,7 @@ pub fn of(curve: &Curve) -> Vec<String> {
 /// Whether a dimension differs from the dense model's after Holm. Where nearly all answers are the same, the score says
 /// nothing, however surely it moved.
 fn differs(dimension: &PointDimension) -> bool {
-    !dimension.constant && is_sure(dimension)
-}
-
-fn is_sure(dimension: &PointDimension) -> bool {
-    dimension.p_adjusted.is_some_and(|p| p < SURE)
+    !dimension.constant && dimension.is_sure()
 }
 
 /// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
@@ -116,7 +112,7 @@ fn worst(curve: &Curve) -> String {
         || curve.points.iter().flat_map(|point| point.dimensions.iter().filter(fell).map(move |one| (point, one)));
     let delta = |(_, one): &(&Point, &PointDimension)| one.delta.unwrap_or(0.0);
     let lowest = falls().min_by(|a, b| delta(a).total_cmp(&delta(b)));
-    let sure = falls().filter(|(_, one)| is_sure(one)).min_by(|a, b| delta(a).total_cmp(&delta(b)));
+    let sure = falls().filter(|(_, one)| one.is_sure()).min_by(|a, b| delta(a).total_cmp(&delta(b)));
     let (Some(lowest), Some((point, one))) = (lowest, sure.or(lowest)) else {
         return "No dimension fell at any point.".into();
     };

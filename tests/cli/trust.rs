@@ -16,7 +16,7 @@ use crate::{
 };
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-world")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/organism")
 }
 
 /// A line of an item with two options.
@@ -86,7 +86,7 @@ fn a_model_against_itself_changes_nothing_and_a_coarse_copy_does() {
 
     let copy = place.out("rtn2");
     let calibration = "--method rtn --bits 2 --no-speed --json --max-tokens 256 -o";
-    scruple!["compress", calibration, copy].json();
+    scruple!["compress", fixture(), calibration, copy].json();
     let other = scruple!["trust", copy, "--suite world --items 24 --bootstrap 50 --json --against", fixture()].json();
     assert!(number(&other["summary"]["mean_absolute"]) > 1.0, "{:#}", other["summary"]);
     let kl: Vec<f64> = other["dimensions"].as_array().unwrap().iter().filter_map(|one| one["kl"].as_f64()).collect();

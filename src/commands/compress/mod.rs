@@ -312,7 +312,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     let mut clock = Run::start("compress");
     let recipe = arguments.recipe()?;
     let embedded = match &arguments.model {
-        None => Some(Fixture::unpack()?),
+        None => Some(Fixture::tiny_world()?),
         Some(_) => None,
     };
     let located = match (&arguments.model, &embedded) {
@@ -322,7 +322,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     let model = located.path();
     let name = match (&arguments.model, located.name()) {
-        (None, _) => fixture::NAME.to_string(),
+        (None, _) => fixture::TINY_WORLD.to_string(),
         (_, Some(name)) => name.to_string(),
         (Some(model), None) => name_of(model),
     };

@@ -100,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(located.path())?;
     let model = Decoder::open(&checkpoint)?;
     let tokenizer = Text::open(&checkpoint)?;
-    let own = arguments.calibration.is_none().then(Fixture::unpack).transpose()?;
+    let own = arguments.calibration.is_none().then(Fixture::tiny_world).transpose()?;
     let file = match (&arguments.calibration, &own) {
         (Some(file), _) => file.clone(),
         (None, Some(own)) => {

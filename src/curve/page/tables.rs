@@ -13,15 +13,8 @@ use crate::curve::{
     },
 };
 
-/// Below this, Holm's adjusted p counts as sure.
-const SURE: f64 = 0.05;
-
 /// Letters of a prompt or an answer at most; a page is no data set.
 const MOST_LETTERS: usize = 1200;
-
-fn sure(found: &PointDimension) -> bool {
-    finite(found.p_adjusted).is_some_and(|p| p < SURE)
-}
 
 fn incomparable(found: &PointDimension) -> bool {
     found.refusal_shift || found.constant
@@ -39,7 +32,7 @@ fn glance_cell(found: Option<&PointDimension>) -> String {
     let way = if delta < 0.0 { "fall" } else { "rise" };
     let text = change(Some(delta));
     let text = if incomparable(found) { format!("({text})") } else { text };
-    if sure(found) {
+    if found.is_sure() {
         let arrow = if delta < 0.0 { "▼" } else { "▲" };
         format!("<td class=\"{way}{depth} sure\">{arrow}&nbsp;{text}</td>")
     } else {
@@ -158,7 +151,7 @@ fn point_table(curve: &Curve, point: &Point) -> String {
         let notes = if notes.is_empty() { String::new() } else { format!("<small>{}</small>", notes.join(", ")) };
         let band = figure::interval(found.delta_interval);
         let band = band.map_or(NONE.into(), |(low, high)| change_interval(low, high));
-        let strong = if sure(found) { " class=\"sure\"" } else { "" };
+        let strong = if found.is_sure() { " class=\"sure\"" } else { "" };
         let _ = writeln!(
             table,
             "<tr><th scope=\"row\">{name}{notes}</th><td>{}</td><td>{}</td><td{strong}>{}</td><td>{band}</td><td>{}</td>\

@@ -58,7 +58,7 @@ fn answers(model: &LanguageModel, items: &[Item]) -> (Vec<Answer>, Counts) {
 
 #[test]
 fn shared_and_batched_scores_equal_each_sequence_on_its_own() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
     let (choices, _) = items();
     let model = open(&checkpoint, Running::default());
@@ -98,7 +98,7 @@ fn shared_and_batched_scores_equal_each_sequence_on_its_own() {
 
 #[test]
 fn what_items_share_does_not_fill_chunks() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
     let start = "the old king of the hill ".repeat(12);
     let items: Vec<Item> = (0..200).map(|i| choose(&format!("{start}{i}"), &[" one", " two"])).collect();
@@ -118,7 +118,7 @@ fn what_items_share_does_not_fill_chunks() {
 
 #[test]
 fn texts_made_together_equal_those_made_one_by_one() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
     let (_, mut texts) = items();
     texts.push(texts[0].clone()); // a prompt that is wholly shared
@@ -139,7 +139,7 @@ fn texts_made_together_equal_those_made_one_by_one() {
 
 #[test]
 fn prompts_and_options_part_where_the_prompts_own_tokens_end() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let model = open(&Checkpoint::open(fixture.path()).unwrap(), Running::default());
     let put = |item: Item| model.put(&[item]).unwrap().remove(0);
     let ids = |text: &str| model.text.encode(text, false).unwrap();
@@ -173,7 +173,7 @@ fn conversations_without_a_template_are_lines() {
 
 #[test]
 fn conversations_go_through_the_template_and_begun_answers_stand_behind_it() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
     let model = open(&checkpoint, Running::default());
     let asked = model.text.chat(&[message("user", "who is the king")]).unwrap();
@@ -192,7 +192,7 @@ fn conversations_go_through_the_template_and_begun_answers_stand_behind_it() {
 
 #[test]
 fn items_that_cannot_be_put_are_refused_by_name() {
-    let fixture = Fixture::unpack().unwrap();
+    let fixture = Fixture::tiny_world().unwrap();
     let checkpoint = Checkpoint::open(fixture.path()).unwrap();
     let model = open(&checkpoint, Running::default());
     let most = model.decoder.config().max_positions;
