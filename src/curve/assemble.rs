@@ -5,6 +5,7 @@ use super::{
     run::{Job, Records},
     sweep::Asked,
     verdict,
+    words::points,
 };
 use crate::trust::{paired::between_seeds, statistics::holm};
 
@@ -108,7 +109,7 @@ fn spread(dimension: &str, members: &[&Point]) -> Spread {
 
 /// An interval in words.
 pub fn shown(band: Band) -> String {
-    format!("[{:.1}, {:.1}]", band.low + 0.0, band.high + 0.0)
+    format!("[{}, {}]", points(band.low), points(band.high))
 }
 
 #[cfg(test)]

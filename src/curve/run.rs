@@ -18,6 +18,7 @@ use super::{
     place::{Place, Shard, file_name},
     point::{self, DenseFound, Kept, PointFound, ReferenceFound},
     sweep::{Asked, Sweep, What},
+    words::points,
 };
 use crate::{
     commands::{
@@ -310,7 +311,8 @@ impl Sweeper<'_> {
             self.place.clear(&asked.name)?;
         }
         let worst = found.point.worst.as_ref();
-        let worst = worst.map_or(String::new(), |(name, delta)| format!(": lowest Δ {delta:.1} points in {name}"));
+        let worst =
+            worst.map_or(String::new(), |(name, delta)| format!(": lowest Δ {} points in {name}", points(*delta)));
         printer::say(format!("{step}{worst} ({:.0} s)", started.elapsed().as_secs_f64()));
         Ok(Some(found))
     }

@@ -4,6 +4,7 @@
 use super::{
     assemble::shown,
     data::{Curve, DenseDimension, Point, PointDimension, SURE},
+    words::points,
 };
 
 /// Points named one by one; of more, how many there are.
@@ -23,7 +24,7 @@ fn differs(dimension: &PointDimension) -> bool {
 /// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
 fn told(dimension: &PointDimension) -> Option<String> {
     let (delta, interval) = (dimension.delta?, dimension.delta_interval?);
-    Some(format!("{} {:.1} {}", dimension.name, delta + 0.0, shown(interval)))
+    Some(format!("{} {} {}", dimension.name, points(delta), shown(interval)))
 }
 
 /// The dimension with the largest |Δ| that has an interval, of those of which `counts` says so.
@@ -131,7 +132,11 @@ fn worst(curve: &Curve) -> String {
     let absolute = deltas.iter().map(|delta| delta.abs()).sum::<f64>() / count;
     let hides =
         |points: f64| if points >= 0.05 { format!(", which hides {points:.1} points of it") } else { String::new() };
-    let average = if mean > 0.0 { ", a rise".into() } else { hides(mean - fall) };
+    let average = match mean {
+        mean if mean > 0.0 => format!(", and mean Δ is {mean:.1}, a rise"),
+        mean if mean + absolute < 0.05 => ", all of it downwards".into(),
+        mean => format!(", and mean Δ is {}{}", points(mean), hides(mean - fall)),
+    };
     let larger = match delta(&lowest) < fall {
         true => {
             format!("; lower, but not sure after Holm, is {} at {}", told(lowest.1).unwrap_or_default(), lowest.0.name)
@@ -139,13 +144,12 @@ fn worst(curve: &Curve) -> String {
         false => String::new(),
     };
     format!(
-        "The worst fall is {} points at {}, {how}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}, and \
-         mean Δ is {:.1}{average}{larger}.",
+        "The worst fall is {} points at {}, {how}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}\
+         {average}{larger}.",
         told(one).unwrap_or_default(),
         point.name,
         deltas.len(),
         hides(-fall - absolute),
-        mean + 0.0,
     )
 }
 

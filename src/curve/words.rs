@@ -24,6 +24,12 @@ pub fn number(value: f64, digits: usize) -> String {
     if nothing { text.trim_start_matches('-').into() } else { text.replace('-', "−") }
 }
 
+/// Points in plain letters, as a terminal and a record have them; never a minus zero.
+pub fn points(value: f64) -> String {
+    let text = format!("{value:.1}");
+    if text == "-0.0" { "0.0".into() } else { text }
+}
+
 /// A score, or a rate in percent.
 pub fn score(value: Option<f64>) -> String {
     finite(value).map_or(NONE.into(), |value| number(value, 1))

@@ -33,6 +33,7 @@ mod layers;
 mod lineage;
 mod measure;
 mod networks;
+mod organism;
 mod probex;
 mod prune;
 mod recipes;
