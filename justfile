@@ -95,6 +95,12 @@ faults model text:
     cargo build --release
     python3 tests/long/faults.py target/release/scruple {{model}} {{text}} --record benches/record/faults.json
 
+# The sweep of the embedded model organism, and its page in headless Chromium
+curve-page:
+    rm -rf target/page/organism && mkdir -p target/page
+    cargo run --release -- curve -o target/page/organism
+    python3 tests/long/page.py target/page/organism --shots target/page/shots --record benches/record/page_organism.json
+
 # The page of a sweep in headless Chromium (Debian's package `chromium`): three widths, keyboard, paper, no network; the
 # record is benches/record/page.json, the pictures of what was seen are in target/page/shots
 page:

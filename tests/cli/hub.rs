@@ -103,6 +103,32 @@ fn a_compressed_model_of_a_hub_is_verified() {
 }
 
 #[test]
+fn a_compressed_model_of_a_hub_is_a_point_of_a_sweep() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("dense"));
+    let small = place.out("small");
+    let server = Server::new(Repo::default());
+    hub!(&place, server; "compress --method rtn --bits 4 --group-size 32 --no-speed", &model, "-o", &small).succeeds();
+    let item = |i: usize| {
+        serde_json::json!({
+            "id": format!("e{i}"), "part": "part", "cluster": format!("c{i}"), "prompt": { "plain": format!("w{i} w3") },
+            "ask": { "choose": { "options": [" w11", " w12"], "gold": i % 2 } },
+        })
+    };
+    place.file("machine-ethics.jsonl", (0..20).map(|i| format!("{}\n", item(i))).collect::<String>());
+    let sweep = "[[suite]]\npath = \"machine-ethics.jsonl\"\n[[point]]\nfolder = \"org/tiny\"\n";
+    let sweep = place.file("sweep.toml", sweep);
+    let server = Server::new(repo(&small));
+    let out = place.out("curve");
+    let curve = hub!(&place, server; "curve", &model, "--json --sweep", &sweep, "-o", &out).json();
+    assert_eq!(curve["failures"], serde_json::json!([]), "{curve:#}");
+    let point = &curve["points"][0];
+    assert_eq!((&point["name"], &point["kind"]), (&"tiny".into(), &"given".into()), "{point:#}");
+    assert!(point["rate"].as_str().unwrap().ends_with("bits"), "{point:#}");
+    assert!(names(&out.join("models")).is_empty(), "it lies in the cache");
+}
+
+#[test]
 fn fetch_says_what_it_brings_and_puts_it_into_a_folder() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("dense"));
