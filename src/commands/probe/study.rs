@@ -2,6 +2,8 @@
 //!
 //! Every figure is of test models, with the interval of 95 % that drawing models (and seeds) anew gives.
 
+mod left_out;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
@@ -49,7 +51,8 @@ pub struct Arguments {
     /// Layers looked at; all that the models have in common without it
     #[arg(long, value_name = "NAME")]
     layer: Vec<String>,
-    /// Parts of the study: presets, baselines, other-trees, controls, router, joint, compression, sizes; all without it
+    /// Parts of the study: presets, baselines, other-trees, left-out, controls, router, joint, compression, sizes; all
+    /// without it
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     part: Vec<String>,
     /// Trainings of each probe, from different starts
@@ -66,7 +69,8 @@ pub struct Arguments {
     output: Option<PathBuf>,
 }
 
-const PARTS: [&str; 8] = ["presets", "baselines", "other-trees", "controls", "router", "joint", "compression", "sizes"];
+const PARTS: [&str; 9] =
+    ["presets", "baselines", "other-trees", "left-out", "controls", "router", "joint", "compression", "sizes"];
 
 /// One figure of the study.
 #[derive(Debug, Serialize)]
@@ -462,6 +466,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             "presets" => study.presets()?,
             "baselines" => study.baselines()?,
             "other-trees" => study.other_trees()?,
+            "left-out" => study.left_out()?,
             "controls" => study.controls()?,
             "router" => study.router()?,
             "joint" => study.joint()?,

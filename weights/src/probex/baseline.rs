@@ -3,6 +3,8 @@
 //! StatNN (Unterthiner et al. 2020, "Predicting neural network accuracy from weights"): seven numbers a tensor (minimum,
 //! quartiles, maximum, deviation, mean), with a logistic or a boosted model on them.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 
 use super::{
@@ -24,11 +26,24 @@ pub const STATISTICS: usize = 7;
 /// # Errors
 /// If a tensor cannot be decoded.
 pub fn statistics(checkpoint: &Checkpoint) -> Result<Vec<f32>> {
-    let mut tensors: Vec<&TensorView> = checkpoint.tensors().filter(|tensor| tensor.elements() > 0).collect();
+    let named = checkpoint.tensors().filter(|tensor| tensor.elements() > 0).map(|tensor| tensor.name().to_string());
+    statistics_of(checkpoint, &named.collect())
+}
+
+/// The same of these tensors alone; of an empty one, zeros.
+///
+/// # Errors
+/// If a tensor cannot be decoded.
+pub fn statistics_of(checkpoint: &Checkpoint, names: &BTreeSet<String>) -> Result<Vec<f32>> {
+    let mut tensors: Vec<&TensorView> = checkpoint.tensors().filter(|tensor| names.contains(tensor.name())).collect();
     tensors.sort_by(|a, b| a.name().cmp(b.name()));
     let mut out = Vec::with_capacity(tensors.len() * STATISTICS);
     for tensor in tensors {
         let mut x = tensor.to_f32()?;
+        if x.is_empty() {
+            out.extend([0.0; STATISTICS]);
+            continue;
+        }
         x.sort_by(f32::total_cmp);
         let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / x.len() as f64;

@@ -113,7 +113,7 @@ fn checkpoints(folder: &Path) -> Result<Vec<String>> {
                 } else if depth < DEEPEST {
                     walk(root, &path, depth + 1, found)?;
                 }
-            } else if ["safetensors", "pt", "pth", "bin", "gguf", "npz"]
+            } else if ["safetensors", "pt", "pth", "bin", "gguf", "npz", "traineddata"]
                 .iter()
                 .any(|ending| path.extension().is_some_and(|e| e == *ending))
             {
