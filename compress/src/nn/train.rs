@@ -444,7 +444,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// What stands for the images in a saved run: every label and pixel.
-fn fingerprint(images: &ImageSet) -> String {
+pub(crate) fn fingerprint(images: &ImageSet) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     for size in [images.height, images.width, images.channels, images.classes, images.len()] {
