@@ -1,4 +1,4 @@
-//! Lines over a logarithmic axis, each with the band its intervals make: accuracy against size, accuracy against a scale.
+//! Lines over a logarithmic axis with their intervals, as bands where a line is drawn broad and as bars elsewhere: accuracy against size, accuracy against a scale.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use plotters::{coord::Shift, prelude::*};
 use super::{fail, register};
 
 /// Colours of lines; the first seven as everywhere.
-const COLOURS: [RGBColor; 13] = [
+const COLOURS: [RGBColor; 14] = [
     super::COLOURS[0],
     super::COLOURS[1],
     super::COLOURS[2],
@@ -22,6 +22,7 @@ const COLOURS: [RGBColor; 13] = [
     RGBColor(0, 0, 0),
     RGBColor(120, 190, 100),
     RGBColor(180, 180, 180),
+    RGBColor(230, 60, 60),
 ];
 
 /// Room for the names of the lines.
@@ -32,7 +33,7 @@ const LEGEND: u32 = 190;
 pub struct Line {
     /// Shown beside the picture.
     pub name: String,
-    /// Drawn broad.
+    /// Drawn broad, its intervals as a band.
     pub strong: bool,
     /// (x above 0, y), x rising.
     pub points: Vec<(f64, f64)>,
@@ -88,6 +89,7 @@ fn all<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, panels: &[P
         return Err(fail("there are no points with a size above 0"));
     }
     area.fill(&WHITE).map_err(fail)?;
+    let area = area.margin(8, 0, 0, 0);
     let area = area.titled(title, ("sans-serif", 21)).map_err(fail)?;
     let width = area.dim_in_pixel().0.saturating_sub(LEGEND);
     let (left, right) = area.split_horizontally(width);
@@ -102,6 +104,12 @@ fn all<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, panels: &[P
         right.draw(&Text::new(line.name.clone(), (38, y - 8), ("sans-serif", 15))).map_err(fail)?;
     }
     area.present().map_err(fail)
+}
+
+/// Whether a number is 1, 2 or 5 times a power of ten: what a logarithmic axis has room for.
+fn is_round(x: f64) -> bool {
+    let leading = x / 10f64.powf(x.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].iter().any(|round| (leading / round - 1.0).abs() < 1e-6)
 }
 
 fn one<B: DrawingBackend>(
@@ -125,22 +133,28 @@ fn one<B: DrawingBackend>(
         .axis_desc_style(("sans-serif", 16))
         .light_line_style(RGBColor(240, 240, 240))
         .bold_line_style(RGBColor(220, 220, 220))
-        .x_label_formatter(&|x| (axes.label)(*x))
+        .x_label_formatter(&|x| if is_round(*x) { (axes.label)(*x) } else { String::new() })
+        .x_labels(30)
         .y_label_formatter(&|y| format!("{y:.1}"))
         .y_labels(11)
         .draw()
         .map_err(fail)?;
-    for (at, line) in panel.lines.iter().enumerate() {
+    for (at, line) in panel.lines.iter().enumerate().filter(|(_, line)| line.strong) {
         let there = line.band.iter().map(|(x, _, high)| (*x, high.min(1.0)));
         let back = line.band.iter().rev().map(|(x, low, _)| (*x, low.max(0.0)));
         let outline: Vec<(f64, f64)> = there.chain(back).collect();
         if outline.len() > 2 {
-            chart.draw_series([Polygon::new(outline, colour(at).mix(0.15))]).map_err(fail)?;
+            chart.draw_series([Polygon::new(outline, colour(at).mix(0.22))]).map_err(fail)?;
         }
     }
     for (at, line) in panel.lines.iter().enumerate() {
         let stroke = colour(at).stroke_width(if line.strong { 3 } else { 1 });
         chart.draw_series(LineSeries::new(line.points.iter().copied(), stroke)).map_err(fail)?;
+        if !line.strong {
+            let bars = line.band.iter().map(|(x, low, high)| [(*x, low.max(0.0)), (*x, high.min(1.0))]);
+            let bars = bars.map(|bar| PathElement::new(bar, colour(at).mix(0.5).stroke_width(1)));
+            chart.draw_series(bars).map_err(fail)?;
+        }
         let size = if line.strong { 4 } else { 3 };
         let dots = line.points.iter().filter(|point| !line.crosses.contains(point));
         chart.draw_series(dots.map(|point| Circle::new(*point, size, colour(at).filled()))).map_err(fail)?;

@@ -46,9 +46,9 @@ pub fn tickets(ground: &Ground, store: &Store<'_>, course: Course, sizes: &[usiz
     let (mut kept, mut found) = (all, vec![None; sizes.len()]);
     for round in 1.. {
         let share = (1.0 - ground.schooling.pruned_a_round).powi(round);
-        let next = ((all as f64 * share).round() as usize).max(1);
+        let next = ((all as f64 * share).round() as usize).min(kept.saturating_sub(1));
         let below: Vec<usize> = sizes.iter().copied().filter(|&size| size < kept && size >= next).collect();
-        let goes_on = sizes.iter().any(|&size| size <= next);
+        let goes_on = sizes.iter().any(|&size| size <= next && size < kept);
         let between = below.iter().copied().filter(|&size| size > next);
         let to_draw: Vec<usize> = between.chain(goes_on.then_some(next)).collect();
         let this = store.once(&name(kept), || chain.round(&mut early, mask.as_deref(), kept, &to_draw))?;

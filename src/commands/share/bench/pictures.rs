@@ -67,7 +67,7 @@ pub fn pareto(found: &Pareto, out: &Path) -> Result<()> {
         let panel = Panel { title: String::new(), lines: lines.collect() };
         let seeds = match found.seeds {
             1 => "one seed".to_string(),
-            seeds => format!("mean of {seeds} seeds, bands: 95 % intervals"),
+            seeds => format!("mean of {seeds} seeds, bands and bars: 95 % intervals"),
         };
         let title = format!("{}: {title}; {seeds}", found.data);
         written(out, name, |path| draw(path, &title, std::slice::from_ref(&panel), Axes { x, y: "accuracy", label }))?;

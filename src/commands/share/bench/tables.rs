@@ -16,7 +16,8 @@ use crate::printer::{self, Table};
 
 /// The pairs of runs, and the ancestors.
 pub fn equality(found: &Equality) {
-    let mut table = Table::new(["rule", "scales", "steps", "apart", "at most", "dense", "shared", "equal"]);
+    let mut table =
+        Table::new(["rule", "rate", "scales", "steps", "apart", "control", "at most", "dense", "shared", "equal"]);
     for pair in &found.pairs {
         let scales = match pair.scales {
             Scales::PowerOfTwo => "power of two",
@@ -24,16 +25,28 @@ pub fn equality(found: &Equality) {
         };
         table.row([
             pair.descent.name().to_string(),
+            pair.learning_rate.to_string(),
             scales.to_string(),
             pair.steps.to_string(),
-            pair.difference.map_or_else(|| "a run did not end".to_string(), |apart| format!("{apart:.1e}")),
+            apart(pair.difference),
+            apart(pair.control),
             format!("{:.0e}", pair.most()),
             accuracy(&pair.dense),
             accuracy(&pair.shared),
-            if pair.passes() { "yes" } else { "no" }.to_string(),
+            match (pair.is_judged(), pair.passes()) {
+                (false, _) => "not judged",
+                (true, true) => "yes",
+                (true, false) => "no",
+            }
+            .to_string(),
         ]);
     }
     table.print();
+    printer::data("");
+    printer::data(
+        "control: a dense net begun with every weight's last bit flipped; where it is further apart than may be,",
+    );
+    printer::data("descent amplifies roundings, and pairs whose scales round are not judged");
     printer::data("");
     let mut table = Table::new(["at rate 1", "slots used", "accuracy"]);
     table.row(["fold".into(), format!("{:.3}", found.load_factor), accuracy(&found.pairs[0].shared)]);
@@ -45,10 +58,14 @@ pub fn equality(found: &Equality) {
     printer::data(match found.passes {
         true => format!("equal: a pool of {} slots trains as the dense net does", found.weights),
         false => format!(
-            "not equal: a pair of runs is further apart than it may be, or its accuracies than {MOST_ACCURACY}, or has too \
+            "not equal: a pair of runs that is judged is further apart than it may be, or its accuracies than {MOST_ACCURACY}, or has too \
              few steps"
         ),
     });
+}
+
+fn apart(difference: Option<f64>) -> String {
+    difference.map_or_else(|| "a run did not end".to_string(), |apart| format!("{apart:.1e}"))
 }
 
 fn accuracy(score: &Score) -> String {
