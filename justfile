@@ -81,6 +81,16 @@ bench-probe python:
 bench-share:
     RAYON_NUM_THREADS=1 cargo bench --bench share_kernels
 
+# Sharing against dense training, its own constant and every rival: DATA is a file of images or `glyphs`; goes on where it was
+share-bench data out:
+    cargo run --release -- share bench --suite equality --data {{data}} -o {{out}}
+    cargo run --release -- share bench --suite stability --data {{data}} -o {{out}}
+    cargo run --release -- share bench --suite pareto --data {{data}} -o {{out}}
+
+# The same on ResNet-20 of width 8, hours (10,000 images of CIFAR-10 in binary form to train on, others to test on)
+share-bench-resnet data test out:
+    cargo run --release -- share bench --suite pareto --preset resnet --data {{data}} --test {{test}} -o {{out}}
+
 # Two epochs on Fashion-MNIST (FOLDER holds its four idx files, as Debian's dataset-fashion-mnist does)
 train-fashion folder:
     cargo run --release -p scruple-compress --example train_images -- --data {{folder}}/train-images-idx3-ubyte.gz \

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::{coord::Shift, prelude::*, style::register_font};
 
+pub mod bands;
+
 pub mod diff;
 
 pub mod family;

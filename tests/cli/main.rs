@@ -39,5 +39,6 @@ mod prune;
 mod recipes;
 mod resume;
 mod share;
+mod share_bench;
 mod trust;
 mod verify;

@@ -444,7 +444,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// What stands for the images in a saved run: every label and pixel.
-fn fingerprint(images: &ImageSet) -> String {
+pub(crate) fn fingerprint(images: &ImageSet) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
     for size in [images.height, images.width, images.channels, images.classes, images.len()] {
@@ -457,7 +457,7 @@ fn fingerprint(images: &ImageSet) -> String {
 }
 
 /// Whether the images are of the size, and have no more classes than, the net was made for.
-fn fits(spec: &Spec, images: &ImageSet) -> Result<()> {
+pub(super) fn fits(spec: &Spec, images: &ImageSet) -> Result<()> {
     let input = spec.input;
     if (input.height, input.width, input.channels) != (images.height, images.width, images.channels) {
         return Err(Error::Recipe(format!(

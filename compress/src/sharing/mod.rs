@@ -12,7 +12,8 @@
 //! older methods choose; [`modules`] lays tensors out with their scales; the [`pool`] holds the arithmetic of S and Sᵀ;
 //! [`parametrise`] trains a net over a pool, and [`matrix`] multiplies by a shared matrix without ever making it. On disk a
 //! model is a [`file`](mod@file) that [`project`](mod@project) makes of a dense checkpoint and [`expand`](mod@expand) turns
-//! back into one, bit for bit; a trained [`net`] is written and read in the same form; [`report`] says what it takes.
+//! back into one, bit for bit; a trained [`net`] is written and read in the same form; [`report`] says what it takes,
+//! and [`bench`] what it is worth.
 //!
 //! Sharing makes a model smaller, not cheaper: the number of multiplications stays what it was.
 
@@ -37,6 +38,8 @@ pub mod project;
 pub mod expand;
 
 pub mod net;
+
+pub mod bench;
 
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;

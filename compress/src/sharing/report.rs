@@ -146,7 +146,7 @@ pub fn pruned_bytes(kept: u64, weights: u64, width: u64) -> u64 {
 }
 
 /// What pruning may keep in `bytes`; see [`pruned_bytes`].
-fn pruned(bytes: u64, weights: u64, width: u64) -> Pruned {
+pub(super) fn pruned(bytes: u64, weights: u64, width: u64) -> Pruned {
     let with_mask = bytes.saturating_sub(weights.div_ceil(8)) / width;
     let with_distances = bytes / (width + 2);
     Pruned { kept: with_mask.max(with_distances).min(weights), kept_values_only: (bytes / width).min(weights) }

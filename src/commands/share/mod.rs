@@ -14,6 +14,8 @@ mod verify;
 
 mod report;
 
+mod bench;
+
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -33,6 +35,8 @@ enum Verb {
     Verify(verify::Arguments),
     /// Say what a pool takes and saves, and how it is loaded
     Report(report::Arguments),
+    /// Measure sharing: against dense training, against its own constant, against every rival
+    Bench(Box<bench::Arguments>),
 }
 
 /// Runs the verb.
@@ -43,5 +47,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Verb::Expand(arguments) => expand::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
+        Verb::Bench(arguments) => bench::run(arguments),
     }
 }
