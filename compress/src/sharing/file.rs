@@ -317,6 +317,11 @@ impl SharedFile {
         Ok((module.shape.clone(), values))
     }
 
+    /// Gives back the memory of the pool's pages in the file, which were read.
+    pub(super) fn release(&self) {
+        self.psi.release();
+    }
+
     /// The tensors that do not share.
     pub fn untouched(&self) -> impl Iterator<Item = &TensorView> {
         self.checkpoint.tensors().filter(|view| view.name() != PSI)

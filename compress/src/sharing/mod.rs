@@ -38,6 +38,8 @@ pub mod expand;
 
 pub mod net;
 
+pub mod stored;
+
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;
 pub use fold::Fold;
@@ -48,3 +50,6 @@ pub use project::{Options, Projected, project};
 
 #[cfg(test)]
 mod file_tests;
+
+#[cfg(test)]
+mod stored_tests;
