@@ -70,12 +70,7 @@ pub fn load_plain(
 ///
 /// # Errors
 /// A missing tensor, or one of another shape.
-pub fn load_table(
-    checkpoint: &Checkpoint,
-    name: &str,
-    shape: [usize; 2],
-    storage: Option<&Storage>,
-) -> Result<Table> {
+pub fn load_table(checkpoint: &Checkpoint, name: &str, shape: [usize; 2], storage: Option<&Storage>) -> Result<Table> {
     if let Some(pool) = storage.and_then(|storage| storage.pool_of(name))
         && let Some(matrix) = pool.matrix(name, shape)?
     {

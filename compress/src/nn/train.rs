@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Mode, Net, Spec,
+    loss::Loss,
     optimiser::{Optimiser, Rule, Schedule},
     parametrise::Parametrise,
     weights::{Weights, write_safetensors},
@@ -158,12 +159,25 @@ const VERSION: u32 = 1;
 /// The metadata key of [`State`].
 const STATE: &str = "scruple.training";
 
+/// A loss in place of that of the labels alone.
+pub trait Criterion {
+    /// What distinguishes it from others, for saved runs.
+    fn identity(&self) -> String;
+
+    /// The cost of the last forward pass of `net`, whose gradient it leaves there as [`Net::loss`] does.
+    ///
+    /// # Errors
+    /// As [`Net::loss`].
+    fn loss(&mut self, net: &mut Net, labels: &[u8], smoothing: f64) -> Result<Loss>;
+}
+
 /// A run in progress.
 pub struct Trainer<'a> {
     net: Net,
     recipe: Recipe,
     images: &'a ImageSet,
     parametrise: Option<&'a dyn Parametrise>,
+    criterion: Option<&'a mut dyn Criterion>,
     weights: Weights,
     /// What the optimiser moves, where that is not the weights.
     trainable: Vec<f32>,
@@ -233,6 +247,7 @@ impl<'a> Trainer<'a> {
             net,
             images,
             parametrise,
+            criterion: None,
             weights,
             trainable,
             gradient,
@@ -246,6 +261,12 @@ impl<'a> Trainer<'a> {
         };
         trainer.expand();
         Ok(trainer)
+    }
+
+    /// The same run with another loss.
+    pub fn with_criterion(mut self, criterion: &'a mut dyn Criterion) -> Self {
+        self.criterion = Some(criterion);
+        self
     }
 
     /// Steps of an epoch.
@@ -317,7 +338,12 @@ impl<'a> Trainer<'a> {
             images.write(image as usize, &recipe.scaling, placement, out);
         });
         self.net.forward(&self.weights.values, &mut self.weights.running, Mode::Train);
-        let loss = self.net.loss(&self.labels, self.recipe.label_smoothing).map_err(|error| match error {
+        let smoothing = self.recipe.label_smoothing;
+        let loss = match &mut self.criterion {
+            None => self.net.loss(&self.labels, smoothing),
+            Some(criterion) => criterion.loss(&mut self.net, &self.labels, smoothing),
+        };
+        let loss = loss.map_err(|error| match error {
             Error::Numeric(what) => Error::Numeric(format!("step {}: {what}", self.step + 1)),
             other => other,
         })?;
@@ -391,7 +417,11 @@ impl<'a> Trainer<'a> {
     }
 
     fn parametrisation(&self) -> String {
-        self.parametrise.map_or_else(String::new, |with| with.identity())
+        let identity = self.parametrise.map_or_else(String::new, |with| with.identity());
+        match &self.criterion {
+            None => identity,
+            Some(criterion) => format!("{identity}; {}", criterion.identity()),
+        }
     }
 
     /// Takes up the run that was saved in `file`; it must be this one: the same net, recipe, images and parametrisation.

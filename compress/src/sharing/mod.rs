@@ -40,6 +40,8 @@ pub mod net;
 
 pub mod stored;
 
+pub mod finetune;
+
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;
 pub use fold::Fold;

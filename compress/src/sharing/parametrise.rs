@@ -68,23 +68,34 @@ impl Shared {
         Self::over(Sharing::new(tensors.collect(), size, align, seed)?, layout)
     }
 
-    /// Shares as `sharing` says; its modules are tensors of `layout`, in the layout's order.
+    /// Shares as `sharing` says; its modules are tensors of `layout`, in any order.
     ///
     /// # Errors
-    /// If the layout lacks a module, has it in another shape, or in another order.
+    /// If the layout lacks a module or has it in another shape, or a tensor would share twice.
     pub fn over(sharing: Sharing, layout: &Layout) -> Result<Self> {
-        let (mut places, mut rest, mut end) = (Vec::new(), Vec::new(), 0);
+        let mut places = Vec::with_capacity(sharing.modules.len());
         for module in &sharing.modules {
-            let place = layout.entry(&module.name).filter(|entry| entry.shape == module.shape).map(|e| e.range());
-            let Some(place) = place.filter(|place| place.start >= end) else {
-                return Err(Error::Recipe(format!(
-                    "the net has no tensor `{}` of shape {:?} in that place of its order",
-                    module.name, module.shape
-                )));
+            let Some(entry) = layout.entry(&module.name) else {
+                return Err(Error::Recipe(format!("the net has no tensor `{}`, which shares the pool", module.name)));
             };
+            if entry.shape != module.shape {
+                return Err(Error::Recipe(format!(
+                    "tensor `{}` has shape {:?} in the net and {:?} in the pool",
+                    module.name, entry.shape, module.shape
+                )));
+            }
+            places.push(entry.range());
+        }
+        let mut taken: Vec<(&Range<usize>, &str)> =
+            places.iter().zip(sharing.modules.iter().map(|module| module.name.as_str())).collect();
+        taken.sort_by_key(|(place, _)| place.start);
+        let (mut rest, mut end) = (Vec::new(), 0);
+        for (place, name) in taken {
+            if place.start < end {
+                return Err(Error::Recipe(format!("tensor `{name}` would share the pool twice")));
+            }
             rest.push(end..place.start);
             end = place.end;
-            places.push(place);
         }
         rest.push(end..layout.len());
         rest.retain(|range| !range.is_empty());
@@ -103,6 +114,16 @@ impl Shared {
         let mut stream = Stream::new(seed, "sharing/pool", 0);
         let pool: Vec<f32> = (0..self.sharing.fold.slots()).map(|_| stream.normal() as f32).collect();
         self.spread(&pool, weights);
+    }
+
+    /// What is trained where the pool is `psi` and what does not share stands in `weights`, which are all of the net's.
+    ///
+    /// # Panics
+    /// If the pool or the weights are of another net.
+    pub fn trainable(&self, psi: &[f32], weights: &[f32]) -> Vec<f32> {
+        assert_eq!((psi.len(), weights.len()), (self.roots.len(), self.weights), "another net's");
+        let phi = psi.iter().zip(&self.roots).map(|(psi, root)| psi * root);
+        phi.chain(self.rest.iter().flat_map(|range| &weights[range.clone()]).copied()).collect()
     }
 
     /// ψ of what is trained: what goes on disk.

@@ -8,6 +8,8 @@ mod train;
 
 mod project;
 
+mod finetune;
+
 mod expand;
 
 mod verify;
@@ -27,6 +29,8 @@ enum Verb {
     Train(Box<train::Arguments>),
     /// Project a checkpoint on a pool: where fine-tuning may start, not a model to use
     Project(Box<project::Arguments>),
+    /// Train a model with a pool further: on data, and on what the dense model says of it
+    Finetune(Box<finetune::Arguments>),
     /// Turn a model with a pool back into an ordinary checkpoint, bit for bit
     Expand(expand::Arguments),
     /// Prove that a model with a pool expands to what it was written for
@@ -40,6 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
         Verb::Train(arguments) => train::run(arguments),
         Verb::Project(arguments) => project::run(arguments),
+        Verb::Finetune(arguments) => finetune::run(arguments),
         Verb::Expand(arguments) => expand::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
         Verb::Report(arguments) => report::run(arguments),

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Images a batch of the evaluation.
-const EVALUATED: usize = 200;
+pub(super) const EVALUATED: usize = 200;
 
 /// Pixels of a side of the glyphs that stand in where no data is given.
 const SIDE: usize = 16;
@@ -110,30 +110,52 @@ struct Record {
     report: Report,
 }
 
-impl Arguments {
-    fn images(name: &str, seed: u64, count: usize) -> Result<ImageSet> {
-        match name {
-            "glyphs" => Ok(ImageSet::of_glyphs(glyphs(seed, count, SIDE))),
-            file => Ok(ImageSet::read(Path::new(file), None)?),
+/// The images to learn from and those to be judged by, which are of one kind; `glyphs` are drawn.
+pub(super) fn image_sets(data: &str, test: &str) -> Result<(ImageSet, ImageSet)> {
+    let images = |name: &str, seed: u64, count: usize| match name {
+        "glyphs" => Ok(ImageSet::of_glyphs(glyphs(seed, count, SIDE))),
+        file => ImageSet::read(Path::new(file), None),
+    };
+    let (images, test) = (images(data, 1, 8_000)?, images(test, 2, 2_000)?);
+    let sizes = [&images, &test].map(|set| (set.height, set.width, set.channels));
+    anyhow::ensure!(
+        sizes[0] == sizes[1],
+        "the images of --test are {:?} (height, width, channels), those of --data {:?}; give sets of one kind",
+        sizes[1],
+        sizes[0]
+    );
+    Ok((images, test))
+}
+
+/// The net called `name` whose first layer has `width` features, for `images`.
+pub(super) fn spec_of(name: &str, width: usize, images: &ImageSet) -> Result<Spec> {
+    let architecture = match name {
+        "mlp" => Architecture::Mlp { hidden: vec![width, width.div_ceil(2)], norm: false },
+        "cnn" => Architecture::Cnn { widths: vec![width, width.saturating_mul(2), width.saturating_mul(4)] },
+        "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
+        name => {
+            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+            let depth = depth.with_context(|| {
+                format!("no net is called `{name}`; choose mlp, cnn, residual-mlp, or resnet20 and its kin")
+            })?;
+            Architecture::resnet(depth, width, Shortcut::Slice)?
         }
-    }
+    };
+    let input = Input { height: images.height, width: images.width, channels: images.channels };
+    Ok(Spec { architecture, input, classes: images.classes })
+}
 
-    fn architecture(&self) -> Result<Architecture> {
-        let width = self.width;
-        Ok(match self.net.as_str() {
-            "mlp" => Architecture::Mlp { hidden: vec![width, width.div_ceil(2)], norm: false },
-            "cnn" => Architecture::Cnn { widths: vec![width, width.saturating_mul(2), width.saturating_mul(4)] },
-            "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
-            name => {
-                let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-                let depth = depth.with_context(|| {
-                    format!("no net is called `{name}`; choose mlp, cnn, residual-mlp, or resnet20 and its kin")
-                })?;
-                Architecture::resnet(depth, width, Shortcut::Slice)?
-            }
-        })
-    }
+/// Refuses an output that exists: before the work, not after it.
+pub(super) fn expect_free(out: &Path) -> Result<()> {
+    anyhow::ensure!(
+        out.symlink_metadata().is_err(),
+        "{}: the output exists already; choose another name, or move or delete it first",
+        out.display()
+    );
+    Ok(())
+}
 
+impl Arguments {
     fn recipe(&self, images: &ImageSet) -> Recipe {
         let (rule, peak) = match self.optimiser {
             Optimiser::Sgd => (Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 }, 0.05),
@@ -160,22 +182,9 @@ impl Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("share train");
-    // Before the work, not after it.
-    anyhow::ensure!(
-        arguments.output.symlink_metadata().is_err(),
-        "{}: the output exists already; choose another name, or move or delete it first",
-        arguments.output.display()
-    );
-    let (images, test) = (Arguments::images(&arguments.data, 1, 8_000)?, Arguments::images(&arguments.test, 2, 2_000)?);
-    let sizes = [&images, &test].map(|set| (set.height, set.width, set.channels));
-    anyhow::ensure!(
-        sizes[0] == sizes[1],
-        "the images of --test are {:?} (height, width, channels), those of --data {:?}; give sets of one kind",
-        sizes[1],
-        sizes[0]
-    );
-    let input = Input { height: images.height, width: images.width, channels: images.channels };
-    let spec = Spec { architecture: arguments.architecture()?, input, classes: images.classes };
+    expect_free(&arguments.output)?;
+    let (images, test) = image_sets(&arguments.data, &arguments.test)?;
+    let spec = spec_of(&arguments.net, arguments.width, &images)?;
     let recipe = arguments.recipe(&images);
     let graph = spec.graph()?;
     let mut start = Weights::start(&graph, arguments.seed);
