@@ -34,6 +34,8 @@ pub mod file;
 
 pub mod project;
 
+pub mod advice;
+
 pub mod expand;
 
 pub mod net;
@@ -42,10 +44,13 @@ pub mod stored;
 
 pub mod finetune;
 
+pub mod method;
+
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;
 pub use fold::Fold;
 pub use matrix::SharedMatrix;
+pub use method::Rps;
 pub use modules::{Module, Scales, Sharing};
 pub use parametrise::Shared;
 pub use project::{Options, Projected, project};

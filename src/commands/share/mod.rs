@@ -10,6 +10,8 @@ mod project;
 
 mod finetune;
 
+pub mod recipe;
+
 mod expand;
 
 mod verify;

@@ -1,6 +1,9 @@
 //! `scruple share project`: a pool for a trained model.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use scruple_compress::sharing::{
@@ -100,6 +103,7 @@ impl Arguments {
                 PoolType::Bf16 => Dtype::Bf16,
             },
             allow_lossy: self.allow_lossy,
+            advise: true,
         })
     }
 }
@@ -125,6 +129,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::json(&projected)?;
         return Ok(ExitCode::SUCCESS);
     }
+    tell(&projected, out);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a projection made and, in plain words, what that is worth.
+pub(super) fn tell(projected: &Projected, out: Option<&Path>) {
     let mut table = Table::new(["tensor", "weights", "scale", "relative error"]);
     for (tensor, shared) in projected.tensors.iter().zip(&projected.report.tensors) {
         table.row([
@@ -143,8 +153,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if projected.lossless { "; every weight comes back bit for bit" } else { "" }
     ));
     if !projected.lossless {
-        printer::data("a starting point for fine-tuning, not a usable model: nobody evaluated it");
+        printer::data("a starting point for fine-tuning, not a usable model unless somebody evaluated it");
+    }
+    if let Some(advice) = &projected.advice {
+        printer::data(advice.sentence());
     }
     printer::data(out.map_or_else(|| "nothing written".to_string(), |out| format!("written to {}", out.display())));
-    Ok(ExitCode::SUCCESS)
 }
