@@ -38,5 +38,6 @@ mod prune;
 mod recipes;
 mod resume;
 mod share;
+mod share_run;
 mod trust;
 mod verify;
