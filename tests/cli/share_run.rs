@@ -103,6 +103,8 @@ fn a_net_is_projected_and_trained_beside_the_dense_one() {
     assert_same_files(&whole, &stopped);
     let accuracy = |at: &str| found[at]["accuracy"].as_f64().unwrap();
     assert!(accuracy("after") > 0.5 && accuracy("after") > accuracy("before") + 0.2, "{found:#}");
+    let verified = scruple!["share verify --json --test glyphs", whole].json();
+    assert_eq!(verified["test_accuracy"].as_f64(), Some(accuracy("after")));
     // A second run knows the net from the first one's record.
     let again = scruple!["share finetune --json --epochs 1 --stop-after 1", whole, "-o", place.out("again")].json();
     assert_eq!(again["step"], 1);

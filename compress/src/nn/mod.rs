@@ -28,10 +28,11 @@ pub mod parametrise;
 
 pub mod train;
 
+pub use forward::Source;
 pub use loss::Loss;
 pub use net::{Mode, Net};
 pub use spec::{Architecture, Input, Shortcut, Spec};
-pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate};
+pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate, evaluate_from};
 pub use weights::Weights;
 
 #[cfg(test)]

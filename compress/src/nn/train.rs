@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Mode, Net, Spec,
+    forward::Source,
     loss::Loss,
     optimiser::{Optimiser, Rule, Schedule},
     parametrise::Parametrise,
@@ -532,16 +533,30 @@ impl Evaluation {
 /// # Errors
 /// If the images are of another size, or an output is not finite.
 pub fn evaluate(net: &mut Net, weights: &Weights, images: &ImageSet, scaling: &Scaling) -> Result<Evaluation> {
+    evaluate_from(net, &weights.values.as_slice(), &weights.running, images, scaling)
+}
+
+/// [`evaluate`] with weights that are read where they are used.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_from(
+    net: &mut Net,
+    weights: &dyn Source,
+    running: &[f32],
+    images: &ImageSet,
+    scaling: &Scaling,
+) -> Result<Evaluation> {
     fits(net.spec(), images)?;
     let (classes, values) = (net.spec().classes, images.values());
-    let mut running = weights.running.clone(); // inference leaves them as they are
+    let mut running = running.to_vec(); // inference leaves them as they are
     let mut evaluation = Evaluation { loss: 0.0, right: 0, answers: Vec::with_capacity(images.len()) };
     for first in (0..images.len()).step_by(net.capacity()) {
         let count = net.capacity().min(images.len() - first);
         net.input_mut(count).par_chunks_exact_mut(values).enumerate().for_each(|(image, out)| {
             images.write(first + image, scaling, Placement::default(), out);
         });
-        net.forward(&weights.values, &mut running, Mode::Evaluate);
+        net.forward_from(weights, &mut running, Mode::Evaluate);
         let loss = net.loss(&images.labels[first..first + count], 0.0)?;
         evaluation.loss += loss.mean * count as f64 / images.len() as f64;
         evaluation.right += loss.right;

@@ -26,6 +26,8 @@ pub mod pool;
 
 pub mod matrix;
 
+pub mod conv;
+
 pub mod parametrise;
 
 pub mod report;
@@ -46,6 +48,7 @@ pub mod finetune;
 
 pub mod method;
 
+pub use conv::SharedConv;
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;
 pub use fold::Fold;

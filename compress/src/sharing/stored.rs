@@ -109,8 +109,14 @@ impl Pool {
         size_of_val(self.psi.as_slice())
     }
 
+    /// The number and the shape of the module that the tensor `name` is.
+    pub(super) fn module(&self, name: &str) -> Option<(usize, &[usize])> {
+        let &module = self.by_name.get(name)?;
+        Some((module, &self.sharing.modules[module].shape))
+    }
+
     /// Weights `first..first + out.len()` of module `module`, as they expand.
-    fn recover(&self, module: usize, first: usize, out: &mut [f32]) {
+    pub(super) fn recover(&self, module: usize, first: usize, out: &mut [f32]) {
         let described = &self.sharing.modules[module];
         recover(&self.sharing.fold, &self.psi, described.scale, described.offset + first, out);
         match self.targets[module].dtype {

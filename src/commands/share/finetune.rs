@@ -10,17 +10,16 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{
-    data::images::ImageSet,
     model::{Decoder, text::Text},
     nn::{
-        Net, Recipe, Spec, Trainer, evaluate,
+        Net, Recipe, Source, Spec, Trainer, Weights, evaluate_from,
         optimiser::{Curve, Rule, Schedule},
         train::{Augmentation, Criterion},
     },
     sharing::{
         Shared, SharedFile,
         finetune::{Distillation, images::Distil, language},
-        net,
+        net::{self, PooledNet},
         report::Report,
     },
 };
@@ -30,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     report,
-    train::{EVALUATED, expect_free, image_sets, spec_of},
+    train::{EVALUATED, expect_free, image_sets, spec_beside},
 };
 use crate::{
     commands::eval::{self, EvalRecord},
@@ -298,23 +297,6 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
     arguments.finish(&found, &state, &lines)
 }
 
-/// The net of `file`, by the share.json beside it or as the options say.
-fn spec(arguments: &Arguments, file: &SharedFile, images: &ImageSet) -> Result<Spec> {
-    let beside = file.checkpoint().dir().join("share.json");
-    let said = match fs::read(&beside) {
-        Ok(bytes) => serde_json::from_slice::<Value>(&bytes)
-            .with_context(|| format!("{}: is not valid JSON", beside.display()))?
-            .get("spec")
-            .cloned(),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error).with_context(|| format!("{}: cannot read the file", beside.display())),
-    };
-    match said {
-        Some(spec) => serde_json::from_value(spec).with_context(|| format!("{}: `spec` is no net's", beside.display())),
-        None => spec_of(&arguments.net, arguments.width, images),
-    }
-}
-
 fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<ExitCode> {
     anyhow::ensure!(
         arguments.text.is_none() && arguments.test_text.is_none(),
@@ -323,7 +305,7 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
     );
     let data = arguments.data.as_deref().unwrap_or("glyphs");
     let (images, test) = image_sets(data, &arguments.test)?;
-    let spec = spec(arguments, file, &images)?;
+    let spec = spec_beside(file, Some((&arguments.net, arguments.width)), &images)?;
     let graph = spec.graph()?;
     let start = net::read(&graph, file)?;
     let shared = Shared::over(file.sharing().clone(), graph.layout())?;
@@ -339,14 +321,17 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
         scaling: images.scaling(),
     };
     let mut judge = Net::new(&spec, EVALUATED)?;
-    let mut told = |weights: &_| -> Result<Told> {
-        let found = evaluate(&mut judge, weights, &test, &recipe.scaling)?;
+    let mut told = |weights: &dyn Source, running: &[f32]| -> Result<Told> {
+        let found = evaluate_from(&mut judge, weights, running, &test, &recipe.scaling)?;
         Ok(Told { loss: found.loss, accuracy: found.accuracy() })
     };
-    let before = told(&start)?;
+    let before = told(&start.values.as_slice(), &start.running)?;
     let teacher = arguments.teacher()?;
     let dense = match &teacher {
-        Some(teacher) => Some(told(&scruple_compress::nn::Weights::load(&graph, teacher)?)?),
+        Some(teacher) => {
+            let weights = Weights::load(&graph, teacher)?;
+            Some(told(&weights.values.as_slice(), &weights.running)?)
+        }
         None => None,
     };
     let mut distil = match (&teacher, arguments.distillation()) {
@@ -387,7 +372,9 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
     net::write(&shared, &graph, trainer.trainable(), trainer.weights(), &arguments.output, &circumstances)?;
 
     let written = SharedFile::open(&arguments.output)?;
-    let after = told(&net::read(&graph, &written)?)?;
+    // What is measured is what was written, run from its pool.
+    let pooled = PooledNet::open(&graph, &written)?;
+    let after = told(&pooled, pooled.running())?;
     let percent = |told: Told| format!("{:.2} %", 100.0 * told.accuracy);
     let line = format!(
         "{} of {} test images told right before, {} after{}",

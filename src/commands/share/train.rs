@@ -1,6 +1,8 @@
 //! `scruple share train`: a small net for images whose weights share a pool from the first step on.
 
 use std::{
+    fs,
+    io::ErrorKind,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -8,21 +10,25 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{
-    data::{glyphs::glyphs, images::ImageSet},
+    data::{
+        glyphs::glyphs,
+        images::{ImageSet, Scaling},
+    },
     nn::{
-        Architecture, Input, Net, Recipe, Shortcut, Spec, Trainer, Weights, evaluate,
+        Architecture, Input, Net, Recipe, Shortcut, Spec, Trainer, Weights, evaluate_from,
         optimiser::{Curve, Rule, Schedule},
         train::Augmentation,
     },
     sharing::{
         Scales, Shared, SharedFile,
         modules::{Choice, LEAST_VALUES, Size},
-        net,
+        net::{self, PooledNet},
         report::Report,
     },
 };
 use scruple_weights::PathFilter;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::report;
 use crate::{
@@ -145,6 +151,37 @@ pub(super) fn spec_of(name: &str, width: usize, images: &ImageSet) -> Result<Spe
     Ok(Spec { architecture, input, classes: images.classes })
 }
 
+/// What the share.json beside `file` says under `path`, and where it stands.
+fn said_beside<T: DeserializeOwned>(file: &SharedFile, path: &str) -> Result<(PathBuf, Option<T>)> {
+    let beside = file.checkpoint().dir().join("share.json");
+    let whole: Value = match fs::read(&beside) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).with_context(|| format!("{}: is not valid JSON", beside.display()))?
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((beside, None)),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot read the file", beside.display())),
+    };
+    let said = whole.pointer(path).cloned().map(serde_json::from_value).transpose();
+    let said = said.with_context(|| format!("{}: what it says in `{path}` cannot be read", beside.display()))?;
+    Ok((beside, said))
+}
+
+/// The net of `file` by the share.json beside it, or where that does not say as `named` (name and width), for `images`.
+pub(super) fn spec_beside(file: &SharedFile, named: Option<(&str, usize)>, images: &ImageSet) -> Result<Spec> {
+    match (said_beside(file, "/spec")?, named) {
+        ((_, Some(spec)), _) => Ok(spec),
+        ((_, None), Some((name, width))) => spec_of(name, width, images),
+        ((beside, None), None) => {
+            anyhow::bail!("{}: does not say which net it is, as `share train` writes it", beside.display())
+        }
+    }
+}
+
+/// How bytes of images became numbers while the net of `file` was trained, where the share.json beside it says.
+pub(super) fn scaling_beside(file: &SharedFile) -> Result<Option<Scaling>> {
+    Ok(said_beside(file, "/recipe/scaling")?.1)
+}
+
 /// Refuses an output that exists: before the work, not after it.
 pub(super) fn expect_free(out: &Path) -> Result<()> {
     anyhow::ensure!(
@@ -221,8 +258,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     // What is measured is what was written.
     let file = SharedFile::open(&arguments.output)?;
-    let weights = net::read(&graph, &file)?;
-    let evaluation = evaluate(&mut Net::new(&spec, EVALUATED)?, &weights, &test, &recipe.scaling)?;
+    let pooled = PooledNet::open(&graph, &file)?;
+    let mut judge = Net::new(&spec, EVALUATED)?;
+    let evaluation = evaluate_from(&mut judge, &pooled, pooled.running(), &test, &recipe.scaling)?;
     let found = Record {
         spec,
         recipe,
