@@ -24,7 +24,7 @@ pub struct Steps {
 }
 
 /// A convolution of a pool.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SharedConv {
     matrix: SharedMatrix,
     inputs: usize,
@@ -195,7 +195,7 @@ mod tests {
         let tensors = [("a", vec![9, 7], 0.5), ("conv", shape.to_vec(), 0.3)];
         let tensors = tensors.map(|(name, shape, scale)| (name.to_string(), shape, scale)).to_vec();
         let sharing = Sharing::new(tensors, Size::Rate(rate), ALIGN, 4).unwrap();
-        let (fold, module) = (sharing.fold, &sharing.modules[1]);
+        let (fold, module) = (&sharing.fold, &sharing.modules[1]);
         let pool = uniform(fold.slots(), 1);
         let weight = |at: usize| {
             let factor = if fold.is_negative(at) { -1.0 } else { 1.0 } * f64::from(module.scale);

@@ -51,12 +51,34 @@ impl From<PoolType> for Dtype {
     }
 }
 
+/// Whose a pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pools {
+    /// One for all tensors: better, and the usual.
+    Global,
+    /// One for each tensor.
+    PerTensor,
+}
+
+impl Pools {
+    /// The size of pools at this rate.
+    pub fn size(self, rate: f64) -> Size {
+        match self {
+            Self::Global => Size::Rate(rate),
+            Self::PerTensor => Size::RateOfEach(rate),
+        }
+    }
+}
+
 /// The method's parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rps {
     /// c: weights a slot of the pool serves.
     pub rate: f64,
+    /// One pool for all, or one for each tensor.
+    pub pools: Pools,
     /// The one seed of slots and signs; and of the windows of text, where it is fine-tuned.
     pub seed: u64,
     /// Tensors of fewer values do not share.
@@ -88,6 +110,7 @@ impl Default for Rps {
         let (options, distillation) = (Options::default(), Distillation::default());
         Self {
             rate: 8.0,
+            pools: Pools::Global,
             seed: options.seed,
             min_values: LEAST_VALUES,
             align: options.align,
@@ -167,7 +190,7 @@ impl Rps {
         let include = if targets.iter().any(|glob| glob == "*") { Vec::new() } else { globs(targets) };
         Ok(Options {
             choice: Choice { filter: PathFilter::new(include, globs(ignore))?, least_values: self.min_values },
-            size: Size::Rate(self.rate),
+            size: self.pools.size(self.rate),
             align: self.align,
             seed: self.seed,
             scales: self.scales,

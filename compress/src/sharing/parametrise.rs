@@ -170,7 +170,8 @@ impl Parametrise for Shared {
             .map(|module| format!("{}*{:08x}", module.name, module.scale.to_bits()))
             .collect();
         let (n, m, align, seed) = (fold.weights(), fold.slots(), fold.align(), fold.seed());
-        format!("shared {n} over {m} aligned {align} seed {seed}: {}", modules.join(" "))
+        let apart = if fold.is_apart() { " apart" } else { "" };
+        format!("shared {n} over {m}{apart} aligned {align} seed {seed}: {}", modules.join(" "))
     }
 
     /// The least-squares projection: the weights among those that can be expressed that are nearest to `weights`.

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use scruple_compress::sharing::{
     Options, Projected, Scales,
+    method::Pools,
     modules::{Choice, LEAST_VALUES, Size},
     project,
 };
@@ -28,6 +29,24 @@ enum PoolType {
     Bf16,
 }
 
+/// Whose a pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum WhosePool {
+    /// One for all
+    Global,
+    /// One for each tensor
+    PerTensor,
+}
+
+impl From<WhosePool> for Pools {
+    fn from(whose: WhosePool) -> Self {
+        match whose {
+            WhosePool::Global => Self::Global,
+            WhosePool::PerTensor => Self::PerTensor,
+        }
+    }
+}
+
 /// How scales follow from weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum ScaleRule {
@@ -46,8 +65,11 @@ pub struct Arguments {
     #[arg(long, default_value_t = 2.0, conflicts_with = "slots")]
     rate: f64,
     /// Slots of the pool, in place of a rate
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pools")]
     slots: Option<usize>,
+    /// Whether all tensors share one pool, or each has its own
+    #[arg(long, value_enum, default_value = "global")]
+    pools: WhosePool,
     /// The one seed of slots and signs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -90,7 +112,7 @@ impl Arguments {
                 filter: PathFilter::new(self.include.clone(), self.exclude.clone())?,
                 least_values: self.min_values,
             },
-            size: self.slots.map_or(Size::Rate(self.rate), Size::Slots),
+            size: self.slots.map_or(Pools::from(self.pools).size(self.rate), Size::Slots),
             align: self.align,
             seed: self.seed,
             scales: match self.scales {

@@ -21,7 +21,8 @@ use scruple_compress::{
     },
     sharing::{
         Scales, Shared, SharedFile,
-        modules::{Choice, LEAST_VALUES, Size},
+        method::Pools,
+        modules::{Choice, LEAST_VALUES},
         net::{self, PooledNet},
         report::Report,
     },
@@ -30,7 +31,7 @@ use scruple_weights::PathFilter;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::report;
+use super::{project::WhosePool, report};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
@@ -81,6 +82,9 @@ pub struct Arguments {
     /// Weights a slot of the pool serves, 1 or more
     #[arg(long, default_value_t = 8.0)]
     rate: f64,
+    /// Whether all tensors share one pool, or each has its own
+    #[arg(long, value_enum, default_value = "global")]
+    pools: WhosePool,
     /// Only tensors whose names match one of these globs share
     #[arg(long)]
     include: Vec<String>,
@@ -229,7 +233,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         filter: PathFilter::new(arguments.include.clone(), arguments.exclude.clone())?,
         least_values: arguments.min_values,
     };
-    let (size, align) = (Size::Rate(arguments.rate), scruple_compress::sharing::fold::ALIGN);
+    let (size, align) = (Pools::from(arguments.pools).size(arguments.rate), scruple_compress::sharing::fold::ALIGN);
     let shared = Shared::new(graph.layout(), &start.values, &choice, Scales::Rms, size, align, arguments.seed)?;
     shared.begin(&mut start.values, arguments.seed);
     if arguments.rate > 1.0 && arguments.learning_rate.is_none() {
