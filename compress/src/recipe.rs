@@ -10,6 +10,7 @@ use crate::{
     export::Format,
     grid::ScaleDtype,
     methods::{self, LayerMethod},
+    sharing::Rps,
 };
 
 /// A whole recipe.
@@ -122,9 +123,20 @@ impl Recipe {
             let reason = error.message().lines().collect::<Vec<_>>().join(", ");
             Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(text, &error)))
         })?;
-        let sound = recipe.methods().and_then(|_| recipe.budget.as_ref().map_or(Ok(()), Budget::check));
-        sound.map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
+        recipe.check().map_err(|error| Error::Recipe(format!("in recipe `{}`: {error}", path.display())))?;
         Ok(recipe)
+    }
+
+    /// Whether every method is known and every number can be.
+    ///
+    /// # Errors
+    /// As [`Recipe::methods`], [`Rps::of`] and [`Budget::check`].
+    pub fn check(&self) -> Result<()> {
+        if Rps::of(self)?.is_some() {
+            return Ok(());
+        }
+        self.methods()?;
+        self.budget.as_ref().map_or(Ok(()), Budget::check)
     }
 
     /// Fills in every stage's parameters, with scales of the type `dtype`.

@@ -6,6 +6,7 @@ use anyhow::Result;
 use scruple_compress::{
     export::Format,
     methods::{Kind, METHODS, Needs},
+    sharing::{Rps, method},
 };
 use serde_json::json;
 
@@ -52,6 +53,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let formats = formats.join(", ");
         table.row([entry.name.into(), kind.into(), needs, formats, entry.summary.into(), entry.paper.into()]);
     }
+    // The one that decides over a whole model.
+    let parameters = toml::Table::try_from(Rps::default())?;
+    list.push(json!({
+        "name": method::NAME, "kind": "shares", "needs": [], "formats": [method::NAME], "summary": method::SUMMARY,
+        "paper": method::PAPER, "parameters": parameters,
+    }));
+    table.row([method::NAME, "shares", "no data", method::NAME, method::SUMMARY, method::PAPER].map(String::from));
     if let Some(out) = &arguments.output {
         record::save(out, "methods", &list, &clock)?;
     }

@@ -6,7 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use scruple_compress::{export, plan::Plan, scaling, sequential};
+use scruple_compress::{
+    export,
+    plan::Plan,
+    scaling, sequential,
+    sharing::{self, SharedFile},
+};
 use scruple_weights::{Checkpoint, source::Located};
 use serde_json::json;
 
@@ -58,8 +63,14 @@ pub struct Findings {
 
 /// Checks the compressed checkpoint in `folder`, against the `dense` model where it is given.
 pub fn check(folder: &Path, dense: Option<&Path>) -> Result<Findings> {
-    let provenance = provenance(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
+    if checkpoint.metadata().contains_key(sharing::file::KEY) {
+        let dense = dense.map(Checkpoint::open).transpose()?;
+        let found = sharing::verify(&SharedFile::open(folder)?, dense.as_ref(), &|_| {})?;
+        let sharing::Findings { faults, recovered: linears, compared: copied, .. } = found;
+        return Ok(Findings { faults, linears, copied, folded: 0 });
+    }
+    let provenance = provenance(folder)?;
     let quantization = export::detect(&checkpoint)?;
     let mut faults = Vec::new();
     let mut progress = Progress::new("verify", provenance.linears.len() as u64);

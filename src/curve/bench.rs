@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, path::PathBuf};
 
 use anyhow::{Context, Result};
-use scruple_compress::{methods, recipe::Recipe};
+use scruple_compress::{methods, recipe::Recipe, sharing::Rps};
 use scruple_weights::{digest::sha256, source::Located};
 use serde_json::{Value, json};
 
@@ -358,7 +358,10 @@ impl Bench<'_> {
 /// # Errors
 /// An unknown method or parameter.
 pub fn reads_text(recipe: &Recipe) -> Result<bool> {
-    Ok(recipe.methods()?.iter().any(|method| method.needs().any()))
+    match Rps::of(recipe)? {
+        Some((method, _)) => Ok(method.steps > 0),
+        None => Ok(recipe.methods()?.iter().any(|method| method.needs().any())),
+    }
 }
 
 /// Bits a weight of the blocks' linears takes in the file, with everything that is stored with it.

@@ -44,6 +44,7 @@ use scruple_compress::{
     layers::Removal,
     methods::{self, LayerMethod},
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
+    sharing::{self, Rps},
     weight::{Code, GridCode},
 };
 use serde::Deserialize;
@@ -489,21 +490,19 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
     let mut points = Vec::new();
     for method_name in &names {
         for params in &combinations {
-            let method = methods::build(method_name, params.clone()).map_err(|error| {
-                let error = error.to_string();
-                let more = match error.contains("unknown field") {
+            let Along { rate, suffix, calibrates, kind } = along(method_name, params).map_err(|error| {
+                let more = match error.to_string().contains("unknown field") {
                     true => format!("; beside these a point takes `{known}`"),
                     false => String::new(),
                 };
                 anyhow::anyhow!("{error}{more}")
             })?;
-            let said = method.parameters();
-            let (rate, suffix) = rate(&said, method.as_ref())?;
-            let calibrates = method.needs().any();
             for (drop, &format) in drops.iter().flat_map(|drop| formats.iter().map(move |format| (drop, format))) {
                 let mut series = stem.clone().unwrap_or_else(|| method_name.clone());
                 let mut setting = format!("{series}{suffix}");
-                for axis in axes.iter().filter(|axis| !matches!(axis.as_str(), "bits" | "sparsity" | "pattern")) {
+                for axis in
+                    axes.iter().filter(|axis| !matches!(axis.as_str(), "bits" | "sparsity" | "pattern" | "rate"))
+                {
                     let value = match axis.as_str() {
                         "format" => format.map_or(String::new(), |format| format.name().to_string()),
                         axis => plain(&params[axis]),
@@ -549,11 +548,7 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                         setting: setting.clone(),
                         series: series.clone(),
                         rate: Some(rate.clone()),
-                        kind: match (drop, method.kind()) {
-                            (Some(_), _) => Kind::Layers,
-                            (None, methods::Kind::Prune) => Kind::Sparse,
-                            (None, methods::Kind::Quantise) => Kind::Quantised,
-                        },
+                        kind: if drop.is_some() { Kind::Layers } else { kind },
                         seed,
                         what: What::Made { recipe: Box::new(recipe.clone()), drop: drop.clone() },
                     });
@@ -580,6 +575,33 @@ fn given(mut table: toml::Table, folder: &Path) -> Result<Asked> {
     expect_name(&name)?;
     let series = series.unwrap_or_else(|| name.clone());
     Ok(Asked { setting: name.clone(), name, series, rate, kind: Kind::Given, seed: None, what: What::Given(path) })
+}
+
+/// Where a method with its parameters stands on its axis.
+struct Along {
+    /// The rate as people say it.
+    rate: String,
+    /// The rate as it stands in a name.
+    suffix: String,
+    /// It reads a text, whose draw has seeds.
+    calibrates: bool,
+    kind: Kind,
+}
+
+fn along(name: &str, params: &toml::Table) -> Result<Along> {
+    if name == sharing::method::NAME {
+        let method = Rps::build(params.clone())?;
+        let (rate, suffix) = (format!("{} × shared", method.rate), format!("-{}", method.rate));
+        // Its text is read whole; its own seed draws the windows.
+        return Ok(Along { rate, suffix, calibrates: false, kind: Kind::Shared });
+    }
+    let method = methods::build(name, params.clone())?;
+    let (rate, suffix) = rate(&method.parameters(), method.as_ref())?;
+    let kind = match method.kind() {
+        methods::Kind::Prune => Kind::Sparse,
+        methods::Kind::Quantise => Kind::Quantised,
+    };
+    Ok(Along { rate, suffix, calibrates: method.needs().any(), kind })
 }
 
 /// The rate as people say it, and as it stands in a name.

@@ -40,5 +40,6 @@ mod recipes;
 mod resume;
 mod share;
 mod share_bench;
+mod share_run;
 mod trust;
 mod verify;

@@ -16,6 +16,9 @@ pub const FEW_TOKENS: usize = 4;
 /// Rows widened together before they meet the activations: a panel of 4096 columns is 1 MiB, a core's share of cache.
 const PANEL_ROWS: usize = 64;
 
+/// Rows made at once where few tokens meet them: they are read back from the core's nearest caches.
+const MADE_ROWS: usize = 8;
+
 /// Weights one task handles, roughly: enough to outweigh the cost of starting it.
 const TASK_WEIGHTS: usize = 1 << 18;
 
@@ -116,6 +119,30 @@ pub(crate) fn by_panels(
         let panel = &mut scratch[..rows.len() * shape.1];
         fill(rows, panel);
         multiply(panel);
+    });
+}
+
+/// `y` = `x` Wᵀ for a W whose rows are made where they are used: `fill(rows, panel)` writes those rows of W, (rows, in). To
+/// the bit what [`product`] gives where the same numbers are stored.
+pub(crate) fn product_of(
+    shape: (usize, usize),
+    x: &[f32],
+    tokens: usize,
+    y: &mut [f32],
+    fill: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    if tokens > FEW_TOKENS {
+        return by_panels(shape, x, tokens, y, fill);
+    }
+    let k = shape.1;
+    row_tasks(shape, x, tokens, y, |rows, products| {
+        let mut made = vec![0.0f32; MADE_ROWS.min(rows.len()) * k];
+        for (first, products) in rows.step_by(MADE_ROWS).zip(products.chunks_mut(MADE_ROWS * tokens)) {
+            let count = products.len() / tokens;
+            let made = &mut made[..count * k];
+            fill(first..first + count, made);
+            dots_f32(bytemuck::cast_slice(made), x, products, k);
+        }
     });
 }
 

@@ -371,6 +371,9 @@ fn build_as<M: Described + LayerMethod>(parameters: toml::Table) -> Result<Box<d
 pub fn build(name: &str, parameters: toml::Table) -> Result<Box<dyn LayerMethod>> {
     match METHODS.iter().find(|entry| entry.name == name) {
         Some(entry) => entry.build(parameters),
+        None if name == crate::sharing::method::NAME => {
+            Err(Error::Recipe(format!("method `{name}` decides over a whole model and not over one linear at a time")))
+        }
         None => {
             let names: Vec<String> = METHODS.iter().map(|entry| format!("`{}`", entry.name)).collect();
             Err(Error::Recipe(format!("unknown method `{name}`, expected {}", names.join(" or "))))

@@ -4,7 +4,7 @@
 use scruple_weights::Checkpoint;
 
 use super::{Decoder, Encoder, encoder, family, resnet, resnet::ResNet, vit, vit::Vit};
-use crate::{Error, Result};
+use crate::{Error, Result, sharing::stored::expect_no_pool};
 
 /// What a network takes and gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,7 +78,11 @@ pub fn kind(checkpoint: &Checkpoint) -> Result<Kind> {
     let config = checkpoint.config()?;
     let model_type = config.get("model_type").and_then(serde_json::Value::as_str);
     let known = families();
-    known.iter().find(|family| Some(family.name) == model_type).map(|family| family.kind).ok_or_else(|| {
+    let kind = known.iter().find(|family| Some(family.name) == model_type).map(|family| family.kind);
+    if kind.is_some_and(|kind| kind != Kind::Decoder) {
+        expect_no_pool(checkpoint)?; // decoders alone run from one
+    }
+    kind.ok_or_else(|| {
         let names: Vec<_> = known.iter().map(|family| family.name).collect();
         Error::Model(format!(
             "{}: model type `{}` is not one that runs here; the families that run are {}",

@@ -17,10 +17,10 @@ use super::{
     norm::{LayerNorm, Norm, RmsNorm, vector},
     rope::{Rope, Turns},
     spec::{BlockSpec, Gate, NormKind, NormSpec, Norms, Projection, QkNorm, Stage},
+    stored::{Storage, load_plain},
 };
 use crate::{
     Result,
-    export::Quantization,
     kernel::{
         activation::{add, axpy},
         attention::{Heads, attention},
@@ -195,7 +195,7 @@ impl Block {
     pub fn load(
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
-        quantization: Option<&Quantization>,
+        storage: Option<&Storage>,
         index: usize,
     ) -> Result<Self> {
         let spec = config.blocks[index].clone();
@@ -204,10 +204,10 @@ impl Block {
         let a = &spec.attention;
         let mut linears = Vec::with_capacity(spec.linears.len());
         for linear in &spec.linears {
-            linears.push(linear::load(checkpoint, &format!("{prefix}{}", linear.name), linear, quantization)?);
+            linears.push(linear::load(checkpoint, &format!("{prefix}{}", linear.name), linear, storage)?);
         }
         let router = spec.mlp.experts.as_ref().map(|experts| {
-            linear::load_dense(checkpoint, &format!("{prefix}{}", experts.router), (experts.count, hidden))
+            load_plain(checkpoint, &format!("{prefix}{}", experts.router), (experts.count, hidden), storage)
         });
         let pair = |q: &NormSpec, k: &NormSpec, q_width, k_width| -> Result<(Norm, Norm)> {
             Ok((load_norm(checkpoint, &prefix, q, q_width)?, load_norm(checkpoint, &prefix, k, k_width)?))

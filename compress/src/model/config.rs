@@ -60,8 +60,16 @@ impl DecoderConfig {
     /// # Errors
     /// An unknown `model_type` (the known ones are listed), a missing or impossible field.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::of_names(checkpoint, |name| checkpoint.contains(name))
+    }
+
+    /// [`Self::from_checkpoint`] of a checkpoint whose weights `contains` knows by name, wherever they are stored.
+    ///
+    /// # Errors
+    /// As [`Self::from_checkpoint`].
+    pub fn of_names(checkpoint: &Checkpoint, contains: impl Fn(&str) -> bool) -> Result<Self> {
         let mut config = Self::from_json(&checkpoint.dir().join("config.json"), checkpoint.config()?)?;
-        let has = |name: String| checkpoint.contains(&format!("{name}.weight"));
+        let has = |name: String| contains(&format!("{name}.weight"));
         // Saved without its head, or by another release, a model's names begin otherwise.
         if let Some(base) = config.bases.iter().find(|base| has(format!("{base}{}", config.embedding.name))) {
             config.base = (*base).to_string();

@@ -4,21 +4,22 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use scruple_weights::{Checkpoint, TensorView};
+use scruple_weights::Checkpoint;
 
 use super::{
     block::load_norm,
     config::DecoderConfig,
-    linear::{self, Linear, expect_shape},
+    linear::{self, Linear},
     norm::Norm,
+    stored::{Storage, load_plain, load_table},
 };
 use crate::{
     Error, Result,
-    export::Quantization,
     kernel::{
         activation::{add, softcap},
         tensor::{from_vec, with_f32},
     },
+    sharing::stored::Table,
 };
 
 mod branches;
@@ -59,10 +60,10 @@ impl KvCache {
 #[derive(Debug)]
 pub struct Ends {
     /// (vocab, width), as stored.
-    pub embedding: TensorView,
+    pub embedding: Table,
     scale: f32,
     /// Learned positions, with the row of position 0.
-    positions: Option<(TensorView, usize)>,
+    positions: Option<(Table, usize)>,
     project_in: Option<Box<dyn Linear>>,
     norm: Option<Norm>,
     project_out: Option<Box<dyn Linear>>,
@@ -75,27 +76,26 @@ impl Ends {
     ///
     /// # Errors
     /// A missing tensor, or one of another shape.
-    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, quantization: Option<&Quantization>) -> Result<Self> {
+    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, storage: Option<&Storage>) -> Result<Self> {
         let (base, hidden, vocab) = (&config.base, config.hidden_size, config.vocab_size);
         let spec = &config.embedding;
         let named = |name: &str| format!("{base}{name}");
-        let embedding = checkpoint.tensor(&named(&format!("{}.weight", spec.name)))?;
-        expect_shape(&embedding, &[vocab, spec.width])?;
+        let embedding = load_table(checkpoint, &named(&format!("{}.weight", spec.name)), [vocab, spec.width], storage)?;
         let positions = match &spec.positions {
             None => None,
             Some(positions) => {
-                let table = checkpoint.tensor(&named(&format!("{}.weight", positions.name)))?;
-                expect_shape(&table, &[config.max_positions + positions.offset, hidden])?;
+                let shape = [config.max_positions + positions.offset, hidden];
+                let table = load_table(checkpoint, &named(&format!("{}.weight", positions.name)), shape, storage)?;
                 Some((table, positions.offset))
             }
         };
         let project = |name: &str, shape| -> Result<Option<Box<dyn Linear>>> {
-            spec.projected.then(|| linear::load_dense(checkpoint, &named(name), shape)).transpose()
+            spec.projected.then(|| load_plain(checkpoint, &named(name), shape, storage)).transpose()
         };
         let norm = config.head.norm.as_ref().map(|norm| load_norm(checkpoint, base, norm, hidden)).transpose()?;
         let output = match config.head.tied {
-            true => linear::load_dense(checkpoint, &named(spec.name), (vocab, spec.width))?,
-            false => linear::load_shaped(checkpoint, &config.head.name, (vocab, spec.width, false), quantization)?,
+            true => load_plain(checkpoint, &named(spec.name), (vocab, spec.width), storage)?,
+            false => linear::load_shaped_from(checkpoint, &config.head.name, (vocab, spec.width, false), storage)?,
         };
         Ok(Self {
             embedding,
@@ -126,7 +126,7 @@ impl Ends {
         expect_ids(self.embedding.file(), ids, vocab)?;
         let mut x = vec![0.0; ids.len() * width];
         for (&id, row) in ids.iter().zip(x.chunks_exact_mut(width)) {
-            self.embedding.read_rows(id as usize..id as usize + 1, row)?;
+            self.embedding.read_row(id as usize, row)?;
         }
         if self.scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= self.scale);
@@ -147,7 +147,7 @@ impl Ends {
         }
         let mut positions = vec![0.0; ids.len() * hidden];
         for (position, row) in at.zip(positions.chunks_exact_mut(hidden)) {
-            table.read_rows(position + offset..position + offset + 1, row)?;
+            table.read_row(position + offset, row)?;
         }
         with_f32(&x, |x| add(&mut positions, x))?;
         from_vec(positions, (ids.len(), hidden))
@@ -217,12 +217,13 @@ impl Decoder {
     /// As [`Decoder::open`], with the first `blocks` blocks only: what a part of a large model does in a second tells
     /// what the whole does.
     pub fn open_first(checkpoint: &Checkpoint, blocks: usize) -> Result<Self> {
-        let config = DecoderConfig::from_checkpoint(checkpoint)?;
-        let quantization = crate::export::detect(checkpoint)?;
+        let storage = Storage::detect(checkpoint)?;
+        let pooled = |name: &str| storage.as_ref().is_some_and(|storage| storage.pool_of(name).is_some());
+        let config = DecoderConfig::of_names(checkpoint, |name| checkpoint.contains(name) || pooled(name))?;
         let blocks = (0..config.n_blocks.min(blocks))
-            .map(|index| Block::load(checkpoint, &config, quantization.as_ref(), index))
+            .map(|index| Block::load(checkpoint, &config, storage.as_ref(), index))
             .collect::<Result<_>>()?;
-        let ends = Ends::load(checkpoint, &config, quantization.as_ref())?;
+        let ends = Ends::load(checkpoint, &config, storage.as_ref())?;
         let ropes = config.blocks.iter().filter_map(|block| block.attention.rope.as_ref()?.switches_after());
         Ok(Self { switches_after: ropes.min(), config, ends, blocks })
     }

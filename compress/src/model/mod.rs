@@ -12,6 +12,8 @@ pub mod config;
 
 pub mod linear;
 
+pub mod stored;
+
 pub mod norm;
 
 pub mod labels;

@@ -14,6 +14,32 @@ use crate::kernel::image::{
     pixels::{self, Frame},
 };
 
+/// Where a net reads its weights from, layer by layer: an array of all of them, or what they are made of.
+pub trait Source {
+    /// Weights of all tensors.
+    fn values(&self) -> usize;
+
+    /// Rows of a linear that are read together at most.
+    fn rows_at_once(&self) -> usize;
+
+    /// The weights `range` of one tensor, as they lie or in `scratch`.
+    fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32];
+}
+
+impl Source for &[f32] {
+    fn values(&self) -> usize {
+        self.len()
+    }
+
+    fn rows_at_once(&self) -> usize {
+        usize::MAX
+    }
+
+    fn read<'a>(&'a self, range: Range<usize>, _: &'a mut Vec<f32>) -> &'a [f32] {
+        &self[range]
+    }
+}
+
 impl Net {
     /// Runs the batch last put into [`Net::input_mut`] through the net with `weights` ([`super::graph::Graph::layout`]) and
     /// the norms' `running` moments ([`super::graph::Graph::running`]), which follow the batch in [`Mode::Train`].
@@ -21,7 +47,16 @@ impl Net {
     /// # Panics
     /// If a slice has another length than its layout, or no batch was put in.
     pub fn forward(&mut self, weights: &[f32], running: &mut [f32], mode: Mode) {
-        assert_eq!(weights.len(), self.graph.layout().len(), "the weights are of another net");
+        self.forward_from(&weights, running, mode);
+    }
+
+    /// [`Self::forward`] with weights that are read where they are used; the same bits for the same weights.
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_from(&mut self, weights: &dyn Source, running: &mut [f32], mode: Mode) {
+        assert_eq!(weights.values(), self.graph.layout().len(), "the weights are of another net");
+        let mut scratch = Vec::new();
         assert_eq!(running.len(), self.graph.running().len(), "the running moments are of another net");
         assert!(self.count > 0, "no images were put in");
         self.mode = mode;
@@ -34,7 +69,7 @@ impl Net {
         for at in 0..self.graph.ops.len() {
             match self.graph.ops[at] {
                 Op::Conv { to, weight, .. } => {
-                    let weight = &weights[self.graph.layout().entries()[weight].range()];
+                    let weight = weights.read(self.graph.layout().entries()[weight].range(), &mut scratch);
                     self.pack(at, weight, mode);
                     self.conv_forward(at);
                     self.norm_forward(to, weights, running);
@@ -42,7 +77,7 @@ impl Net {
                 Op::Linear { to, weight, bias, .. } => {
                     let range = |entry: usize| self.graph.layout().entries()[entry].range();
                     let (weight, bias) = (range(weight), bias.map(range));
-                    self.linear_forward(at, &weights[weight], bias.map(|bias| &weights[bias]));
+                    self.linear_forward(at, weights, weight, bias, &mut scratch);
                     self.norm_forward(to, weights, running);
                 }
                 // A convolution or a mean that follows joins image by image, while the image is near.
@@ -144,12 +179,14 @@ impl Net {
 
     /// In training: the moments of the whole batch from those of the pieces, in order; the map that follows; and the
     /// running moments, with the variance as a sample's.
-    fn norm_forward(&mut self, slot: usize, weights: &[f32], running: &mut [f32]) {
+    fn norm_forward(&mut self, slot: usize, weights: &dyn Source, running: &mut [f32]) {
         let Some(at) = self.graph.slots[slot].norm.filter(|_| self.mode == Mode::Train) else { return };
         let tensors = self.graph.norms[at];
         let (pieces, _) = self.pieces();
         let (channels, stride) = (self.graph.slots[slot].channels, self.graph.slots[slot].stride);
-        let [gamma, beta] = [tensors.gamma, tensors.beta].map(|entry| self.graph.layout().entries()[entry].offset);
+        let [gamma, beta] = [tensors.gamma, tensors.beta].map(|entry| self.graph.layout().entries()[entry].range());
+        let (mut gammas, mut betas) = (Vec::new(), Vec::new());
+        let (gamma, beta) = (weights.read(gamma, &mut gammas), weights.read(beta, &mut betas));
         let [mean, variance] =
             [tensors.mean, tensors.variance].map(|entry| self.graph.running().entries()[entry].offset);
         let norm = &mut self.norms[at];
@@ -171,19 +208,21 @@ impl Net {
             };
             follow(&mut running[mean + channel], centre);
             follow(&mut running[variance + channel], of_sample);
-            norm.set(channel, centre, of_batch, weights[gamma + channel], weights[beta + channel]);
+            norm.set(channel, centre, of_batch, gamma[channel], beta[channel]);
         }
     }
 
     /// In inference: the map from the running moments.
-    fn take_running_moments(&mut self, at: usize, weights: &[f32], running: &[f32]) {
+    fn take_running_moments(&mut self, at: usize, weights: &dyn Source, running: &[f32]) {
         let tensors = self.graph.norms[at];
-        let [gamma, beta] = [tensors.gamma, tensors.beta].map(|entry| self.graph.layout().entries()[entry].offset);
+        let [gamma, beta] = [tensors.gamma, tensors.beta].map(|entry| self.graph.layout().entries()[entry].range());
+        let (mut gammas, mut betas) = (Vec::new(), Vec::new());
+        let (gamma, beta) = (weights.read(gamma, &mut gammas), weights.read(beta, &mut betas));
         let [mean, variance] =
             [tensors.mean, tensors.variance].map(|entry| self.graph.running().entries()[entry].offset);
         for channel in 0..self.graph.slots[tensors.slot].channels {
             let (centre, spread) = (f64::from(running[mean + channel]), f64::from(running[variance + channel]));
-            self.norms[at].set(channel, centre, spread, weights[gamma + channel], weights[beta + channel]);
+            self.norms[at].set(channel, centre, spread, gamma[channel], beta[channel]);
         }
     }
 
@@ -242,7 +281,14 @@ impl Net {
         });
     }
 
-    fn linear_forward(&mut self, at: usize, weight: &[f32], bias: Option<&[f32]>) {
+    fn linear_forward(
+        &mut self,
+        at: usize,
+        weights: &dyn Source,
+        weight: Range<usize>,
+        bias: Option<Range<usize>>,
+        scratch: &mut Vec<f32>,
+    ) {
         let Op::Linear { from, to, .. } = self.graph.ops[at] else { return };
         let normed = self.graph.slots[to].norm.filter(|_| self.mode == Mode::Train);
         if let Some(norm) = normed {
@@ -265,9 +311,15 @@ impl Net {
         let x = net.tools[at].seen.as_ref().unwrap_or(&net.values[from]).rows(0..net.count);
         // SAFETY: nothing else runs while the product is made.
         let y = unsafe { net.values[to].rows_shared(0..net.count) };
-        let shape = linear::Shape { rows: net.count, inputs: weight.len() / made.channels, outputs: made.channels };
-        linear::forward(shape, (x, read.values()), weight, (&mut *y, made.stride));
+        let inputs = weight.len() / made.channels;
+        for first in (0..made.channels).step_by(weights.rows_at_once()) {
+            let outputs = weights.rows_at_once().min(made.channels - first);
+            let rows = weights.read(weight.start + first * inputs..weight.start + (first + outputs) * inputs, scratch);
+            let shape = linear::Shape { rows: net.count, inputs, outputs };
+            linear::forward(shape, (x, read.values()), rows, (&mut y[first..], made.stride));
+        }
         if let Some(bias) = bias {
+            let bias = weights.read(bias, scratch);
             for row in y.chunks_exact_mut(made.stride) {
                 row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
             }

@@ -72,6 +72,15 @@ impl Layout {
         self.values == 0
     }
 
+    /// Tensors of any other network, names and shapes; before training all are zero.
+    pub fn of(tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Self {
+        let mut layout = Self::default();
+        for (name, shape) in tensors {
+            layout.add(name, shape, Start::All(0.0));
+        }
+        layout
+    }
+
     fn add(&mut self, name: String, shape: Vec<usize>, start: Start) -> usize {
         let entry = Entry { name, shape, offset: self.values, start };
         self.values += entry.values();

@@ -18,7 +18,7 @@ pub struct Loss {
 }
 
 /// Cost of one image's `logits`; what each adds to the gradient goes to `gradient`, times `share`.
-pub(super) fn cross_entropy(
+pub(crate) fn cross_entropy(
     logits: &[f32],
     label: usize,
     smoothing: f64,

@@ -30,10 +30,11 @@ pub mod train;
 
 pub mod saliency;
 
+pub use forward::Source;
 pub use loss::Loss;
 pub use net::{Mode, Net};
 pub use spec::{Architecture, Input, Shortcut, Spec};
-pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate};
+pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate, evaluate_from};
 pub use weights::Weights;
 
 #[cfg(test)]

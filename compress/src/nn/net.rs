@@ -193,6 +193,11 @@ impl Net {
         self.values[0].rows_mut(0..count)
     }
 
+    /// The batch last put in, (count, height, width, channels).
+    pub fn input(&self) -> &[f32] {
+        self.values[0].rows(0..self.count)
+    }
+
     /// The class outputs of image `image` after a forward pass, (classes).
     ///
     /// # Panics

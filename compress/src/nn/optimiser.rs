@@ -125,6 +125,21 @@ impl Optimiser {
         Self { rule, decays, memories: vec![vec![0.0; values]; rule.memories()], steps: 0 }
     }
 
+    /// What is remembered between steps, as [`Self::restore`] takes it.
+    pub fn memories(&self) -> &[Vec<f32>] {
+        &self.memories
+    }
+
+    /// Goes on as after `steps` steps with these `memories`.
+    ///
+    /// # Panics
+    /// If they are not as many, or not as long, as the optimiser's.
+    pub fn restore(&mut self, memories: Vec<Vec<f32>>, steps: u64) {
+        let lengths = |memories: &[Vec<f32>]| memories.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&memories), lengths(&self.memories), "another optimiser's memories");
+        (self.memories, self.steps) = (memories, steps);
+    }
+
     /// One step of `weights` against `gradient` at learning rate `rate`; the gradient is left changed.
     ///
     /// # Panics

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Mode, Net, Spec,
+    forward::Source,
+    loss::Loss,
     optimiser::{Optimiser, Rule, Schedule},
     parametrise::Parametrise,
     weights::{Weights, write_safetensors},
@@ -158,12 +160,25 @@ const VERSION: u32 = 1;
 /// The metadata key of [`State`].
 const STATE: &str = "scruple.training";
 
+/// A loss in place of that of the labels alone.
+pub trait Criterion {
+    /// What distinguishes it from others, for saved runs.
+    fn identity(&self) -> String;
+
+    /// The cost of the last forward pass of `net`, whose gradient it leaves there as [`Net::loss`] does.
+    ///
+    /// # Errors
+    /// As [`Net::loss`].
+    fn loss(&mut self, net: &mut Net, labels: &[u8], smoothing: f64) -> Result<Loss>;
+}
+
 /// A run in progress.
 pub struct Trainer<'a> {
     net: Net,
     recipe: Recipe,
     images: &'a ImageSet,
     parametrise: Option<&'a dyn Parametrise>,
+    criterion: Option<&'a mut dyn Criterion>,
     weights: Weights,
     /// What the optimiser moves, where that is not the weights.
     trainable: Vec<f32>,
@@ -233,6 +248,7 @@ impl<'a> Trainer<'a> {
             net,
             images,
             parametrise,
+            criterion: None,
             weights,
             trainable,
             gradient,
@@ -246,6 +262,12 @@ impl<'a> Trainer<'a> {
         };
         trainer.expand();
         Ok(trainer)
+    }
+
+    /// The same run with another loss.
+    pub fn with_criterion(mut self, criterion: &'a mut dyn Criterion) -> Self {
+        self.criterion = Some(criterion);
+        self
     }
 
     /// Steps of an epoch.
@@ -317,7 +339,12 @@ impl<'a> Trainer<'a> {
             images.write(image as usize, &recipe.scaling, placement, out);
         });
         self.net.forward(&self.weights.values, &mut self.weights.running, Mode::Train);
-        let loss = self.net.loss(&self.labels, self.recipe.label_smoothing).map_err(|error| match error {
+        let smoothing = self.recipe.label_smoothing;
+        let loss = match &mut self.criterion {
+            None => self.net.loss(&self.labels, smoothing),
+            Some(criterion) => criterion.loss(&mut self.net, &self.labels, smoothing),
+        };
+        let loss = loss.map_err(|error| match error {
             Error::Numeric(what) => Error::Numeric(format!("step {}: {what}", self.step + 1)),
             other => other,
         })?;
@@ -391,7 +418,11 @@ impl<'a> Trainer<'a> {
     }
 
     fn parametrisation(&self) -> String {
-        self.parametrise.map_or_else(String::new, |with| with.identity())
+        let identity = self.parametrise.map_or_else(String::new, |with| with.identity());
+        match &self.criterion {
+            None => identity,
+            Some(criterion) => format!("{identity}; {}", criterion.identity()),
+        }
     }
 
     /// Takes up the run that was saved in `file`; it must be this one: the same net, recipe, images and parametrisation.
@@ -502,16 +533,30 @@ impl Evaluation {
 /// # Errors
 /// If the images are of another size, or an output is not finite.
 pub fn evaluate(net: &mut Net, weights: &Weights, images: &ImageSet, scaling: &Scaling) -> Result<Evaluation> {
+    evaluate_from(net, &weights.values.as_slice(), &weights.running, images, scaling)
+}
+
+/// [`evaluate`] with weights that are read where they are used.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_from(
+    net: &mut Net,
+    weights: &dyn Source,
+    running: &[f32],
+    images: &ImageSet,
+    scaling: &Scaling,
+) -> Result<Evaluation> {
     fits(net.spec(), images)?;
     let (classes, values) = (net.spec().classes, images.values());
-    let mut running = weights.running.clone(); // inference leaves them as they are
+    let mut running = running.to_vec(); // inference leaves them as they are
     let mut evaluation = Evaluation { loss: 0.0, right: 0, answers: Vec::with_capacity(images.len()) };
     for first in (0..images.len()).step_by(net.capacity()) {
         let count = net.capacity().min(images.len() - first);
         net.input_mut(count).par_chunks_exact_mut(values).enumerate().for_each(|(image, out)| {
             images.write(first + image, scaling, Placement::default(), out);
         });
-        net.forward(&weights.values, &mut running, Mode::Evaluate);
+        net.forward_from(weights, &mut running, Mode::Evaluate);
         let loss = net.loss(&images.labels[first..first + count], 0.0)?;
         evaluation.loss += loss.mean * count as f64 / images.len() as f64;
         evaluation.right += loss.right;

@@ -71,7 +71,7 @@ impl Weights {
 }
 
 /// Writes tensors beside `file` and then in its place, so that there is always a whole file of that name or none.
-pub(super) fn write_safetensors(
+pub(crate) fn write_safetensors(
     file: &Path,
     tensors: &[NamedTensor<'_>],
     metadata: &BTreeMap<String, String>,

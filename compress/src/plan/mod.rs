@@ -13,6 +13,7 @@ use crate::{
     model::decoder::Stage,
     recipe::Recipe,
     scaling::{self, PlannedScaling, Unscaled},
+    sharing::stored::expect_no_pool,
     weight::Code,
 };
 
@@ -167,6 +168,7 @@ impl Plan {
                  DENSE` makes of it"
             )));
         }
+        expect_no_pool(checkpoint)?;
         let network = Network::of(checkpoint)?;
         let calibrated = recipe.methods()?.into_iter().find(|method| method.needs().any());
         if let (Network::Named(network), Some(method)) = (&network, calibrated) {

@@ -7,6 +7,7 @@
 //! format "rps", version 1, n, m, seed (decimal text), hash and sign (names of the two hashes of `fold`), align, tile
 //! "row-major" (the order of a tensor's weights in the flat array), psi_dtype, created_by,
 //! tensors [{name, shape, dtype, offset, lambda_bits "0x3d4ccccd", sha256}]   in the order of the flat array
+//!         and in version 2, where every tensor has a pool of its own, slots: how many of ψ are its, in the same order
 //! tied    [{name, of}]                                                       tensors equal to one of these, stored once
 //! ```
 //!
@@ -44,6 +45,8 @@ pub const PSI: &str = "rps.psi";
 pub const STEM: &str = "model.rps";
 
 const VERSION: u32 = 1;
+/// The version where tensors have pools of their own.
+const APART: u32 = 2;
 const TILE: &str = "row-major";
 
 /// Weights recovered at a time.
@@ -80,6 +83,9 @@ struct HeaderTensor {
     offset: usize,
     lambda_bits: String,
     sha256: String,
+    /// Of a pool of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slots: Option<usize>,
 }
 
 /// A tensor that equals another.
@@ -116,10 +122,11 @@ fn header(sharing: &Sharing, targets: &[Target], tied: &[Tied], psi_dtype: Dtype
         offset: module.offset,
         lambda_bits: format!("{:#010x}", module.scale.to_bits()),
         sha256: target.sha256.clone(),
+        slots: sharing.own_slots(module),
     });
     let header = Header {
         format: KEY.into(),
-        version: VERSION,
+        version: if fold.is_apart() { APART } else { VERSION },
         n: fold.weights(),
         m: fold.slots(),
         seed: fold.seed().to_string(),
@@ -217,8 +224,9 @@ impl SharedFile {
                 return Err(refuse(format!("has {what} `{found}`, this version reads `{expected}`")));
             }
         }
-        if header.version != VERSION {
-            return Err(refuse(format!("is of version {}, this program reads version {VERSION}", header.version)));
+        if ![VERSION, APART].contains(&header.version) {
+            let what = format!("is of version {}, this program reads versions {VERSION} and {APART}", header.version);
+            return Err(refuse(what));
         }
         if !matches!(header.align, 16 | 64) {
             return Err(refuse(format!("has alignment {}, expected 16 or 64", header.align)));
@@ -243,8 +251,24 @@ impl SharedFile {
             )));
         }
         let (tensors, targets) = tensors(&header, &checkpoint, &file)?;
-        let sharing = Sharing::new(tensors, Size::Slots(header.m), header.align, seed)
-            .map_err(|error| refuse(format!("its description is wrong: {error}")))?;
+        let own: Vec<usize> = header.tensors.iter().filter_map(|tensor| tensor.slots).collect();
+        if own.len() != if header.version == APART { tensors.len() } else { 0 } {
+            return Err(refuse(format!(
+                "is of version {}, and {} of its {} tensors have pools of their own",
+                header.version,
+                own.len(),
+                tensors.len()
+            )));
+        }
+        let sharing = match header.version {
+            APART => Sharing::apart(tensors, &own, header.align, seed),
+            _ => Sharing::new(tensors, Size::Slots(header.m), header.align, seed),
+        };
+        let sharing = sharing.map_err(|error| refuse(format!("its description is wrong: {error}")))?;
+        if sharing.fold.slots() != header.m {
+            let what = format!("says m = {}, the pools of its tensors have {} slots", header.m, sharing.fold.slots());
+            return Err(refuse(what));
+        }
         if sharing.fold.weights() != header.n {
             let what = format!("says n = {}, its tensors have {} weights", header.n, sharing.fold.weights());
             return Err(refuse(what));
@@ -315,6 +339,11 @@ impl SharedFile {
         let dtype = self.targets[at].dtype;
         values.iter_mut().for_each(|value| *value = rounded(dtype, *value));
         Ok((module.shape.clone(), values))
+    }
+
+    /// Gives back the memory of the pool's pages in the file, which were read.
+    pub(super) fn release(&self) {
+        self.psi.release();
     }
 
     /// The tensors that do not share.

@@ -10,17 +10,21 @@
 //! Within a partition no two weights meet, so slots serve ⌊n/m⌋ or ⌈n/m⌉ weights whatever n and m are, none is unused, and
 //! m = n is a bijection. One seed serves the whole array: with a seed for each tensor the last property would be lost.
 //!
+//! Where every tensor has a pool of its own, the array and the pool are cut into as many parts, each is folded by itself,
+//! and the words of part l are numbered from l · 2³² on. That is worse than one pool for all in theory and in practice
+//! (Desai, Zhou and Shrivastava 2023), and there to be compared with, or where a part must be read alone.
+//!
 //! The hash is part of the file format and stands here in full. With the SplitMix64 finaliser `mix` and
 //! G = 0x9e3779b97f4a7c15, all in wrapping 64-bit arithmetic:
 //!
 //! ```text
 //! key(purpose) = mix(mix(seed + G) ^ (purpose · G + G))
-//! h(k)         = mix(key(1) + (k + 1) · G)                     "splitmix64-fold-v1"
+//! h(k)         = mix(key(1) + (l · 2³² + k + 1) · G)            "splitmix64-fold-v1"; l = 0 for one pool
 //! word(q)      = mix(key(2) + (q + 1) · G)                     "splitmix64-bit-v1": weight p is negated if bit p mod 64
 //!                                                              of word ⌊p / 64⌋ is set
 //! ```
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use crate::{Error, Result};
 
@@ -68,8 +72,18 @@ impl Words {
     }
 }
 
-/// The map from weights to slots and signs; see the [module](self).
+/// A stretch of the array with a stretch of the pool of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    weights: Range2,
+    slots: Range2,
+}
+
+/// First and end.
+type Range2 = (usize, usize);
+
+/// The map from weights to slots and signs; see the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fold {
     weights: usize,
     slots: usize,
@@ -77,6 +91,8 @@ pub struct Fold {
     seed: u64,
     rotations: Words,
     signs: Words,
+    /// In order and without gaps, where there is more than one pool.
+    parts: Option<Arc<[Part]>>,
 }
 
 /// Weights that follow each other in the array and in the pool.
@@ -107,7 +123,55 @@ impl Fold {
                  (a rate of 1) or fewer"
             )));
         }
-        Ok(Self { weights, slots, align, seed, rotations: Words::new(seed, 1), signs: Words::new(seed, 2) })
+        let (rotations, signs) = (Words::new(seed, 1), Words::new(seed, 2));
+        Ok(Self { weights, slots, align, seed, rotations, signs, parts: None })
+    }
+
+    /// Stretches of the array, each over a stretch of the pool of its own: (weights, slots) of each, in order.
+    ///
+    /// # Errors
+    /// As [`Self::new`] for each of them; those without weights have no slots.
+    pub fn apart(sizes: &[(usize, usize)], align: usize, seed: u64) -> Result<Self> {
+        let (mut parts, mut weights, mut slots) = (Vec::with_capacity(sizes.len()), 0usize, 0usize);
+        for &(own, pool) in sizes {
+            if (own, pool) != (0, 0) {
+                Self::new(own, pool, align, seed)?;
+            }
+            let ends = weights.checked_add(own).zip(slots.checked_add(pool));
+            let Some(ends) = ends else {
+                return Err(Error::Recipe(format!("{} pools have more weights than can be counted", sizes.len())));
+            };
+            parts.push(Part { weights: (weights, ends.0), slots: (slots, ends.1) });
+            (weights, slots) = ends;
+        }
+        Ok(Self { parts: Some(parts.into()), ..Self::new(weights, slots, align, seed)? })
+    }
+
+    /// Pools there are: one for all, or one for each of as many tensors.
+    pub fn pools(&self) -> usize {
+        self.parts.as_ref().map_or(1, |parts| parts.len())
+    }
+
+    /// Slots of the part that `weights` weights from `first` on are.
+    pub(super) fn slots_of(&self, first: usize, weights: usize) -> usize {
+        if weights == 0 { 0 } else { self.part(first).2 }
+    }
+
+    /// Whether tensors have pools of their own.
+    pub fn is_apart(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// The part that `weight` is of: its number, its first weight, its slots and where they begin.
+    fn part(&self, weight: usize) -> (usize, usize, usize, usize) {
+        match &self.parts {
+            None => (0, 0, self.slots, 0),
+            Some(parts) => {
+                let at = parts.partition_point(|part| part.weights.1 <= weight);
+                let Part { weights, slots } = parts[at];
+                (at, weights.0, slots.1 - slots.0, slots.0)
+            }
+        }
     }
 
     /// n: weights in the flat array.
@@ -141,14 +205,17 @@ impl Fold {
         (1.0 - self.slots as f64 / self.weights as f64).sqrt()
     }
 
-    /// u(k): how far partition `k` is turned.
-    pub fn rotation(&self, partition: usize) -> usize {
-        self.align * self.rotations.below(partition, (self.slots / self.align).max(1))
+    /// u(k): how far partition `k` of part `part` is turned over `slots` slots.
+    fn rotation(&self, part: usize, partition: usize, slots: usize) -> usize {
+        let number = (part << 32) + partition;
+        self.align * self.rotations.below(number, (slots / self.align).max(1))
     }
 
     /// The slot of `weight`: the definition, one weight at a time.
     pub fn slot(&self, weight: usize) -> usize {
-        (self.rotation(weight / self.slots) + weight % self.slots) % self.slots
+        let (part, first, slots, start) = self.part(weight);
+        let within = weight - first;
+        start + (self.rotation(part, within / slots, slots) + within % slots) % slots
     }
 
     /// Whether `weight` is read negated: the definition, one weight at a time.
@@ -161,7 +228,7 @@ impl Fold {
         self.signs
     }
 
-    /// The runs that `weights` consist of, in order: a partition has at most two.
+    /// The runs that `weights` consist of, in order: a partition has at most two, and none leaves its part.
     ///
     /// # Panics
     /// If the range leaves the array.
@@ -185,13 +252,18 @@ impl Iterator for Runs<'_> {
         if self.left.is_empty() {
             return None;
         }
-        let (weight, slots) = (self.left.start, self.fold.slots);
-        let within = weight % slots;
-        let turned = self.fold.rotation(weight / slots) + within; // below 2 m
+        let weight = self.left.start;
+        let (part, first, slots, start) = self.fold.part(weight);
+        let (partition, within) = ((weight - first) / slots, (weight - first) % slots);
+        let turned = self.fold.rotation(part, partition, slots) + within; // below 2 m
         let slot = if turned >= slots { turned - slots } else { turned };
-        let len = (slots - within).min(slots - slot).min(self.left.len());
+        let end = match &self.fold.parts {
+            None => self.fold.weights,
+            Some(parts) => parts[part].weights.1,
+        };
+        let len = (slots - within).min(slots - slot).min(self.left.len()).min(end - weight);
         self.left.start += len;
-        Some(Run { weight, slot, len })
+        Some(Run { weight, slot: start + slot, len })
     }
 }
 
@@ -203,12 +275,19 @@ pub(crate) mod tests {
 
     /// Array, pool, alignment and seed of any sizes that can be.
     pub(crate) fn folds() -> impl Strategy<Value = Fold> {
-        (1usize..3_000, 0.0f64..1.0, prop::sample::select(vec![1usize, 3, 16, 64]), any::<u64>()).prop_map(
-            |(weights, share, align, seed)| {
-                let slots = 1 + (share * weights as f64) as usize;
-                Fold::new(weights, slots.min(weights), align, seed).unwrap()
-            },
-        )
+        let slots = |weights: usize, share: f64| (1 + (share * weights as f64) as usize).min(weights);
+        let align = || prop::sample::select(vec![1usize, 3, 16, 64]);
+        let one = (1usize..3_000, 0.0f64..1.0, align(), any::<u64>());
+        let one = one.prop_map(move |(weights, share, align, seed)| {
+            Fold::new(weights, slots(weights, share), align, seed).unwrap()
+        });
+        let sizes = prop::collection::vec((0usize..900, 0.0f64..1.0), 0..6).prop_map(move |mut sizes| {
+            sizes.push((70, 0.4)); // at least one has weights
+            sizes.into_iter().map(|(weights, share)| (weights, slots(weights, share))).collect::<Vec<_>>()
+        });
+        let apart =
+            (sizes, align(), any::<u64>()).prop_map(|(sizes, align, seed)| Fold::apart(&sizes, align, seed).unwrap());
+        prop_oneof![2 => one, 1 => apart]
     }
 
     proptest! {
@@ -218,8 +297,13 @@ pub(crate) mod tests {
         fn every_slot_serves_a_fair_share(fold in folds()) {
             let mut counts = vec![0usize; fold.slots()];
             (0..fold.weights()).for_each(|weight| counts[fold.slot(weight)] += 1);
-            let (floor, ceil) = (fold.weights() / fold.slots(), fold.weights().div_ceil(fold.slots()));
-            prop_assert!(counts.iter().all(|&count| count == floor || count == ceil));
+            let whole = [Part { weights: (0, fold.weights()), slots: (0, fold.slots()) }];
+            for part in fold.parts.as_deref().unwrap_or(&whole).iter().filter(|part| part.weights.0 < part.weights.1) {
+                let (weights, slots) = (part.weights.1 - part.weights.0, part.slots.1 - part.slots.0);
+                let (floor, ceil) = (weights / slots, weights.div_ceil(slots));
+                let counts = &counts[part.slots.0..part.slots.1];
+                prop_assert!(counts.iter().all(|&count| count == floor || count == ceil));
+            }
         }
 
         #[test]
@@ -249,9 +333,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn one_part_is_one_pool_and_parts_are_told_apart() {
+        let (whole, apart) = (Fold::new(900, 128, ALIGN, 7).unwrap(), Fold::apart(&[(900, 128)], ALIGN, 7).unwrap());
+        assert!((0..900).all(|weight| whole.slot(weight) == apart.slot(weight)));
+        assert_eq!((whole.pools(), apart.pools(), apart.is_apart()), (1, 1, true));
+        let two = Fold::apart(&[(900, 128), (0, 0), (900, 128)], ALIGN, 7).unwrap();
+        assert_eq!((two.weights(), two.slots(), two.pools()), (1_800, 256, 3));
+        assert!((0..900).all(|weight| two.slot(weight) == whole.slot(weight) && two.slot(900 + weight) >= 128));
+        assert!((0..900).any(|weight| two.slot(900 + weight) != 128 + whole.slot(weight)), "parts turn alike");
+        let error = Fold::apart(&[(9, 4), (3, 4)], ALIGN, 7).unwrap_err().to_string();
+        assert!(error.contains("4 slots is larger than the 3 weights"), "{error}");
+    }
+
+    #[test]
     fn rotations_differ_and_are_aligned() {
         let fold = Fold::new(1 << 20, 1 << 12, ALIGN, 3).unwrap();
-        let turns: Vec<usize> = (0..256).map(|partition| fold.rotation(partition)).collect();
+        let turns: Vec<usize> = (0..256).map(|partition| fold.rotation(0, partition, fold.slots())).collect();
         assert!(turns.iter().all(|turn| turn % ALIGN == 0 && *turn < fold.slots()));
         let mut distinct = turns.clone();
         distinct.sort_unstable();

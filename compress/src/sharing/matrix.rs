@@ -29,7 +29,7 @@ const TILE_ROWS: usize = 64;
 const TILE_COLUMNS: usize = 512;
 
 /// A matrix (rows, columns) whose values lie in a pool: of a linear (out, in), of an embedding (tokens, values).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SharedMatrix {
     fold: Fold,
     first: usize,
@@ -90,7 +90,7 @@ impl SharedMatrix {
         let rows = module.shape.first().copied().unwrap_or(1);
         assert!(module.values() > 0, "`{}` has no weights", module.name);
         let columns = module.values() / rows;
-        Self { fold: sharing.fold, first: module.offset, rows, columns, scale: module.scale }
+        Self { fold: sharing.fold.clone(), first: module.offset, rows, columns, scale: module.scale }
     }
 
     /// (rows, columns).
@@ -119,12 +119,12 @@ impl SharedMatrix {
     /// If a slice is not as long as its shape says.
     pub fn forward(&self, pool: &[f32], x: &[f32], y: &mut [f32], t: usize) {
         self.check(pool.len(), x.len(), y.len(), t);
-        let &Self { fold, first, rows, columns, scale } = self;
+        let (fold, &Self { first, rows, columns, scale, .. }) = (&self.fold, self);
         match t {
             0 => {}
             1 => y.par_chunks_mut(ROWS).enumerate().for_each(|(chunk, y)| {
                 for (row, y) in y.iter_mut().enumerate() {
-                    *y = scale * dot(&fold, pool, first + (chunk * ROWS + row) * columns, x);
+                    *y = scale * dot(fold, pool, first + (chunk * ROWS + row) * columns, x);
                 }
             }),
             _ => {
@@ -178,7 +178,7 @@ impl SharedMatrix {
         if t == 0 {
             return;
         }
-        let &Self { fold, first, rows, columns, scale } = self;
+        let (fold, &Self { first, rows, columns, scale, .. }) = (&self.fold, self);
         let mut tile = vec![0.0; TILE_ROWS.min(rows) * columns];
         for start in (0..rows).step_by(TILE_ROWS) {
             let height = TILE_ROWS.min(rows - start);
@@ -191,7 +191,7 @@ impl SharedMatrix {
                 // SAFETY: these columns of the tile are this piece's, and the tile has `height` rows of `columns` values.
                 unsafe { product((height, t, width), dy, x, (out, from, columns), false) };
             });
-            accumulate(&fold, tile, scale, first + start * columns, of_pool);
+            accumulate(fold, tile, scale, first + start * columns, of_pool);
         }
     }
 

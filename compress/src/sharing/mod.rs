@@ -27,6 +27,8 @@ pub mod pool;
 
 pub mod matrix;
 
+pub mod conv;
+
 pub mod parametrise;
 
 pub mod report;
@@ -35,19 +37,32 @@ pub mod file;
 
 pub mod project;
 
+pub mod advice;
+
 pub mod expand;
 
 pub mod net;
 
 pub mod bench;
 
+pub mod stored;
+
+pub mod finetune;
+
+pub mod method;
+
+pub use conv::SharedConv;
 pub use expand::{Expanded, Findings, expand, verify};
 pub use file::SharedFile;
 pub use fold::Fold;
 pub use matrix::SharedMatrix;
+pub use method::Rps;
 pub use modules::{Module, Scales, Sharing};
 pub use parametrise::Shared;
 pub use project::{Options, Projected, project};
 
 #[cfg(test)]
 mod file_tests;
+
+#[cfg(test)]
+mod stored_tests;

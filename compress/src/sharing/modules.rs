@@ -110,6 +110,8 @@ pub enum Size {
     Rate(f64),
     /// m.
     Slots(usize),
+    /// c of each tensor, which then has a pool of its own.
+    RateOfEach(f64),
 }
 
 impl Size {
@@ -120,10 +122,10 @@ impl Size {
     pub fn slots(self, weights: usize) -> Result<usize> {
         match self {
             Self::Slots(slots) => Ok(slots),
-            Self::Rate(rate) if rate >= 1.0 && rate.is_finite() => {
+            Self::Rate(rate) | Self::RateOfEach(rate) if rate >= 1.0 && rate.is_finite() => {
                 Ok(((weights as f64 / rate) as usize).clamp(1, weights.max(1)))
             }
-            Self::Rate(rate) => {
+            Self::Rate(rate) | Self::RateOfEach(rate) => {
                 let what = format!("the rate is {rate}, expected 1 (a pool as large as the weights) or more");
                 Err(Error::Recipe(what))
             }
@@ -141,29 +143,42 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// `tensors` (name, shape, scale) one after the other over a pool.
+    /// `tensors` (name, shape, scale) one after the other over a pool, or each over its own.
     ///
     /// # Errors
     /// If there are none, a scale is no number above 0, or the pool does not suit the weights.
     pub fn new(tensors: Vec<(String, Vec<usize>, f32)>, size: Size, align: usize, seed: u64) -> Result<Self> {
-        let (mut modules, mut offset) = (Vec::with_capacity(tensors.len()), 0usize);
-        for (name, shape, scale) in tensors {
-            check_scale(scale).map_err(|what| Error::Recipe(format!("tensor `{name}` {what}")))?;
-            let values = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
-            let Some(end) = values.and_then(|values| offset.checked_add(values)) else {
-                let what = format!("tensor `{name}` has shape {shape:?}, whose number of weights overflows");
-                return Err(Error::Recipe(what));
-            };
-            modules.push(Module { name, shape, offset, scale });
-            offset = end;
-        }
-        if offset == 0 {
-            return Err(Error::Recipe(format!(
-                "no tensor is left to share: only those of two dimensions or more, of at least {LEAST_VALUES} values \
-                 unless another number is given, and selected by name"
-            )));
-        }
-        Ok(Self { fold: Fold::new(offset, size.slots(offset)?, align, seed)?, modules })
+        let (modules, weights) = lay_out(tensors)?;
+        let fold = match size {
+            Size::RateOfEach(_) => {
+                let sizes = modules.iter().map(|module| match module.values() {
+                    0 => Ok((0, 0)),
+                    values => Ok((values, size.slots(values)?)),
+                });
+                Fold::apart(&sizes.collect::<Result<Vec<_>>>()?, align, seed)?
+            }
+            Size::Rate(_) | Size::Slots(_) => Fold::new(weights, size.slots(weights)?, align, seed)?,
+        };
+        Ok(Self { fold, modules })
+    }
+
+    /// `tensors` (name, shape, scale), each over a pool of so many `slots` of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    ///
+    /// # Panics
+    /// If there are not as many pools as tensors.
+    pub fn apart(tensors: Vec<(String, Vec<usize>, f32)>, slots: &[usize], align: usize, seed: u64) -> Result<Self> {
+        assert_eq!(tensors.len(), slots.len(), "pools and tensors");
+        let (modules, _) = lay_out(tensors)?;
+        let sizes: Vec<_> = modules.iter().map(Module::values).zip(slots.iter().copied()).collect();
+        Ok(Self { fold: Fold::apart(&sizes, align, seed)?, modules })
+    }
+
+    /// Slots of the pool that module `module` has to itself, if it has.
+    pub fn own_slots(&self, module: &Module) -> Option<usize> {
+        self.fold.is_apart().then(|| self.fold.slots_of(module.offset, module.values()))
     }
 
     /// d: the sum of λ² over each slot's weights. No sum is taken apart again, so nothing cancels.
@@ -191,6 +206,28 @@ impl Sharing {
         }
         counts
     }
+}
+
+/// The modules of `tensors` (name, shape, scale) one after the other, and their weights in all.
+fn lay_out(tensors: Vec<(String, Vec<usize>, f32)>) -> Result<(Vec<Module>, usize)> {
+    let (mut modules, mut offset) = (Vec::with_capacity(tensors.len()), 0usize);
+    for (name, shape, scale) in tensors {
+        check_scale(scale).map_err(|what| Error::Recipe(format!("tensor `{name}` {what}")))?;
+        let values = shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
+        let Some(end) = values.and_then(|values| offset.checked_add(values)) else {
+            let what = format!("tensor `{name}` has shape {shape:?}, whose number of weights overflows");
+            return Err(Error::Recipe(what));
+        };
+        modules.push(Module { name, shape, offset, scale });
+        offset = end;
+    }
+    if offset == 0 {
+        return Err(Error::Recipe(format!(
+            "no tensor is left to share: only those of two dimensions or more, of at least {LEAST_VALUES} values \
+             unless another number is given, and selected by name"
+        )));
+    }
+    Ok((modules, offset))
 }
 
 /// What is wrong with a scale, after the tensor's name.

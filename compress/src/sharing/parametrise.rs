@@ -68,23 +68,34 @@ impl Shared {
         Self::over(Sharing::new(tensors.collect(), size, align, seed)?, layout)
     }
 
-    /// Shares as `sharing` says; its modules are tensors of `layout`, in the layout's order.
+    /// Shares as `sharing` says; its modules are tensors of `layout`, in any order.
     ///
     /// # Errors
-    /// If the layout lacks a module, has it in another shape, or in another order.
+    /// If the layout lacks a module or has it in another shape, or a tensor would share twice.
     pub fn over(sharing: Sharing, layout: &Layout) -> Result<Self> {
-        let (mut places, mut rest, mut end) = (Vec::new(), Vec::new(), 0);
+        let mut places = Vec::with_capacity(sharing.modules.len());
         for module in &sharing.modules {
-            let place = layout.entry(&module.name).filter(|entry| entry.shape == module.shape).map(|e| e.range());
-            let Some(place) = place.filter(|place| place.start >= end) else {
-                return Err(Error::Recipe(format!(
-                    "the net has no tensor `{}` of shape {:?} in that place of its order",
-                    module.name, module.shape
-                )));
+            let Some(entry) = layout.entry(&module.name) else {
+                return Err(Error::Recipe(format!("the net has no tensor `{}`, which shares the pool", module.name)));
             };
+            if entry.shape != module.shape {
+                return Err(Error::Recipe(format!(
+                    "tensor `{}` has shape {:?} in the net and {:?} in the pool",
+                    module.name, entry.shape, module.shape
+                )));
+            }
+            places.push(entry.range());
+        }
+        let mut taken: Vec<(&Range<usize>, &str)> =
+            places.iter().zip(sharing.modules.iter().map(|module| module.name.as_str())).collect();
+        taken.sort_by_key(|(place, _)| place.start);
+        let (mut rest, mut end) = (Vec::new(), 0);
+        for (place, name) in taken {
+            if place.start < end {
+                return Err(Error::Recipe(format!("tensor `{name}` would share the pool twice")));
+            }
             rest.push(end..place.start);
             end = place.end;
-            places.push(place);
         }
         rest.push(end..layout.len());
         rest.retain(|range| !range.is_empty());
@@ -103,6 +114,16 @@ impl Shared {
         let mut stream = Stream::new(seed, "sharing/pool", 0);
         let pool: Vec<f32> = (0..self.sharing.fold.slots()).map(|_| stream.normal() as f32).collect();
         self.spread(&pool, weights);
+    }
+
+    /// What is trained where the pool is `psi` and what does not share stands in `weights`, which are all of the net's.
+    ///
+    /// # Panics
+    /// If the pool or the weights are of another net.
+    pub fn trainable(&self, psi: &[f32], weights: &[f32]) -> Vec<f32> {
+        assert_eq!((psi.len(), weights.len()), (self.roots.len(), self.weights), "another net's");
+        let phi = psi.iter().zip(&self.roots).map(|(psi, root)| psi * root);
+        phi.chain(self.rest.iter().flat_map(|range| &weights[range.clone()]).copied()).collect()
     }
 
     /// ψ of what is trained: what goes on disk.
@@ -149,7 +170,8 @@ impl Parametrise for Shared {
             .map(|module| format!("{}*{:08x}", module.name, module.scale.to_bits()))
             .collect();
         let (n, m, align, seed) = (fold.weights(), fold.slots(), fold.align(), fold.seed());
-        format!("shared {n} over {m} aligned {align} seed {seed}: {}", modules.join(" "))
+        let apart = if fold.is_apart() { " apart" } else { "" };
+        format!("shared {n} over {m}{apart} aligned {align} seed {seed}: {}", modules.join(" "))
     }
 
     /// The least-squares projection: the weights among those that can be expressed that are nearest to `weights`.
@@ -343,9 +365,24 @@ mod tests {
     fn tensors_that_do_not_fit_are_refused_in_words() {
         let (shared, _) = shared(2.0, Scales::Rms, 1.0);
         let graph = spec().graph().unwrap();
+        type Change = fn(&mut Sharing);
+        let changes: [(Change, &str); 3] = [
+            (|sharing| sharing.modules[0].name = "fc9.weight".into(), "the net has no tensor `fc9.weight`"),
+            (|sharing| sharing.modules[1].shape.reverse(), "tensor `fc2.weight` has shape"),
+            (
+                |sharing| sharing.modules.push(sharing.modules[0].clone()),
+                "tensor `fc1.weight` would share the pool twice",
+            ),
+        ];
+        for (change, part) in changes {
+            let mut sharing = shared.sharing().clone();
+            change(&mut sharing);
+            let Err(error) = Shared::over(sharing, graph.layout()) else { panic!("{part}: was accepted") };
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        // Any order will do.
         let mut sharing = shared.sharing().clone();
         sharing.modules.reverse();
-        let error = Shared::over(sharing, graph.layout()).unwrap_err().to_string();
-        assert!(error.contains("the net has no tensor"), "{error}");
+        assert!(Shared::over(sharing, graph.layout()).is_ok());
     }
 }

@@ -19,6 +19,7 @@ use scruple_weights::{Checkpoint, Dtype, TensorView};
 use serde::Serialize;
 
 use super::{
+    advice::{Advice, advise},
     expand::copy_beside,
     file::{Described, PIECE, PSI, Target, Tied, Untouched, expand_tensor, is_shareable, rounded},
     fold::ALIGN,
@@ -48,6 +49,8 @@ pub struct Options {
     pub psi_dtype: Dtype,
     /// Whether a model may be written that nobody evaluated and that is far from its source.
     pub allow_lossy: bool,
+    /// Whether codes and factors of the same bytes are tried beside the pool.
+    pub advise: bool,
 }
 
 impl Default for Options {
@@ -60,6 +63,7 @@ impl Default for Options {
             scales: Scales::default(),
             psi_dtype: Dtype::F32,
             allow_lossy: false,
+            advise: true,
         }
     }
 }
@@ -88,6 +92,9 @@ pub struct Projected {
     pub tensors: Vec<TensorError>,
     /// Tensors equal to another that shares; stored once.
     pub tied: Vec<Tied>,
+    /// What else the pool's bytes would hold, where weights are lost and it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advice>,
     /// Sizes, load and buckets.
     pub report: Report,
     /// Hash of the source's tensors; see [`Checkpoint::fingerprint`].
@@ -152,10 +159,18 @@ pub fn project(
     let copied: Vec<&TensorView> = checkpoint.tensors().filter(|view| !names.contains(view.name())).collect();
     let relative = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
     let sum = |part: &dyn Fn(&Compared) -> f64| compared.iter().map(part).sum::<f64>();
+    let report = Report::new(&sharing, &targets, &tied, psi_dtype, copied.iter().copied());
+    let (relative_error, lossless) =
+        (relative(sum(&|found| found.error), sum(&|found| found.norm)), compared.iter().all(|found| found.same));
+    let advice = match options.advise && !lossless {
+        true => Some(advise(&shared, report.pool_bytes, psi_dtype.bytes(1).unwrap_or(1), relative_error)?),
+        false => None,
+    };
     let projected = Projected {
-        relative_error: relative(sum(&|found| found.error), sum(&|found| found.norm)),
+        relative_error,
+        advice,
         expected_error: fold.expected_error(),
-        lossless: compared.iter().all(|found| found.same),
+        lossless,
         tensors: sharing
             .modules
             .iter()
@@ -166,7 +181,7 @@ pub fn project(
                 relative_error: relative(found.error, found.norm),
             })
             .collect(),
-        report: Report::new(&sharing, &targets, &tied, psi_dtype, copied.iter().copied()),
+        report,
         tied,
         source_fingerprint: checkpoint.fingerprint(),
     };
@@ -228,7 +243,7 @@ fn once(views: Vec<TensorView>) -> (Vec<TensorView>, Vec<Tied>) {
 }
 
 /// Runs `body` over (first weight, values) of `view` by pieces of whole rows.
-fn by_pieces(view: &TensorView, mut body: impl FnMut(usize, &[f32])) -> Result<()> {
+pub(super) fn by_pieces(view: &TensorView, mut body: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
     let (rows, columns) = view.rows();
     let at_once = (PIECE / columns.max(1)).clamp(1, rows.max(1));
     let mut values = vec![0.0; at_once * columns];
@@ -236,7 +251,7 @@ fn by_pieces(view: &TensorView, mut body: impl FnMut(usize, &[f32])) -> Result<(
         let last = rows.min(first + at_once);
         let values = &mut values[..(last - first) * columns];
         view.read_rows(first..last, values)?;
-        body(first * columns, values);
+        body(first * columns, values)?;
     }
     Ok(())
 }
@@ -247,7 +262,10 @@ fn rms(view: &TensorView) -> Result<f64> {
         return Err(view.error(what).into());
     }
     let mut squares = 0.0;
-    by_pieces(view, |_, values| squares += values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>())?;
+    by_pieces(view, |_, values| {
+        squares += values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        Ok(())
+    })?;
     Ok((squares / view.elements().max(1) as f64).sqrt())
 }
 
@@ -258,6 +276,7 @@ fn least_squares(sharing: &Sharing, views: &[TensorView], dtype: Dtype) -> Resul
     for (module, view) in sharing.modules.iter().zip(views) {
         by_pieces(view, |first, values| {
             accumulate_f64(&sharing.fold, values, module.scale, module.offset + first, &mut sums);
+            Ok(())
         })?;
         view.release();
     }

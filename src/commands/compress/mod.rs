@@ -17,6 +17,7 @@ use scruple_compress::{
     recipe::{CalibrationRecipe, ExportRecipe, Recipe, StageRecipe},
     scaling::{ScalingRecord, Unscaled},
     sequential::{LinearRecord, Outcome},
+    sharing::Rps,
 };
 use scruple_weights::{Checkpoint, hub::Origin};
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ pub mod write;
 use cost::{Cost, SPEED_BYTES};
 use write::{Work, Written};
 
-use super::{embed, eval, verify};
+use super::{embed, eval, share::recipe as shared, verify};
 use crate::{
     fixture::{self, Fixture},
     printer::{self, Progress, Table},
@@ -209,8 +210,7 @@ impl Arguments {
             export: ExportRecipe { format },
             budget: self.budget(),
         };
-        recipe.budget.as_ref().map_or(Ok(()), Budget::check)?;
-        recipe.methods()?; // unknown methods and parameters, before a model is opened
+        recipe.check()?; // unknown methods and parameters, before a model is opened
         Ok(recipe)
     }
 }
@@ -328,6 +328,21 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     let calibration_file = arguments.calibration.clone().or_else(|| embedded.as_ref().map(Fixture::calibration));
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
+
+    if let Some((method, stage)) = Rps::of(&recipe)? {
+        anyhow::ensure!(arguments.calibration_seeds.is_none(), "method `{}` has no calibration seeds", stage.method);
+        let out = || free_folder(&format!("{}-{}", name_of(Path::new(&name)), stage.method));
+        let asked = shared::Asked {
+            calibration: calibration_file.as_deref(),
+            text: text.as_deref(),
+            max_tokens: arguments.max_tokens,
+            out: arguments.output.clone().unwrap_or_else(out),
+            dry_run: arguments.dry_run,
+            json: arguments.json,
+            tell,
+        };
+        return shared::compress(&method, stage, &located, &asked, &clock);
+    }
 
     let checkpoint = located.open()?;
     let plan = Plan::new(recipe, &checkpoint);

@@ -15,15 +15,17 @@ use scruple_compress::{
     plan::{Around, Plan},
     recipe::Recipe,
     sequential::{self, Outcome},
+    sharing::Rps,
 };
 use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin, source::Located};
 use serde_json::{Value, json};
 
 use super::{Provenance, calibration_set, card};
 use crate::{
+    commands::share::recipe as shared,
     plot,
     printer::{self, Progress},
-    record,
+    record::{self, Run},
 };
 
 /// A model to be compressed and written.
@@ -163,6 +165,10 @@ pub fn write(work: Work<'_>) -> Result<Written> {
 /// # Errors
 /// As [`Plan::new`] and [`write()`]; a method that needs a `calibration` text and has none.
 pub fn by_recipe(recipe: Recipe, located: &Located, name: &str, calibration: Option<&Path>, out: &Path) -> Result<()> {
+    if let Some((method, stage)) = Rps::of(&recipe)? {
+        shared::carry_out(&method, stage, located, calibration, out, &Run::start("compress"))?;
+        return Ok(());
+    }
     let checkpoint = located.open()?;
     let plan = Plan::new(recipe, &checkpoint)?;
     let set = match (plan.calibrated_method(), calibration) {

@@ -8,6 +8,10 @@ mod train;
 
 mod project;
 
+mod finetune;
+
+pub mod recipe;
+
 mod expand;
 
 mod verify;
@@ -29,6 +33,8 @@ enum Verb {
     Train(Box<train::Arguments>),
     /// Project a checkpoint on a pool: where fine-tuning may start, not a model to use
     Project(Box<project::Arguments>),
+    /// Train a model with a pool further: on data, and on what the dense model says of it
+    Finetune(Box<finetune::Arguments>),
     /// Turn a model with a pool back into an ordinary checkpoint, bit for bit
     Expand(expand::Arguments),
     /// Prove that a model with a pool expands to what it was written for
@@ -44,6 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.verb {
         Verb::Train(arguments) => train::run(arguments),
         Verb::Project(arguments) => project::run(arguments),
+        Verb::Finetune(arguments) => finetune::run(arguments),
         Verb::Expand(arguments) => expand::run(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
         Verb::Report(arguments) => report::run(arguments),

@@ -1,10 +1,14 @@
 //! `scruple share project`: a pool for a trained model.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use scruple_compress::sharing::{
     Options, Projected, Scales,
+    method::Pools,
     modules::{Choice, LEAST_VALUES, Size},
     project,
 };
@@ -25,6 +29,24 @@ enum PoolType {
     Bf16,
 }
 
+/// Whose a pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum WhosePool {
+    /// One for all
+    Global,
+    /// One for each tensor
+    PerTensor,
+}
+
+impl From<WhosePool> for Pools {
+    fn from(whose: WhosePool) -> Self {
+        match whose {
+            WhosePool::Global => Self::Global,
+            WhosePool::PerTensor => Self::PerTensor,
+        }
+    }
+}
+
 /// How scales follow from weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum ScaleRule {
@@ -43,8 +65,11 @@ pub struct Arguments {
     #[arg(long, default_value_t = 2.0, conflicts_with = "slots")]
     rate: f64,
     /// Slots of the pool, in place of a rate
-    #[arg(long)]
+    #[arg(long, conflicts_with = "pools")]
     slots: Option<usize>,
+    /// Whether all tensors share one pool, or each has its own
+    #[arg(long, value_enum, default_value = "global")]
+    pools: WhosePool,
     /// The one seed of slots and signs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -87,7 +112,7 @@ impl Arguments {
                 filter: PathFilter::new(self.include.clone(), self.exclude.clone())?,
                 least_values: self.min_values,
             },
-            size: self.slots.map_or(Size::Rate(self.rate), Size::Slots),
+            size: self.slots.map_or(Pools::from(self.pools).size(self.rate), Size::Slots),
             align: self.align,
             seed: self.seed,
             scales: match self.scales {
@@ -100,6 +125,7 @@ impl Arguments {
                 PoolType::Bf16 => Dtype::Bf16,
             },
             allow_lossy: self.allow_lossy,
+            advise: true,
         })
     }
 }
@@ -125,6 +151,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::json(&projected)?;
         return Ok(ExitCode::SUCCESS);
     }
+    tell(&projected, out);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a projection made and, in plain words, what that is worth.
+pub(super) fn tell(projected: &Projected, out: Option<&Path>) {
     let mut table = Table::new(["tensor", "weights", "scale", "relative error"]);
     for (tensor, shared) in projected.tensors.iter().zip(&projected.report.tensors) {
         table.row([
@@ -143,8 +175,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if projected.lossless { "; every weight comes back bit for bit" } else { "" }
     ));
     if !projected.lossless {
-        printer::data("a starting point for fine-tuning, not a usable model: nobody evaluated it");
+        printer::data("a starting point for fine-tuning, not a usable model unless somebody evaluated it");
+    }
+    if let Some(advice) = &projected.advice {
+        printer::data(advice.sentence());
     }
     printer::data(out.map_or_else(|| "nothing written".to_string(), |out| format!("written to {}", out.display())));
-    Ok(ExitCode::SUCCESS)
 }

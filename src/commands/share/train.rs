@@ -1,6 +1,8 @@
 //! `scruple share train`: a small net for images whose weights share a pool from the first step on.
 
 use std::{
+    fs,
+    io::ErrorKind,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -8,30 +10,35 @@ use std::{
 
 use anyhow::{Context, Result};
 use scruple_compress::{
-    data::{glyphs::glyphs, images::ImageSet},
+    data::{
+        glyphs::glyphs,
+        images::{ImageSet, Scaling},
+    },
     nn::{
-        Architecture, Input, Net, Recipe, Shortcut, Spec, Trainer, Weights, evaluate,
+        Architecture, Input, Net, Recipe, Shortcut, Spec, Trainer, Weights, evaluate_from,
         optimiser::{Curve, Rule, Schedule},
         train::Augmentation,
     },
     sharing::{
         Scales, Shared, SharedFile,
-        modules::{Choice, LEAST_VALUES, Size},
-        net,
+        method::Pools,
+        modules::{Choice, LEAST_VALUES},
+        net::{self, PooledNet},
         report::Report,
     },
 };
 use scruple_weights::PathFilter;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
-use super::report;
+use super::{project::WhosePool, report};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
 };
 
 /// Images a batch of the evaluation.
-const EVALUATED: usize = 200;
+pub(super) const EVALUATED: usize = 200;
 
 /// Pixels of a side of the glyphs that stand in where no data is given.
 const SIDE: usize = 16;
@@ -75,6 +82,9 @@ pub struct Arguments {
     /// Weights a slot of the pool serves, 1 or more
     #[arg(long, default_value_t = 8.0)]
     rate: f64,
+    /// Whether all tensors share one pool, or each has its own
+    #[arg(long, value_enum, default_value = "global")]
+    pools: WhosePool,
     /// Only tensors whose names match one of these globs share
     #[arg(long)]
     include: Vec<String>,
@@ -110,30 +120,83 @@ struct Record {
     report: Report,
 }
 
-impl Arguments {
-    fn images(name: &str, seed: u64, count: usize) -> Result<ImageSet> {
-        match name {
-            "glyphs" => Ok(ImageSet::of_glyphs(glyphs(seed, count, SIDE))),
-            file => Ok(ImageSet::read(Path::new(file), None)?),
+/// The images to learn from and those to be judged by, which are of one kind; `glyphs` are drawn.
+pub(super) fn image_sets(data: &str, test: &str) -> Result<(ImageSet, ImageSet)> {
+    let images = |name: &str, seed: u64, count: usize| match name {
+        "glyphs" => Ok(ImageSet::of_glyphs(glyphs(seed, count, SIDE))),
+        file => ImageSet::read(Path::new(file), None),
+    };
+    let (images, test) = (images(data, 1, 8_000)?, images(test, 2, 2_000)?);
+    let sizes = [&images, &test].map(|set| (set.height, set.width, set.channels));
+    anyhow::ensure!(
+        sizes[0] == sizes[1],
+        "the images of --test are {:?} (height, width, channels), those of --data {:?}; give sets of one kind",
+        sizes[1],
+        sizes[0]
+    );
+    Ok((images, test))
+}
+
+/// The net called `name` whose first layer has `width` features, for `images`.
+pub(super) fn spec_of(name: &str, width: usize, images: &ImageSet) -> Result<Spec> {
+    let architecture = match name {
+        "mlp" => Architecture::Mlp { hidden: vec![width, width.div_ceil(2)], norm: false },
+        "cnn" => Architecture::Cnn { widths: vec![width, width.saturating_mul(2), width.saturating_mul(4)] },
+        "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
+        name => {
+            let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
+            let depth = depth.with_context(|| {
+                format!("no net is called `{name}`; choose mlp, cnn, residual-mlp, or resnet20 and its kin")
+            })?;
+            Architecture::resnet(depth, width, Shortcut::Slice)?
+        }
+    };
+    let input = Input { height: images.height, width: images.width, channels: images.channels };
+    Ok(Spec { architecture, input, classes: images.classes })
+}
+
+/// What the share.json beside `file` says under `path`, and where it stands.
+fn said_beside<T: DeserializeOwned>(file: &SharedFile, path: &str) -> Result<(PathBuf, Option<T>)> {
+    let beside = file.checkpoint().dir().join("share.json");
+    let whole: Value = match fs::read(&beside) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).with_context(|| format!("{}: is not valid JSON", beside.display()))?
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((beside, None)),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot read the file", beside.display())),
+    };
+    let said = whole.pointer(path).cloned().map(serde_json::from_value).transpose();
+    let said = said.with_context(|| format!("{}: what it says in `{path}` cannot be read", beside.display()))?;
+    Ok((beside, said))
+}
+
+/// The net of `file` by the share.json beside it, or where that does not say as `named` (name and width), for `images`.
+pub(super) fn spec_beside(file: &SharedFile, named: Option<(&str, usize)>, images: &ImageSet) -> Result<Spec> {
+    match (said_beside(file, "/spec")?, named) {
+        ((_, Some(spec)), _) => Ok(spec),
+        ((_, None), Some((name, width))) => spec_of(name, width, images),
+        ((beside, None), None) => {
+            anyhow::bail!("{}: does not say which net it is, as `share train` writes it", beside.display())
         }
     }
+}
 
-    fn architecture(&self) -> Result<Architecture> {
-        let width = self.width;
-        Ok(match self.net.as_str() {
-            "mlp" => Architecture::Mlp { hidden: vec![width, width.div_ceil(2)], norm: false },
-            "cnn" => Architecture::Cnn { widths: vec![width, width.saturating_mul(2), width.saturating_mul(4)] },
-            "residual-mlp" => Architecture::ResidualMlp { width, blocks: 3 },
-            name => {
-                let depth = name.strip_prefix("resnet").and_then(|depth| depth.parse().ok());
-                let depth = depth.with_context(|| {
-                    format!("no net is called `{name}`; choose mlp, cnn, residual-mlp, or resnet20 and its kin")
-                })?;
-                Architecture::resnet(depth, width, Shortcut::Slice)?
-            }
-        })
-    }
+/// How bytes of images became numbers while the net of `file` was trained, where the share.json beside it says.
+pub(super) fn scaling_beside(file: &SharedFile) -> Result<Option<Scaling>> {
+    Ok(said_beside(file, "/recipe/scaling")?.1)
+}
 
+/// Refuses an output that exists: before the work, not after it.
+pub(super) fn expect_free(out: &Path) -> Result<()> {
+    anyhow::ensure!(
+        out.symlink_metadata().is_err(),
+        "{}: the output exists already; choose another name, or move or delete it first",
+        out.display()
+    );
+    Ok(())
+}
+
+impl Arguments {
     fn recipe(&self, images: &ImageSet) -> Recipe {
         let (rule, peak) = match self.optimiser {
             Optimiser::Sgd => (Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 }, 0.05),
@@ -160,22 +223,9 @@ impl Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("share train");
-    // Before the work, not after it.
-    anyhow::ensure!(
-        arguments.output.symlink_metadata().is_err(),
-        "{}: the output exists already; choose another name, or move or delete it first",
-        arguments.output.display()
-    );
-    let (images, test) = (Arguments::images(&arguments.data, 1, 8_000)?, Arguments::images(&arguments.test, 2, 2_000)?);
-    let sizes = [&images, &test].map(|set| (set.height, set.width, set.channels));
-    anyhow::ensure!(
-        sizes[0] == sizes[1],
-        "the images of --test are {:?} (height, width, channels), those of --data {:?}; give sets of one kind",
-        sizes[1],
-        sizes[0]
-    );
-    let input = Input { height: images.height, width: images.width, channels: images.channels };
-    let spec = Spec { architecture: arguments.architecture()?, input, classes: images.classes };
+    expect_free(&arguments.output)?;
+    let (images, test) = image_sets(&arguments.data, &arguments.test)?;
+    let spec = spec_of(&arguments.net, arguments.width, &images)?;
     let recipe = arguments.recipe(&images);
     let graph = spec.graph()?;
     let mut start = Weights::start(&graph, arguments.seed);
@@ -183,7 +233,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         filter: PathFilter::new(arguments.include.clone(), arguments.exclude.clone())?,
         least_values: arguments.min_values,
     };
-    let (size, align) = (Size::Rate(arguments.rate), scruple_compress::sharing::fold::ALIGN);
+    let (size, align) = (Pools::from(arguments.pools).size(arguments.rate), scruple_compress::sharing::fold::ALIGN);
     let shared = Shared::new(graph.layout(), &start.values, &choice, Scales::Rms, size, align, arguments.seed)?;
     shared.begin(&mut start.values, arguments.seed);
     if arguments.rate > 1.0 && arguments.learning_rate.is_none() {
@@ -212,8 +262,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     // What is measured is what was written.
     let file = SharedFile::open(&arguments.output)?;
-    let weights = net::read(&graph, &file)?;
-    let evaluation = evaluate(&mut Net::new(&spec, EVALUATED)?, &weights, &test, &recipe.scaling)?;
+    let pooled = PooledNet::open(&graph, &file)?;
+    let mut judge = Net::new(&spec, EVALUATED)?;
+    let evaluation = evaluate_from(&mut judge, &pooled, pooled.running(), &test, &recipe.scaling)?;
     let found = Record {
         spec,
         recipe,

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use scruple_weights::{Checkpoint, TensorView};
 
-use super::spec::LinearSpec;
+use super::{spec::LinearSpec, stored::Storage};
 use crate::{
     Error, Result,
     export::{self, Quantization},
@@ -21,9 +21,12 @@ mod dense;
 
 mod packed;
 
+mod pooled;
+
 pub use coded::CodedLinear;
 pub use dense::DenseLinear;
 pub use packed::PackedLinear;
+pub use pooled::PooledLinear;
 
 /// `y = x Wᵀ + b`.
 pub trait Linear: Send + Sync + std::fmt::Debug {
@@ -86,7 +89,7 @@ fn check_bias(bias: Option<&[f32]>, out_features: usize) -> Result<()> {
     }
 }
 
-/// The linear `name` of `checkpoint`, dense or packed as it is stored, as the block's `spec` asks for.
+/// The linear `name` of `checkpoint`, dense, packed or pooled as it is stored, as the block's `spec` asks for.
 ///
 /// # Errors
 /// A missing tensor, or one of another shape.
@@ -94,13 +97,16 @@ pub fn load(
     checkpoint: &Checkpoint,
     name: &str,
     spec: &LinearSpec,
-    quantization: Option<&Quantization>,
+    storage: Option<&Storage>,
 ) -> Result<Box<dyn Linear>> {
     let shape = (spec.out_features, spec.in_features, spec.bias);
     if !spec.transposed {
-        return load_shaped(checkpoint, name, shape, quantization);
+        return load_shaped_from(checkpoint, name, shape, storage);
     }
     expect_bias(checkpoint, name, shape)?;
+    if let Some(linear) = load_pooled(checkpoint, name, [spec.in_features, spec.out_features], true, storage)? {
+        return Ok(linear);
+    }
     let view = checkpoint.tensor(&format!("{name}.weight"))?;
     expect_shape(&view, &[spec.in_features, spec.out_features])?;
     let bias = checkpoint.get(&format!("{name}.bias")).map(|bias| bias.to_f32()).transpose()?;
@@ -117,6 +123,38 @@ pub fn load(
     };
     view.release();
     Ok(Box::new(linear))
+}
+
+/// [`load_shaped`], or from the pool where the checkpoint's `storage` is one and the weight shares it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_shaped_from(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: (usize, usize, bool),
+    storage: Option<&Storage>,
+) -> Result<Box<dyn Linear>> {
+    if let Some(linear) = load_pooled(checkpoint, name, [shape.0, shape.1], false, storage)? {
+        expect_bias(checkpoint, name, shape)?;
+        return Ok(linear);
+    }
+    load_shaped(checkpoint, name, shape, storage.and_then(Storage::quantization))
+}
+
+/// The linear whose weight of `shape` lies in the pool of `storage`, if it does.
+fn load_pooled(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    transposed: bool,
+    storage: Option<&Storage>,
+) -> Result<Option<Box<dyn Linear>>> {
+    let weight = format!("{name}.weight");
+    let Some(pool) = storage.and_then(|storage| storage.pool_of(&weight)) else { return Ok(None) };
+    let Some(matrix) = pool.matrix(&weight, shape)? else { return Ok(None) };
+    let bias = checkpoint.get(&format!("{name}.bias")).map(|bias| bias.to_f32()).transpose()?;
+    Ok(Some(Box::new(PooledLinear::new(matrix, transposed, bias)?)))
 }
 
 /// The linear `name` of `checkpoint`, dense or packed as it is stored: (out_features, in_features, has a bias).
