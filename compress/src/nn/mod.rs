@@ -2,7 +2,7 @@
 //!
 //! A [`spec`] describes a net; its [`graph`] lists the operations and the tensors; a [`net`] runs them forward, takes a
 //! [`loss`], and runs back. An [`optimiser`] moves the [`weights`], or what a parametrisation ([`parametrise`]) makes them
-//! of; [`train`] is the run over a set of images.
+//! of; [`train`] is the run over a set of images. A [`saliency`] says what a weight is worth before it.
 
 pub mod spec;
 
@@ -27,6 +27,8 @@ pub mod weights;
 pub mod parametrise;
 
 pub mod train;
+
+pub mod saliency;
 
 pub use loss::Loss;
 pub use net::{Mode, Net};

@@ -457,7 +457,7 @@ fn fingerprint(images: &ImageSet) -> String {
 }
 
 /// Whether the images are of the size, and have no more classes than, the net was made for.
-fn fits(spec: &Spec, images: &ImageSet) -> Result<()> {
+pub(super) fn fits(spec: &Spec, images: &ImageSet) -> Result<()> {
     let input = spec.input;
     if (input.height, input.width, input.channels) != (images.height, images.width, images.channels) {
         return Err(Error::Recipe(format!(
