@@ -13,10 +13,11 @@
 use serde::Serialize;
 
 use super::scene::Scene;
-use crate::{
-    Result,
-    nn::saliency::{self, Criterion as Saliency},
-};
+use crate::{Result, nn::saliency};
+
+/// How far the weights go along ±g, as a length, so that H g is the central difference (g(θ + t g) − g(θ − t g)) / 2t with
+/// t = this / ‖g‖: shorter than the step that scores take, since here the limit is meant; f32 rounds shorter ones away.
+const STEP: f64 = 1e-2;
 
 /// The two sums of one matrix or convolution.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -41,8 +42,19 @@ pub struct Identity {
 /// If an output is not finite.
 pub fn identities(scene: &mut Scene<'_>) -> Result<Vec<Identity>> {
     let gradient = scene.gradient()?;
-    let criterion = Saliency::Grasp { temperature: 1.0 };
-    let flow = saliency::scores(criterion, &mut scene.net, scene.weights, scene.images, scene.scaling)?;
+    let matrices = saliency::prunable(scene.net.graph().layout());
+    let along: Vec<f64> =
+        gradient.iter().zip(matrices).map(|(&g, matrix)| if matrix { f64::from(g) } else { 0.0 }).collect();
+    let steep = along.iter().map(|g| g * g).sum::<f64>().sqrt();
+    let step = STEP / steep.max(f64::MIN_POSITIVE);
+    let mut moved = |by: f64| {
+        let mut weights = scene.weights.clone();
+        weights.values.iter_mut().zip(&along).for_each(|(w, g)| *w = (f64::from(*w) + by * g) as f32);
+        scene.gradient_at(&weights)
+    };
+    let (ahead, behind) = (moved(step)?, moved(-step)?);
+    let flow = ahead.iter().zip(&behind).map(|(ahead, behind)| f64::from(ahead - behind) / (2.0 * step));
+    let flow: Vec<f64> = flow.zip(&scene.weights.values).map(|(hg, &w)| f64::from(w) * hg).collect();
     let graph = scene.net.graph();
     let products: Vec<f64> =
         scene.weights.values.iter().zip(&gradient).map(|(&w, &g)| f64::from(w) * f64::from(g)).collect();

@@ -105,9 +105,17 @@ impl<'a> Scene<'a> {
     /// # Errors
     /// If an output is not finite.
     pub fn gradient(&mut self) -> Result<Vec<f32>> {
-        self.dense()?;
-        let mut gradient = vec![0.0; self.weights.values.len()];
-        self.net.backward(&self.weights.values, &mut gradient, false);
+        self.gradient_at(self.weights)
+    }
+
+    /// The gradient of the loss in every weight of the dense net, were they `weights`.
+    ///
+    /// # Errors
+    /// If an output is not finite.
+    pub fn gradient_at(&mut self, weights: &Weights) -> Result<Vec<f32>> {
+        forward(&mut self.net, weights, self.images, self.scaling, self.mode)?;
+        let mut gradient = vec![0.0; weights.values.len()];
+        self.net.backward(&weights.values, &mut gradient, false);
         Ok(gradient)
     }
 

@@ -183,12 +183,13 @@ fn filter_tickets_are_as_large_as_they_say() {
 
 #[test]
 fn attacks_lower_what_is_told_right_and_ten_steps_more_than_one() {
-    let images = ImageSet::of_glyphs(glyphs(3, 200, 8));
+    let images = ImageSet::of_glyphs(glyphs(3, 200, 16));
     let scaling = images.scaling();
-    let spec = spec(Architecture::Cnn { widths: vec![8, 16] });
+    let input = Input { height: 16, width: 16, channels: 1 };
+    let spec = Spec { architecture: Architecture::Cnn { widths: vec![16, 32, 32] }, input, classes: 10 };
     let recipe = crate::nn::Recipe {
         seed: 1,
-        epochs: 8,
+        epochs: 12,
         batch: 20,
         rule: crate::nn::optimiser::Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
         decay_vectors: false,

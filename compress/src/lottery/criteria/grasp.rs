@@ -26,7 +26,9 @@ impl Criterion for Grasp {
     }
 
     fn label(&self, scene: &Scene<'_>) -> Option<&'static str> {
-        scene.blocks_are_normed().then_some("under batch norm this is the squared norm of the block's gradient, ‖g‖²")
+        scene.blocks_are_normed().then_some(
+            "under batch norm this is the squared norm of the block's gradient, ‖g‖², up to the step of its difference",
+        )
     }
 
     fn scores(&self, scene: &mut Scene<'_>) -> Result<Vec<Option<f64>>> {
