@@ -47,6 +47,9 @@ use crate::{printer, record};
 /// Images a batch of the evaluation.
 const EVALUATED: usize = 100;
 
+/// The arm of a dense net in its full run, whose weights tickets go back to.
+pub const DENSE: &str = "dense";
+
 /// Added to a seed for weights that are drawn afresh.
 const FRESH: u64 = 1_000_003;
 
@@ -283,6 +286,7 @@ impl<'a> Bench<'a> {
 
     /// Whether a dense net has left all weights that tickets go back to.
     fn kept(&self, job: &Job, keep: &[u64]) -> bool {
+        let keep = if job.arm == DENSE { keep } else { &[] };
         let epochs = keep.iter().map(|&epoch| Some(epoch)).chain([None]);
         keep.is_empty() || epochs.into_iter().all(|epoch| self.weights_file(&job.net, job.seed, epoch).exists())
     }
@@ -310,6 +314,7 @@ impl<'a> Bench<'a> {
     /// One training, on this thread alone.
     fn one(&self, job: &Job, keep: &[u64]) -> Result<()> {
         let name = job.name();
+        let keep = if job.arm == DENSE { keep } else { &[] };
         let (train, test) =
             if job.held_out { (&self.held.0, &self.held.1) } else { (&self.images.train, &self.images.test) };
         let recipe = self.config.recipe.recipe(job.seed, job.epochs, train);

@@ -16,7 +16,7 @@ use scruple_compress::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    bench::{Bench, Record},
+    bench::{Bench, DENSE, Record},
     compare::{LEAST_SEEDS, Spread},
     config::{BEST, NetKeys, Setting},
     job::{Job, Start},
@@ -111,7 +111,7 @@ fn allocated(bench: &Bench<'_>, net: &str, dense: &Spec, allocation: &Allocation
     let whole = Stages::of(dense)?.blocks == allocation.0;
     Ok(Job {
         net: net.into(),
-        arm: if whole { "dense".into() } else { allocation.to_string() },
+        arm: if whole { DENSE.into() } else { allocation.to_string() },
         seed,
         spec: Ticket::keeping(dense, allocation.first())?.spec,
         start: Start::Theta0,
@@ -139,9 +139,11 @@ fn gate<'a>(bench: &Bench<'_>, keys: &'a NetKeys, trainings: &mut Vec<String>) -
         seeds.iter().map(|&seed| allocated(bench, &keys.name, &spec, allocation, seed)).collect()
     };
     let (dense_jobs, shallow_jobs) = (jobs(&Allocation(blocks.clone()))?, jobs(&shallowest)?);
-    // Seed by seed, so that a stopped run has pairs to show.
-    let dense = bench.train(&dense_jobs, &kept_epochs(bench, &keys.name))?;
-    let shallow = bench.train(&shallow_jobs, &[])?;
+    // Pair by pair, so that a run that is stopped leaves whole ones.
+    let pairs: Vec<Job> = dense_jobs.iter().zip(&shallow_jobs).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+    let records = bench.train(&pairs, &kept_epochs(bench, &keys.name))?;
+    let (dense, shallow): (Vec<Record>, Vec<Record>) =
+        records.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).unzip();
     note(trainings, &dense_jobs);
     note(trainings, &shallow_jobs);
     let accuracy = |records: &[Record]| Spread::of(records.iter().map(Record::accuracy).collect());
