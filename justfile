@@ -117,3 +117,9 @@ page:
     SCRUPLE_PAGE="$PWD/target/page" cargo test --release --lib -- --exact curve::report::tests::pages_can_be_left_for_a_browser
     python3 tests/long/page.py target/page/sample target/page/single target/page/empty target/page/hostile \
         --shots target/page/shots --record benches/record/page.json
+
+# Layer tickets before training on CIFAR-10, gate first: up to twelve hours of two cores, and resumable (SCRUPLE_DATA names the
+# data pack)
+lottery out:
+    cargo build --release
+    nice target/release/scruple lottery --config examples/lottery/cifar10.toml -o {{out}}

@@ -71,6 +71,8 @@ enum Verb {
     Lineage(commands::lineage::Arguments),
     /// Which whole layers of a model can go, and the checkpoint without them
     Layers(commands::layers::Arguments),
+    /// What nets are worth that lose whole layers before they are trained: tickets against the dense net and controls
+    Lottery(commands::lottery::Arguments),
     /// Read many weights from one small pool
     Share(commands::share::Arguments),
     /// List the methods with their papers and parameters
@@ -106,6 +108,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Diff(arguments) => commands::diff::run(&arguments),
         Verb::Lineage(arguments) => commands::lineage::run(&arguments),
         Verb::Layers(arguments) => commands::layers::run(&arguments),
+        Verb::Lottery(arguments) => commands::lottery::run(&arguments),
         Verb::Share(arguments) => commands::share::run(&arguments),
         Verb::Methods(arguments) => commands::methods::run(&arguments),
         Verb::Families(arguments) => commands::families::run(&arguments),

@@ -3,7 +3,7 @@
 //! In the order the data flows: a [`model`] is built from a checkpoint over the [`kernel`]s; [`calibration`] gathers what
 //! its linears see; a [`recipe`] says what is wanted and a [`plan`] what that means for this model; the [`sequential`]
 //! loop hands each block to the [`methods`], which choose codes on a number [`grid`]; [`pack`] and [`export`] write them
-//! in formats other tools load; and [`measure`] says what it cost. [`layers`] takes out whole blocks instead.
+//! in formats other tools load; and [`measure`] says what it cost. [`layers`] takes out whole blocks instead, [`lottery`] before training.
 //!
 //! [`sharing`] reads many weights from one small pool.
 //!
@@ -60,6 +60,8 @@ pub mod measure;
 pub mod neighbours;
 
 pub mod layers;
+
+pub mod lottery;
 
 pub mod sharing;
 

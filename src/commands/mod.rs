@@ -14,6 +14,7 @@ pub mod generate;
 pub mod inspect;
 pub mod layers;
 pub mod lineage;
+pub mod lottery;
 pub mod methods;
 pub mod probe;
 pub mod search;

@@ -328,7 +328,7 @@ impl Sweep {
 
 /// `path` with its variables filled in; beside the sweep where there is such a thing, else as it stands (a name of a hub,
 /// or a path that the use of it will miss).
-fn place(folder: &Path, path: &Path) -> Result<PathBuf> {
+pub(crate) fn place(folder: &Path, path: &Path) -> Result<PathBuf> {
     let text = path.to_str().context("a path is not UTF-8")?;
     let mut filled = String::new();
     let mut rest = text;

@@ -31,6 +31,7 @@ mod hub;
 mod inspect;
 mod layers;
 mod lineage;
+mod lottery;
 mod measure;
 mod networks;
 mod organism;

@@ -230,6 +230,19 @@ impl Graph {
         self.ops.iter().map(of).sum()
     }
 
+    /// Whether what the matrix or convolution `name` makes is normed over the batch, so that in training its size does not
+    /// matter to what follows.
+    pub fn is_normed(&self, name: &str) -> bool {
+        let weight_of = |op: &Op| match op {
+            Op::Conv { to, weight, .. } => Some((*to, *weight)),
+            // A bias would be another way out.
+            Op::Linear { to, weight, bias: None, .. } => Some((*to, *weight)),
+            Op::Linear { .. } | Op::Join { .. } | Op::Pool { .. } => None,
+        };
+        let mut made = self.ops.iter().filter_map(weight_of);
+        made.any(|(to, weight)| self.layout.entries[weight].name == name && self.slots[to].norm.is_some())
+    }
+
     /// Values of all slots for one image: what a batch of training keeps, times its images.
     pub fn activations(&self) -> usize {
         self.slots.iter().map(Slot::values).sum()

@@ -220,6 +220,20 @@ impl Net {
         seen.rows(image..image + 1)[..self.graph.slots[from].values()].to_vec()
     }
 
+    /// What residual block `block`, counted over all stages, made of image `image`, (height, width, channels), with its
+    /// height and width.
+    ///
+    /// # Panics
+    /// If the net has no such block or the batch no such image.
+    pub fn block_output(&self, block: usize, image: usize) -> ((usize, usize), Vec<f32>) {
+        assert!(image < self.count, "image {image} of a batch of {}", self.count);
+        let mut joined = (0..self.graph.slots.len()).filter(|&slot| self.joined_by[slot].is_some());
+        let at = joined.nth(block).expect("the net has such a block");
+        let slot = &self.graph.slots[at];
+        let pixels = self.values[at].rows(image..image + 1).chunks_exact(slot.stride);
+        (slot.size, pixels.flat_map(|pixel| &pixel[..slot.channels]).copied().collect())
+    }
+
     /// The gradient of the loss in the pixels of image `image`, (height, width, channels), after
     /// [`Net::backward`] with the gradient of the input asked for.
     pub fn input_gradient(&self, image: usize, out: &mut Vec<f32>) {

@@ -285,6 +285,24 @@ impl<'a> Trainer<'a> {
         self.step
     }
 
+    /// Takes the run up before epoch `epoch`, counted from 0, with the order of the images and the learning rate of the
+    /// epochs from there on: rewinding (Renda, Frankle and Carbin 2020). The optimiser starts without a memory.
+    ///
+    /// # Errors
+    /// If the run has begun, or has no epoch left there.
+    pub fn start_at(&mut self, epoch: u64) -> Result<()> {
+        if self.step > 0 || epoch >= self.recipe.epochs {
+            return Err(Error::Recipe(format!(
+                "a run of {} epochs, {} steps of which are done, cannot be taken up before epoch {}",
+                self.recipe.epochs,
+                self.step,
+                epoch + 1
+            )));
+        }
+        self.step = epoch * self.epoch_steps();
+        Ok(())
+    }
+
     /// Whether all steps are done.
     pub fn is_done(&self) -> bool {
         self.step >= self.steps()

@@ -1,0 +1,83 @@
+//! `scruple lottery`: what nets are worth that lose whole layers before they are trained.
+//!
+//! In the order the data flows: a [`config`] says what is asked; a [`job`] is one training, which a [`bench`] carries out and
+//! keeps the record of; the [`plan`] asks for trainings in their order, first the gate; [`compare`] makes differences over
+//! paired seeds into words; the [`report`] is told ([`tell`]), drawn ([`picture`]) and written as a [`page`].
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::{
+    printer,
+    record::{self, Run},
+};
+
+mod config;
+
+mod job;
+
+mod bench;
+
+mod plan;
+
+mod compare;
+
+mod report;
+
+mod tell;
+
+mod picture;
+
+mod page;
+
+/// The options of the verb.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// A few minutes of work, or seconds, on pictures that come with the program, to see what the experiment does
+    #[arg(long, conflicts_with = "config", required_unless_present = "config")]
+    smoke: bool,
+    /// File that says which nets, data, criteria and controls
+    #[arg(long, value_name = "TOML")]
+    config: Option<PathBuf>,
+    /// Only dense nets and the shallowest of their families: whether depth pays at all
+    #[arg(long)]
+    gate: bool,
+    /// Folder of the records; trainings that are in it already are not done again
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut clock = Run::start("lottery");
+    let config = match &arguments.config {
+        Some(file) => config::Config::read(file)?,
+        None => config::Config::smoke()?,
+    };
+    let data = config.data.load()?;
+    let bench = bench::Bench::open(&config, &data, &arguments.output)?;
+    let report = plan::run(&bench, arguments.gate)?;
+    let costs = report::costs(&report, &bench)?;
+
+    let out = record::folder(&arguments.output)?;
+    record::write_whole(&out.join("runs.jsonl"), &bench.lines(&report.trainings)?)?;
+    record::write_whole(&out.join("lottery.html"), page::html(&report, &costs)?.as_bytes())?;
+    let mut drawn = vec![out.join("lottery.html")];
+    for (name, svg) in picture::all(&report)? {
+        let file = out.join(format!("{name}.svg"));
+        record::write_whole(&file, svg.as_bytes())?;
+        drawn.push(file);
+    }
+    record::write_whole(&out.join("costs.json"), &record::pretty(&costs)?)?;
+    clock.extra.insert("trained".into(), bench.trained().into());
+    record::save(&out, "lottery", &report, &clock)?;
+    match arguments.json {
+        true => printer::json(&report)?,
+        false => tell::print(&report, &costs, &drawn),
+    }
+    Ok(ExitCode::SUCCESS)
+}

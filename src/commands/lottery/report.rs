@@ -1,0 +1,438 @@
+//! What an experiment found, and in words; what it took is told apart, since that differs each time.
+
+use anyhow::Result;
+use scruple_compress::lottery::{attacks::Attacked, energy::Circumstances};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    bench::{Bench, Record},
+    compare::{LEAST_SEEDS, Pooled, Spread, Verdict},
+};
+
+/// The whole experiment. The same bytes each time it is done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of the program.
+    pub scruple: &'static str,
+    /// Name of the experiment.
+    pub name: String,
+    /// Images to train on, to test by, and their size.
+    pub data: String,
+    /// Epochs of a dense run.
+    pub epochs: u64,
+    /// Each is one paired run of every arm.
+    pub seeds: Vec<u64>,
+    /// ξ, points.
+    pub margin: f64,
+    /// Whether depth pays, net by net: before anything else.
+    pub gates: Vec<Gate>,
+    /// What was tried.
+    pub settings: Vec<Tried>,
+    /// What batch norm makes of two sums, net by net.
+    pub identities: Vec<Sums>,
+    /// All of it in words, the gate first.
+    pub verdict: Vec<String>,
+    /// Names of the trainings behind it.
+    pub trainings: Vec<String>,
+}
+
+/// A dense net against the shallowest of its family.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gate {
+    /// The net.
+    pub net: String,
+    /// Blocks a stage.
+    pub dense: String,
+    /// Of the shallowest.
+    pub shallow: String,
+    /// The dense net's accuracy, percent.
+    pub dense_accuracy: Spread,
+    /// The shallowest's.
+    pub shallow_accuracy: Spread,
+    /// Dense minus shallowest, points.
+    pub depth_gain: Spread,
+    /// Whether its whole interval is above 0.
+    pub pays: bool,
+}
+
+impl Gate {
+    /// In words.
+    pub fn told(&self) -> String {
+        let Self { net, dense, shallow, depth_gain, .. } = self;
+        let seeds = depth_gain.values.len();
+        let gain = format!(
+            "depth gain of {net}, {dense} over {shallow}: {} points over {seeds} seed{}",
+            depth_gain.told(),
+            if seeds == 1 { "" } else { "s" }
+        );
+        match self.pays {
+            true => format!("{gain}: depth pays here, so a ticket that matches the dense net has been told something"),
+            false if seeds < LEAST_SEEDS => {
+                format!("{gain}: with fewer than {LEAST_SEEDS} seeds nothing is decided, and no ticket can be awarded")
+            }
+            false => format!(
+                "{gain}: VACUOUS: depth does not pay on this task at this budget. The shallowest net does as well without any \
+                 criterion, so \"all tickets win\" would be true here and empty"
+            ),
+        }
+    }
+}
+
+/// How batch norm bends two sums over the layers it follows; see the library's `identities`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sums {
+    /// The net.
+    pub net: String,
+    /// Layers that feed a norm.
+    pub layers: usize,
+    /// Largest |Σ w g| over Σ |w g|: 0 but for rounding.
+    pub signed_snip: f64,
+    /// Largest |Σ −w (H g) − ‖g‖²| over ‖g‖².
+    pub grasp_apart: f64,
+}
+
+/// One way to a smaller net, over all seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Compared {
+    /// What it is called.
+    pub name: String,
+    /// What to know of it.
+    pub note: String,
+    /// Whether it is a control and no ticket.
+    pub control: bool,
+    /// What it is compared with.
+    pub against: String,
+    /// Which nets it stands for, seed by seed.
+    pub arms: Vec<Vec<String>>,
+    /// Percent told right.
+    pub accuracy: Spread,
+    /// Minus that of what it is compared with, points.
+    pub difference: Spread,
+    /// The word for it.
+    pub verdict: Verdict,
+    /// Whether the gate is shut, so that the word is empty.
+    pub vacuous: bool,
+    /// Seeds in which the difference is above 0: a coin would give half of them.
+    pub plus: usize,
+    /// Over all answers.
+    pub pooled: Pooled,
+    /// Means over seeds.
+    pub multiply_adds: f64,
+    /// Trained numbers.
+    pub parameters: f64,
+    /// Bytes a batch of training keeps.
+    pub activation_bytes: f64,
+    /// Percent told right over all corruptions and severities, and the difference.
+    pub corrupted: Option<(Spread, Spread)>,
+    /// Mean corruption error: per kind, errors over the other's errors, percent, averaged.
+    pub mce: Option<f64>,
+    /// Under attack.
+    pub attacks: Vec<UnderAttack>,
+}
+
+/// One attack over all seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnderAttack {
+    /// ε, 255ths.
+    pub epsilon: f64,
+    /// Steps; 1 is FGSM.
+    pub steps: usize,
+    /// Percent told right.
+    pub accuracy: f64,
+    /// Percent told right of those told right unharmed, over all seeds.
+    pub given_clean: Option<f64>,
+    /// The latter minus that of what it is compared with, seed by seed.
+    pub given_clean_difference: Option<Spread>,
+}
+
+/// Blocks a criterion kept.
+#[derive(Debug, Clone, Serialize)]
+pub struct Chosen {
+    /// The criterion.
+    pub criterion: String,
+    /// What to know of its scores.
+    pub label: Option<String>,
+    /// The blocks kept, seed by seed, stage by stage.
+    pub kept: Vec<Vec<Vec<usize>>>,
+}
+
+/// One setting.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tried {
+    /// Its name.
+    pub name: String,
+    /// The net.
+    pub net: String,
+    /// Blocks a stage of it.
+    pub blocks: Vec<usize>,
+    /// Blocks taken out.
+    pub removed: usize,
+    /// The criterion whose tickets controls are of.
+    pub lead: String,
+    /// Criteria, and what they kept.
+    pub chosen: Vec<Chosen>,
+    /// Criteria that were refused, and why.
+    pub refused: Vec<(String, String)>,
+    /// The dense net itself.
+    pub dense: Compared,
+    /// Tickets and controls against the dense net.
+    pub compared: Vec<Compared>,
+    /// The leading ticket against its controls.
+    pub duels: Vec<Compared>,
+}
+
+/// Records of one arm, seed by seed; several where draws are averaged.
+pub type Arms<'a> = Vec<Vec<&'a Record>>;
+
+/// Compares arms with others, seed by seed.
+pub fn compare(
+    (name, note, control): (&str, &str, bool),
+    arms: &Arms<'_>,
+    (against, others): (&str, &Arms<'_>),
+    margin: f64,
+    vacuous: bool,
+) -> Compared {
+    let mean = |records: &[&Record], of: &dyn Fn(&Record) -> f64| {
+        records.iter().map(|record| of(record)).sum::<f64>() / records.len().max(1) as f64
+    };
+    let spread = |of: &dyn Fn(&Record) -> f64| Spread::of(arms.iter().map(|arm| mean(arm, of)).collect());
+    let apart = |of: &dyn Fn(&Record) -> f64| {
+        Spread::of(arms.iter().zip(others).map(|(arm, other)| mean(arm, of) - mean(other, of)).collect())
+    };
+    let all = || arms.iter().flatten().copied();
+    let difference = apart(&Record::accuracy);
+    let pairs = arms.iter().zip(others).flat_map(|(arm, other)| {
+        other.iter().flat_map(|other| arm.iter().map(|arm| (other.bits(), arm.bits()))).collect::<Vec<_>>()
+    });
+    let pooled = Pooled::of(pairs.flat_map(|(before, after)| before.into_iter().zip(after)));
+    let corrupted = all().all(|record| record.corrupted().is_some()).then(|| {
+        let of = |record: &Record| record.corrupted().unwrap_or(0.0);
+        (spread(&of), apart(&of))
+    });
+    let attacks = all().next().map_or(0, |record| record.attacks.len());
+    Compared {
+        name: name.into(),
+        note: note.into(),
+        control,
+        against: against.into(),
+        arms: arms.iter().map(|arm| arm.iter().map(|record| record.job.arm.clone()).collect()).collect(),
+        accuracy: spread(&Record::accuracy),
+        verdict: Verdict::of(&difference, margin),
+        vacuous,
+        plus: difference.values.iter().filter(|&&value| value > 0.0).count(),
+        difference,
+        pooled,
+        multiply_adds: spread(&|record| record.multiply_adds as f64).mean,
+        parameters: spread(&|record| record.parameters as f64).mean,
+        activation_bytes: spread(&|record| record.activation_bytes as f64).mean,
+        corrupted,
+        mce: mean_corruption_error(arms, others),
+        attacks: (0..attacks).map(|at| under_attack(arms, others, at)).collect(),
+    }
+}
+
+/// Of a hundred of the others' errors under each corruption, so many of these arms'; the mean over kinds.
+fn mean_corruption_error(arms: &Arms<'_>, others: &Arms<'_>) -> Option<f64> {
+    let kinds = arms.first()?.first()?.corruptions.len();
+    let wrong = |arms: &Arms<'_>, kind: usize| -> Option<f64> {
+        let of = |record: &&Record| {
+            let right = &record.corruptions.get(kind)?.1;
+            Some((right.len() * record.robust_images - right.iter().sum::<usize>()) as f64)
+        };
+        // A mean over draws within a seed, a sum over seeds.
+        arms.iter().map(|arm| Some(arm.iter().map(of).sum::<Option<f64>>()? / arm.len() as f64)).sum()
+    };
+    let ratios: Option<Vec<f64>> = (0..kinds)
+        .map(|kind| {
+            let others = wrong(others, kind)?;
+            (others > 0.0).then_some(100.0 * wrong(arms, kind)? / others)
+        })
+        .collect();
+    let ratios = ratios.filter(|ratios| !ratios.is_empty())?;
+    Some(ratios.iter().sum::<f64>() / ratios.len() as f64)
+}
+
+fn under_attack(arms: &Arms<'_>, others: &Arms<'_>, at: usize) -> UnderAttack {
+    let of = |records: &[&Record]| -> Option<(Attacked, f64)> {
+        let found: Vec<&Attacked> = records.iter().filter_map(|record| record.attacks.get(at)).collect();
+        let sum = |of: fn(&Attacked) -> usize| found.iter().map(|one| of(one)).sum::<usize>();
+        let first = found.first()?;
+        let all = Attacked {
+            epsilon: first.epsilon,
+            steps: first.steps,
+            images: sum(|one| one.images),
+            clean_right: sum(|one| one.clean_right),
+            right: sum(|one| one.right),
+            both: sum(|one| one.both),
+        };
+        let given = all.given_clean();
+        Some((all, 100.0 * given?))
+    };
+    let every: Vec<&Record> = arms.iter().flatten().copied().collect();
+    let whole = of(&every);
+    let difference = arms.iter().zip(others).map(|(arm, other)| Some(of(arm)?.1 - of(other)?.1));
+    let first = arms.first().and_then(|arm| arm.first()).and_then(|record| record.attacks.get(at));
+    let right: usize = every.iter().filter_map(|record| record.attacks.get(at)).map(|one| one.right).sum();
+    let images: usize = every.iter().filter_map(|record| record.attacks.get(at)).map(|one| one.images).sum();
+    UnderAttack {
+        epsilon: first.map_or(0.0, |one| one.epsilon),
+        steps: first.map_or(1, |one| one.steps),
+        accuracy: 100.0 * right as f64 / images.max(1) as f64,
+        given_clean: whole.map(|(_, given)| given),
+        given_clean_difference: difference.collect::<Option<Vec<f64>>>().map(Spread::of),
+    }
+}
+
+/// Names of several, as in `snip, grasp`.
+fn names<'a>(found: impl Iterator<Item = &'a Compared>) -> String {
+    found.map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// A setting in words.
+pub fn told(tried: &Tried) -> Vec<String> {
+    let mut lines = Vec::new();
+    let tickets = || tried.compared.iter().filter(|one| !one.control);
+    let mut parts = Vec::new();
+    for verdict in [Verdict::Wins, Verdict::Matches, Verdict::Undecided, Verdict::Loses] {
+        let found = names(tickets().filter(|one| one.verdict == verdict));
+        if !found.is_empty() {
+            parts.push(format!("{} {found}", verdict.word()));
+        }
+    }
+    let vacuous = if tried.dense.vacuous { " (all of it VACUOUS, by the gate)" } else { "" };
+    lines.push(format!(
+        "{}, {} of {} blocks out, against the dense net: {}{vacuous}.",
+        tried.name,
+        tried.removed,
+        tried.blocks.iter().sum::<usize>(),
+        parts.join("; ")
+    ));
+    for duel in &tried.duels {
+        lines.push(format!(
+            "{}: {} against {}: {} points, {}.",
+            tried.name,
+            duel.name,
+            duel.against,
+            duel.difference.told(),
+            duel.verdict.word()
+        ));
+    }
+    lines
+}
+
+/// What an experiment took. Differs each time.
+#[derive(Debug, Clone, Serialize)]
+pub struct Costs {
+    /// By what joules were had, in words.
+    pub methods: Vec<String>,
+    /// What carbon was made of.
+    pub carbon: Circumstances,
+    /// CPU seconds of all trainings.
+    pub cpu_seconds: f64,
+    /// Joules of all trainings.
+    pub joules: f64,
+    /// Grams of CO₂ equivalents.
+    pub grams: f64,
+    /// Arm by arm.
+    pub arms: Vec<ArmCost>,
+    /// What choosing took.
+    pub searches: Vec<SearchCost>,
+}
+
+/// What one arm took: means over its trainings.
+#[derive(Debug, Clone, Serialize)]
+pub struct ArmCost {
+    /// The setting.
+    pub setting: String,
+    /// The arm.
+    pub name: String,
+    /// CPU seconds a training.
+    pub cpu_seconds: f64,
+    /// Median wall seconds an epoch.
+    pub epoch_seconds: f64,
+    /// Joules a training.
+    pub joules: f64,
+    /// Grams of CO₂ equivalents a training.
+    pub grams: f64,
+    /// CPU seconds over the dense net's.
+    pub time_ratio: f64,
+    /// Share of time saved over share of multiply-adds saved: 1 is what arithmetic alone promises.
+    pub of_ideal: Option<f64>,
+}
+
+/// What one criterion took for one seed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SearchCost {
+    /// The setting.
+    pub setting: String,
+    /// The criterion.
+    pub criterion: String,
+    /// CPU seconds of scoring, or of trial trainings.
+    pub cpu_seconds: f64,
+    /// Trainings of the ticket in place of the dense net after which it is paid for; absent where a ticket saves nothing.
+    pub break_even: Option<f64>,
+}
+
+/// The costs of a report's trainings.
+pub fn costs(report: &Report, bench: &Bench<'_>) -> Result<Costs> {
+    let carbon = bench.config.carbon;
+    let (mut methods, mut cpu_seconds, mut joules) = (Vec::new(), 0.0, 0.0);
+    for name in &report.trainings {
+        let Some(cost) = bench.cost(name)? else { continue };
+        cpu_seconds += cost.cpu_seconds;
+        joules += cost.joules;
+        if !methods.contains(&cost.method) {
+            methods.push(cost.method);
+        }
+    }
+    let sentence = |method: &String| {
+        use scruple_compress::lottery::energy::Method;
+        match method.as_str() {
+            "nvml" => Method::Nvml,
+            "rapl" => Method::Rapl,
+            _ => Method::Estimate,
+        }
+        .sentence()
+        .to_string()
+    };
+    let (mut arms, mut searches) = (Vec::new(), Vec::new());
+    for tried in &report.settings {
+        let of = |one: &Compared| -> Result<Option<ArmCost>> {
+            let mut found = Vec::new();
+            for (seed, names) in report.seeds.iter().zip(&one.arms) {
+                for arm in names {
+                    found.extend(bench.cost(&format!("{}-{arm}-s{seed}", tried.net))?.filter(|cost| !cost.partial));
+                }
+            }
+            let count = found.len() as f64;
+            let mean = |of: &dyn Fn(&super::bench::Cost) -> f64| found.iter().map(of).sum::<f64>() / count;
+            Ok((count > 0.0).then(|| ArmCost {
+                setting: tried.name.clone(),
+                name: one.name.clone(),
+                cpu_seconds: mean(&|cost| cost.cpu_seconds),
+                epoch_seconds: mean(&|cost| cost.epoch_seconds.unwrap_or(0.0)),
+                joules: mean(&|cost| cost.joules),
+                grams: carbon.grams(mean(&|cost| cost.joules)),
+                time_ratio: 1.0,
+                of_ideal: None,
+            }))
+        };
+        let Some(dense) = of(&tried.dense)? else { continue };
+        for one in &tried.compared {
+            let Some(mut cost) = of(one)? else { continue };
+            cost.time_ratio = cost.cpu_seconds / dense.cpu_seconds;
+            let saved = 1.0 - one.multiply_adds / tried.dense.multiply_adds;
+            // Arms of other lengths save epochs, not arithmetic.
+            cost.of_ideal = (saved > 0.0 && !one.name.contains("epochs")).then(|| (1.0 - cost.time_ratio) / saved);
+            if let Some(search) = super::plan::search_costs(bench, tried, &one.name)? {
+                let gain = dense.cpu_seconds - cost.cpu_seconds;
+                let break_even = (gain > 0.0).then(|| search.cpu_seconds / gain);
+                searches.push(SearchCost { break_even, ..search });
+            }
+            arms.push(cost);
+        }
+        arms.push(dense);
+    }
+    let methods = methods.iter().map(sentence).collect();
+    Ok(Costs { methods, carbon, cpu_seconds, joules, grams: carbon.grams(joules), arms, searches })
+}

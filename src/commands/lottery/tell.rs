@@ -1,0 +1,177 @@
+//! The report as tables, the gate first.
+
+use std::path::PathBuf;
+
+use super::report::{Compared, Costs, Report, Tried};
+use crate::printer::{self, Table};
+
+/// A number with a sign, or a dash.
+pub fn signed(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:+.2}"))
+}
+
+/// The word for a comparison, which is empty behind a shut gate.
+pub fn word(one: &Compared) -> String {
+    let word = one.verdict.word();
+    if one.vacuous && !one.control { format!("vacuous ({word})") } else { word.into() }
+}
+
+/// Nets an arm stands for, each once, with how often.
+pub fn nets(one: &Compared) -> String {
+    let mut found: Vec<(&str, usize)> = Vec::new();
+    for arm in one.arms.iter().flatten() {
+        match found.iter_mut().find(|(name, _)| name == arm) {
+            Some((_, count)) => *count += 1,
+            None => found.push((arm, 1)),
+        }
+    }
+    found.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let told =
+        |(name, count): &(&str, usize)| if *count > 1 { format!("{name} ×{count}") } else { (*name).to_string() };
+    found.iter().map(told).collect::<Vec<_>>().join(", ")
+}
+
+/// Prints a report.
+pub fn print(report: &Report, costs: &Costs, drawn: &[PathBuf]) {
+    for gate in &report.gates {
+        printer::data(gate.told());
+    }
+    printer::data(format!(
+        "{}: {}; {} epochs; seeds {:?}; margin ξ = {} points",
+        report.name, report.data, report.epochs, report.seeds, report.margin
+    ));
+    for sums in &report.identities {
+        printer::data(format!(
+            "{}: over {} layers that feed a batch norm, |Σ θ g| is at most {:.1e} of Σ |θ g|, and Σ −θ (H g) within {:.1} % of \
+             ‖g‖²: signed SNIP says nothing here, and GraSP is the squared gradient",
+            sums.net,
+            sums.layers,
+            sums.signed_snip,
+            100.0 * sums.grasp_apart
+        ));
+    }
+    for tried in &report.settings {
+        setting(tried);
+    }
+    cost(costs);
+    printer::data("");
+    report.verdict.iter().for_each(printer::data);
+    for path in drawn {
+        printer::data(path.display().to_string());
+    }
+}
+
+fn setting(tried: &Tried) {
+    printer::data("");
+    let half = tried.dense.difference.values.len() as f64 / 2.0;
+    printer::data(format!(
+        "{}: {} blocks out of {:?}; differences to the dense net in points, 95 % over paired seeds; a coin gives {half} (+)",
+        tried.name, tried.removed, tried.blocks
+    ));
+    let mut table = Table::new([
+        "arm",
+        "accuracy %",
+        "difference",
+        "(+)",
+        "verdict",
+        "p pooled",
+        "M MACs",
+        "k params",
+        "MB kept",
+        "corrupted %",
+        "Δ",
+        "mCE",
+        "nets",
+    ]);
+    for one in std::iter::once(&tried.dense).chain(&tried.compared) {
+        let own = one.name == "dense";
+        table.row([
+            one.name.clone(),
+            format!("{:.2}", one.accuracy.mean),
+            if own { "-".into() } else { one.difference.told() },
+            if own { "-".into() } else { one.plus.to_string() },
+            if own { "-".into() } else { word(one) },
+            if own { "-".into() } else { format!("{:.3}", one.pooled.p) },
+            format!("{:.3}", one.multiply_adds / 1e6),
+            format!("{:.1}", one.parameters / 1e3),
+            format!("{:.2}", one.activation_bytes / 1e6),
+            one.corrupted.as_ref().map_or("-".into(), |(spread, _)| format!("{:.1}", spread.mean)),
+            signed(one.corrupted.as_ref().filter(|_| !own).map(|(_, apart)| apart.mean)),
+            one.mce.map_or("-".into(), |mce| format!("{mce:.1}")),
+            nets(one),
+        ]);
+    }
+    table.print();
+    attacks(tried);
+    for chosen in tried.chosen.iter().filter_map(|chosen| Some((&chosen.criterion, chosen.label.as_ref()?))) {
+        printer::data(format!("{}: {}", chosen.0, chosen.1));
+    }
+    for (criterion, why) in &tried.refused {
+        printer::data(format!("{criterion} refused: {why}"));
+    }
+}
+
+/// What an attack is called.
+pub fn attack_name(epsilon: f64, steps: usize) -> String {
+    if steps == 1 { format!("FGSM {epsilon}/255") } else { format!("PGD-{steps} {epsilon}/255") }
+}
+
+fn attacks(tried: &Tried) {
+    if tried.dense.attacks.is_empty() {
+        return;
+    }
+    let mut rows = vec![vec!["under attack: % right / % of those right unharmed".to_string()]];
+    rows[0].extend(tried.dense.attacks.iter().map(|one| attack_name(one.epsilon, one.steps)));
+    for one in std::iter::once(&tried.dense).chain(&tried.compared) {
+        let mut row = vec![one.name.clone()];
+        row.extend(one.attacks.iter().map(|found| {
+            let given = found.given_clean.map_or("-".into(), |given| format!("{given:.1}"));
+            format!("{:.1} / {given}", found.accuracy)
+        }));
+        rows.push(row);
+    }
+    Table::of(rows).print();
+}
+
+fn cost(costs: &Costs) {
+    printer::data("");
+    if !costs.arms.is_empty() {
+        let mut table = Table::new(["took", "arm", "CPU s", "s an epoch", "time of dense", "of ideal", "J", "gCO2e"]);
+        for one in &costs.arms {
+            table.row([
+                one.setting.clone(),
+                one.name.clone(),
+                format!("{:.2}", one.cpu_seconds),
+                format!("{:.3}", one.epoch_seconds),
+                format!("{:.2}", one.time_ratio),
+                one.of_ideal.map_or("-".into(), |share| format!("{share:.2}")),
+                format!("{:.1}", one.joules),
+                format!("{:.4}", one.grams),
+            ]);
+        }
+        table.print();
+    }
+    if !costs.searches.is_empty() {
+        let mut table = Table::new(["choosing", "criterion", "CPU s", "paid for after"]);
+        for one in &costs.searches {
+            table.row([
+                one.setting.clone(),
+                one.criterion.clone(),
+                format!("{:.3}", one.cpu_seconds),
+                one.break_even.map_or("never".into(), |runs| format!("{runs:.2} trainings")),
+            ]);
+        }
+        table.print();
+    }
+    let carbon = costs.carbon;
+    printer::data(format!(
+        "all trainings: {:.0} CPU s, {:.0} J, {:.2} gCO2e at {} g/kWh, PUE {}, {} W TDP; {}",
+        costs.cpu_seconds,
+        costs.joules,
+        costs.grams,
+        carbon.intensity,
+        carbon.pue,
+        carbon.tdp_watts,
+        costs.methods.join("; ")
+    ));
+}

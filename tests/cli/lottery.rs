@@ -1,0 +1,207 @@
+//! `scruple lottery`: killed, on one and two threads, asked again and asked wrongly.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    scruple,
+    support::{Place, Run, json_file, names, program},
+};
+
+/// A net that is trained in moments, with every kind of arm that needs another's weights.
+const SMALL: &str = r#"
+name = "small"
+seeds = [1, 2]
+score_images = 3
+random = 1
+save_seconds = 0.0
+
+[data]
+train = "glyphs"
+test = "glyphs"
+train_images = 200
+test_images = 60
+side = 8
+
+[recipe]
+epochs = 3
+batch = 20
+rate = 0.1
+
+[robustness]
+images = 20
+epsilons = [8.0]
+pgd_images = 10
+pgd_epsilon = 8.0
+
+[[net]]
+name = "mlp"
+architecture = { kind = "residual-mlp", width = 16, blocks = 3 }
+minimum = 1
+
+[[setting]]
+name = "one block of three"
+net = "mlp"
+remove = 1
+criteria = ["loss-drop", "snip-signed"]
+reinit = true
+trained = ["expectabs", "hrank"]
+rewind = [0, 1]
+finetune = 1
+"#;
+
+/// Everything an experiment leaves that is the same each time.
+fn records(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for file in ["lottery.json", "runs.jsonl"] {
+        found.insert(file.to_string(), fs::read(out.join(file)).unwrap());
+    }
+    for folder in ["runs", "scores", "weights"] {
+        for name in names(&out.join(folder)) {
+            found.insert(format!("{folder}/{name}"), fs::read(out.join(folder).join(&name)).unwrap());
+        }
+    }
+    found
+}
+
+fn command(config: &Path, out: &Path, threads: usize) -> Command {
+    let mut command = program();
+    command.arg("lottery").arg("--config").arg(config).arg("-o").arg(out).arg("--threads").arg(threads.to_string());
+    command
+}
+
+#[test]
+fn the_smoke_experiment_opens_with_the_depth_gain() {
+    let place = Place::new();
+    let out = place.out("smoke");
+    let run = scruple!["lottery --smoke -o", &out].succeeds();
+    let first = run.stdout.lines().next().unwrap();
+    assert!(first.starts_with("depth gain of resnet20, 3-3-3 over 2-2-2: "), "{run:#?}");
+    assert!(first.contains("VACUOUS") || first.contains("depth pays here"), "{run:#?}");
+    for words in ["method ", "480 g/kWh", "grad-flow", "filters by l1, equal macs", "kl rewound to 1", "halving"] {
+        assert!(run.stdout.contains(words), "{words}: {run:#?}");
+    }
+    let report = json_file(&out.join("lottery.json"));
+    let gate = &report["gates"][0];
+    assert_eq!(gate["depth_gain"]["values"].as_array().unwrap().len(), 3);
+    assert!(report["verdict"][0].as_str().unwrap() == first);
+    let tried = &report["settings"][0];
+    let arms: Vec<&str> =
+        tried["compared"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert!(arms.len() >= 17, "{arms:?}");
+    // Behind a shut gate no ticket is awarded anything.
+    let vacuous = !gate["pays"].as_bool().unwrap();
+    assert!(tried["compared"].as_array().unwrap().iter().all(|one| one["vacuous"].as_bool() == Some(vacuous)));
+    assert_eq!(vacuous, run.stdout.contains("vacuous ("), "{run:#?}");
+    // Every criterion went by what batch norm leaves of it.
+    assert!(report["identities"][0]["signed_snip"].as_f64().unwrap() < 1e-3, "{}", report["identities"]);
+    // Each allocation is trained once a seed.
+    let trainings: Vec<&str> =
+        report["trainings"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let mut once = trainings.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), trainings.len());
+    assert_eq!(fs::read_to_string(out.join("runs.jsonl")).unwrap().lines().count(), trainings.len());
+
+    let page = fs::read_to_string(out.join("lottery.html")).unwrap();
+    assert!(page.contains("depth gain of resnet20") && page.contains("<svg") && !page.contains("<script"));
+    for kind in ["accuracy", "allocation", "robustness"] {
+        let svg = fs::read_to_string(out.join(format!("{kind}-resnet20--one-block.svg"))).unwrap();
+        assert!(svg.starts_with("<svg"), "{kind}");
+    }
+    // Asked again, it trains nothing and says the same.
+    let before = fs::read(out.join("lottery.json")).unwrap();
+    let again: Value = scruple!["lottery --smoke --json -o", &out].json();
+    assert_eq!(again, serde_json::from_slice::<Value>(&before).unwrap());
+    assert_eq!(json_file(&out.join("run.json"))["trained"], 0);
+    assert_eq!(fs::read(out.join("lottery.json")).unwrap(), before);
+}
+
+#[test]
+fn bytes_depend_neither_on_threads_nor_on_being_killed() {
+    let place = Place::new();
+    let config = place.file("small.toml", SMALL);
+    let whole = |name: &str, threads: usize| -> PathBuf {
+        let out = place.out(name);
+        Run::of(&mut command(&config, &out, threads)).succeeds();
+        out
+    };
+    let (one, two) = (whole("one", 1), whole("two", 2));
+    let expected = records(&one);
+    assert!(expected == records(&two));
+    let report = json_file(&one.join("lottery.json"));
+    let arms = report["settings"][0]["compared"].as_array().unwrap();
+    let has = |name: &str| arms.iter().any(|one| one["name"] == name);
+    assert!(
+        has("expectabs rewound to 0")
+            && has("expectabs rewound to 1")
+            && has("expectabs fine-tuned 1")
+            && has("reinit")
+    );
+    // What can mean nothing of this net is refused in words and does not stop the others.
+    assert!(!has("snip-signed") && !has("hrank rewound to 0"), "{arms:#?}");
+    assert!(report["settings"][0]["refused"][0][1].as_str().unwrap().contains("rounding noise"));
+
+    // Killed within trainings, at whatever step, until one run gets to the end.
+    let out = place.out("killed");
+    let (mut kills, mut within) = (0, 0);
+    loop {
+        let mut child = command(&config, &out, 2).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        let begun = || names(&out.join("work")).iter().any(|name| name.ends_with(".safetensors"));
+        while child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_millis(40 * (kills + 1)) {
+            sleep(Duration::from_millis(2));
+        }
+        match child.try_wait().unwrap() {
+            Some(status) => {
+                assert!(status.success(), "{status}");
+                break;
+            }
+            None => {
+                child.kill().unwrap();
+                assert_eq!(child.wait().unwrap().signal(), Some(9));
+                within += usize::from(out.join("work").exists() && begun());
+                kills += 1;
+            }
+        }
+    }
+    assert!(kills > 0 && within > 0, "{kills} kills, {within} of them within a training that had saved itself");
+    assert!(records(&out) == expected);
+    assert!(names(&out.join("work")).iter().all(|name| name == "lock"), "{:?}", names(&out.join("work")));
+
+    // Records of another experiment are not mixed in.
+    let other = place.file("other.toml", SMALL.replace("rate = 0.1", "rate = 0.05"));
+    let run = Run::of(&mut command(&other, &out, 2));
+    run.refuses(&["mlp-dense-s1.json", "is of an experiment with other data, recipe or tests"]);
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_sentence() {
+    let place = Place::new();
+    let out = place.out("out");
+    for (from, to, words) in [
+        ("remove = 1", "remove = 3", "3 blocks cannot go"),
+        ("criteria = [\"loss-drop\"", "criteria = [\"magic\"", "no criterion is called `magic`"),
+        ("train = \"glyphs\"", "train = \"none.bin\"", "none.bin"),
+        ("train = \"glyphs\"", "train = \"${NOT_SET_HERE}/x\"", "no variable `NOT_SET_HERE`"),
+        ("epochs = 3", "epochs = 3\nmomentun = 0.9", "unknown field `momentun`"),
+        ("kind = \"residual-mlp\", width = 16, blocks = 3", "kind = \"mlp\", hidden = [4]", "no residual blocks"),
+    ] {
+        assert!(SMALL.contains(from), "{from}");
+        let config = place.file("wrong.toml", SMALL.replacen(from, to, 1));
+        Run::of(&mut command(&config, &out, 1)).refuses(&[words]);
+    }
+    let run = scruple!["lottery -o", &out];
+    assert_eq!(run.code, Some(2), "{run:#?}");
+    assert!(run.stderr.contains("--smoke") && run.stderr.contains("--config"), "{run:#?}");
+}
