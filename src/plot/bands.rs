@@ -134,7 +134,7 @@ fn one<B: DrawingBackend>(
         .light_line_style(RGBColor(240, 240, 240))
         .bold_line_style(RGBColor(220, 220, 220))
         .x_label_formatter(&|x| if is_round(*x) { (axes.label)(*x) } else { String::new() })
-        .x_labels(30)
+        .disable_x_mesh()
         .y_label_formatter(&|y| format!("{y:.1}"))
         .y_labels(11)
         .draw()

@@ -4,10 +4,11 @@
 //! relative difference of their weights is what rounding leaves: nothing where the scales are powers of two, one rounding
 //! a weight and step where they are root mean squares.
 //!
-//! At large learning rates the descent itself amplifies roundings until two runs have nothing in common but their
-//! accuracy. So each pair has a control, a second dense net that begins with the last bit of every weight flipped, and a
-//! pair with root mean squares is judged only where that makes less difference than is allowed; hence the pairs at a
-//! fifth of the learning rate. The ancestors of the fold, which leave slots unused, are trained beside them.
+//! A net that is rounded differently stays within rounding of the first until one activation falls on the other side of
+//! zero, and from there on goes its own way to the same accuracy. That happens to pairs whose scales round, and as often
+//! to the control of each pair, a dense net that begins with the last bit of every weight flipped; so pairs with powers
+//! of two alone are judged. All are run at the usual learning rate and at a fifth of it. The ancestors of the fold, which
+//! leave slots unused, are trained beside them.
 
 use serde::{Deserialize, Serialize};
 
@@ -70,9 +71,9 @@ impl Pair {
         }
     }
 
-    /// Whether the pair can tell: a rounding by itself makes less difference than is allowed, or nothing is rounded.
+    /// Whether nothing is rounded, so that any difference would be the pool's.
     pub fn is_judged(&self) -> bool {
-        self.scales == Scales::PowerOfTwo || self.control.is_some_and(|control| control < self.most())
+        self.scales == Scales::PowerOfTwo
     }
 
     /// Whether both runs ended in the same net, as far as was asked.

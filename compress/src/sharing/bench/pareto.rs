@@ -1,13 +1,13 @@
 //! Suite 3: accuracy against size, for every way to make the net small.
 //!
 //! Learning rates are chosen on a part of the images for training that is set apart, by going up from the dense one by
-//! factors of two until it has not got better twice; every contestant at every rate has its own. Then every contestant is
-//! trained on all images for training, with several seeds, and measured on the test images once. Test images choose
-//! nothing.
+//! factors of two until it has not got better twice, and down from it where it was the best; every contestant at every
+//! rate has its own. Then every contestant is trained on all images for training, with several seeds, and measured on the
+//! test images once. Test images choose nothing.
 //!
 //! A pruned net is measured twice at each rate: with as many numbers as the pool, and with as many bytes. It takes the
-//! learning rate chosen at equal numbers for both. A chain of tickets has one learning rate, the best of the lowest three
-//! on average over all sizes.
+//! learning rate chosen at equal numbers for both. A chain of tickets has one learning rate, chosen on the average over
+//! all sizes, of which fewer are tried.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,10 @@ use crate::{Error, Result};
 /// Doublings of the dense learning rate that are tried.
 pub const DOUBLINGS: u32 = 6;
 
-/// Of them, those tried on chains of tickets.
+/// Halvings that are tried where the dense learning rate is the best of those.
+pub const HALVINGS: u32 = 4;
+
+/// Of the doublings, those tried on chains of tickets.
 const LOTTERY_DOUBLINGS: u32 = 3;
 
 /// The seed of the runs that choose; those that measure have 1, 2, ….
@@ -236,38 +239,42 @@ impl Suite<'_> {
         runs
     }
 
-    fn peaks(&self, count: u32) -> impl Iterator<Item = f64> {
-        let lowest = self.ground.schooling.sgd_peak;
-        (0..count).map(move |doublings| lowest * f64::from(1u32 << doublings))
-    }
-
-    /// The learning rate that is best on images set apart; of equals the lowest.
+    /// The learning rate that is best on images set apart; of equals the one tried first.
     fn choose(&self, choice: Choice) -> Result<f64> {
-        let course = |peak| Course { part: Part::Choosing, descent: Descent::Sgd, peak, seed: CHOOSING_SEED };
-        let (mut best, mut worse) = ((self.ground.schooling.sgd_peak, -1.0), 0);
+        let dense = self.ground.schooling.sgd_peak;
+        let (mut best, mut worse) = ((dense, -1.0), 0);
         let doublings = if choice.method == Method::Lottery { LOTTERY_DOUBLINGS } else { DOUBLINGS };
-        for peak in self.peaks(doublings) {
-            let found = match choice.method {
-                Method::Lottery => {
-                    let sizes = self.sizes(&[Accounting::Values])?;
-                    let sizes: Vec<usize> = sizes.iter().map(|(.., kept)| *kept).collect();
-                    let tickets = lottery::tickets(self.ground, self.store, course(peak), &sizes)?;
-                    Some(tickets.iter().map(|ticket| ticket.score.accuracy()).sum::<f64>() / tickets.len() as f64)
-                }
-                method => {
-                    let name = format!("choosing-{}-lr{peak}", choice.key());
-                    let rate = choice.rate.unwrap_or(1.0);
-                    let run = || contestant::run(self.ground, method, rate, Accounting::Values, course(peak));
-                    self.store.once(&name, run)?.map(|found| found.score.accuracy())
-                }
-            };
-            let Some(found) = found else { break }; // nothing of it is that small
+        for peak in (0..doublings).map(|times| dense * f64::from(1u32 << times)) {
+            let Some(found) = self.tried(choice, peak)? else { return Ok(dense) }; // nothing of it is that small
             (best, worse) = if found > best.1 { ((peak, found), 0) } else { (best, worse + 1) };
             if worse == 2 {
                 break;
             }
         }
+        // Where the lowest was best, lower ones may be better still.
+        for peak in (1..=HALVINGS).map(|times| dense / f64::from(1u32 << times)) {
+            if best.0 != 2.0 * peak {
+                break;
+            }
+            if let Some(found) = self.tried(choice, peak)?.filter(|found| *found > best.1) {
+                best = (peak, found);
+            }
+        }
         Ok(best.0)
+    }
+
+    /// The accuracy at learning rate `peak` on images set apart; absent where nothing of the method is that small.
+    fn tried(&self, choice: Choice, peak: f64) -> Result<Option<f64>> {
+        let course = Course { part: Part::Choosing, descent: Descent::Sgd, peak, seed: CHOOSING_SEED };
+        if choice.method == Method::Lottery {
+            let sizes: Vec<usize> = self.sizes(&[Accounting::Values])?.iter().map(|(.., kept)| *kept).collect();
+            let tickets = lottery::tickets(self.ground, self.store, course, &sizes)?;
+            return Ok(Some(tickets.iter().map(|one| one.score.accuracy()).sum::<f64>() / tickets.len() as f64));
+        }
+        let name = format!("choosing-{}-lr{peak}", choice.key());
+        let rate = choice.rate.unwrap_or(1.0);
+        let run = || contestant::run(self.ground, choice.method, rate, Accounting::Values, course);
+        Ok(self.store.once(&name, run)?.map(|found| found.score.accuracy()))
     }
 
     /// Sizes of tickets: rate, accounting, weights left.

@@ -230,7 +230,9 @@ fn records_of_other_ground_and_broken_ones_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ground = ground(&[9], 1);
     let names = std::sync::Mutex::new(BTreeSet::new());
-    let told = |name: &str| drop(names.lock().unwrap().insert(name.to_string()));
+    let told = |name: &str| {
+        names.lock().unwrap().insert(name.to_string());
+    };
     let first = store(folder.path(), &ground, &told);
     assert_eq!(first.once("a", || Ok(0.1 + 0.2)).unwrap(), 0.1 + 0.2);
     let second = first.once("a", || -> crate::Result<f64> { panic!("the record was not read") });

@@ -44,9 +44,12 @@ pub fn equality(found: &Equality) {
     table.print();
     printer::data("");
     printer::data(
-        "control: a dense net begun with every weight's last bit flipped; where it is further apart than may be,",
+        "control: how far off a dense net ends that begins with every weight's last bit flipped. Like it, pairs",
     );
-    printer::data("descent amplifies roundings, and pairs whose scales round are not judged");
+    printer::data(
+        "whose scales round stay within rounding until an activation falls on the other side of zero; they are",
+    );
+    printer::data("not judged");
     printer::data("");
     let mut table = Table::new(["at rate 1", "slots used", "accuracy"]);
     table.row(["fold".into(), format!("{:.3}", found.load_factor), accuracy(&found.pairs[0].shared)]);
