@@ -15,7 +15,7 @@ const PROJECT: &str = "share project --min-values 1 --allow-lossy";
 fn a_model_runs_from_its_pool_as_it_does_expanded() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));
-    let (pool, dense) = (place.path("pool"), place.path("dense"));
+    let (pool, dense, own) = (place.path("pool"), place.path("dense"), place.path("own"));
     scruple![PROJECT, "--rate 2", model, "-o", pool].succeeds();
     scruple!["share expand", pool, "-o", dense].succeeds();
     let text = place.text("text", 200);
@@ -30,6 +30,12 @@ fn a_model_runs_from_its_pool_as_it_does_expanded() {
         scruple!["generate --json --max-tokens 12 --prompt", "w3 w9".to_string(), folder].json()["tokens"].clone()
     };
     assert_eq!(generate(&pool), generate(&dense));
+    // Of pools of one tensor each as well.
+    scruple![PROJECT, "--rate 2 --pools per-tensor", model, "-o", own].succeeds();
+    let own_dense = place.path("own-dense");
+    scruple!["share expand", own, "-o", own_dense].succeeds();
+    assert_eq!(generate(&own), generate(&own_dense));
+    assert_ne!(eval(&own, "").0, from_pool.0);
     let compressed = scruple!["compress --method rtn --group-size 32", pool, "-o", place.out("rtn")];
     assert!(compressed.code == Some(2) && compressed.stderr.contains("share expand"), "{}", compressed.stderr);
 }

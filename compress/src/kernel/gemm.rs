@@ -48,8 +48,34 @@ fn chunk_tiles(n: usize) -> usize {
     n.div_ceil(TILE).div_ceil(4).clamp(1, PANEL_TILES)
 }
 
-/// `y = x wᵀ` by tiles of `w` against panels of `x`.
+/// A weight (n, k) as a product reads it, piece by piece.
+pub(crate) trait Pieces: Sync {
+    /// Columns `from..from + depth` of the rows `first..first + rows`, at most [`TILE`] by [`DEPTH`] of them, as
+    /// [`gemv::turn`] leaves them in `to`.
+    fn turn(&self, first: usize, rows: usize, from: usize, depth: usize, to: &mut [f32]);
+}
+
+/// A weight that lies in memory, with its k.
+struct Stored<'a, T>(&'a [T], usize);
+
+impl<T: gemv::Stored> Pieces for Stored<'_, T> {
+    fn turn(&self, first: usize, rows: usize, from: usize, depth: usize, to: &mut [f32]) {
+        let &Self(w, k) = self;
+        gemv::turn(&w[first * k + from..], rows, k, depth, to);
+    }
+}
+
+/// `y = x wᵀ` for a `w` in memory.
 fn product<T: gemv::Stored>(x: &[f32], w: &[T], y: &mut [f32], t: usize, n: usize, k: usize) {
+    product_with(x, &Stored(w, k), y, t, n, k);
+}
+
+/// `y = x wᵀ` by tiles of `w` against panels of `x`, for a `w` of any kind; `x` (t, k) and `y` (t, n).
+///
+/// # Panics
+/// If a slice is not as long as its shape says.
+pub(crate) fn product_with(x: &[f32], w: &impl Pieces, y: &mut [f32], t: usize, n: usize, k: usize) {
+    assert_eq!((x.len(), y.len()), (t * k, t * n), "operands are not ({t}, {k}) and ({t}, {n})");
     if t == 0 || n == 0 {
         return;
     }
@@ -61,8 +87,8 @@ fn product<T: gemv::Stored>(x: &[f32], w: &[T], y: &mut [f32], t: usize, n: usiz
     }
 }
 
-/// [`product`] for some rows of `x`.
-fn product_of_rows<T: gemv::Stored>(x: &[f32], w: &[T], y: &mut [f32], t: usize, n: usize, k: usize) {
+/// [`product_with`] for some rows of `x`.
+fn product_of_rows(x: &[f32], w: &impl Pieces, y: &mut [f32], t: usize, n: usize, k: usize) {
     let kernel = Kernel::new();
     let x_tiles = t.div_ceil(TILE);
     with_scratch(x_tiles * k * TILE, |turned| {
@@ -86,8 +112,8 @@ fn product_of_rows<T: gemv::Stored>(x: &[f32], w: &[T], y: &mut [f32], t: usize,
                     let depth = DEPTH.min(k - from);
                     for tile in 0..columns.div_ceil(TILE) {
                         let rows = TILE.min(columns - tile * TILE);
-                        let w = &w[(first + tile * TILE) * k + from..];
-                        gemv::turn(w, rows, k, depth, &mut left[tile * depth * TILE..][..depth * TILE]);
+                        let left = &mut left[tile * depth * TILE..][..depth * TILE];
+                        w.turn(first + tile * TILE, rows, from, depth, left);
                     }
                     for panel in (0..x_tiles).step_by(PANEL_TILES) {
                         let rows = (PANEL_TILES * TILE).min(t - panel * TILE);

@@ -51,7 +51,7 @@ super::dispatch! { fn rows_f32(x: &[f32], w: &[f32], out: &mut [f32], t: usize, 
 super::dispatch! { fn rows_bf16(x: &[f32], w: &[bf16], out: &mut [f32], t: usize, k: usize) = rows_body::<bf16> }
 
 /// A stored weight value: f32, or bf16, the only one of two bytes.
-pub(super) trait Stored: Copy + Send + Sync {
+pub(crate) trait Stored: Copy + Send + Sync {
     /// The value as f32, exactly.
     fn wide(self) -> f32;
 }
@@ -75,7 +75,7 @@ impl Stored for bf16 {
 ///
 /// # Panics
 /// If `from` does not hold `rows` ≤ 48 such rows or `to` not depth · 48 values.
-pub(super) fn turn<T: Stored>(from: &[T], rows: usize, stride: usize, depth: usize, to: &mut [f32]) {
+pub(crate) fn turn<T: Stored>(from: &[T], rows: usize, stride: usize, depth: usize, to: &mut [f32]) {
     assert!(to.len() == depth * TILE && rows <= TILE && (rows == 0 || (rows - 1) * stride + depth <= from.len()));
     #[cfg(target_arch = "x86_64")]
     if super::isa() == super::Isa::Avx512 {

@@ -130,6 +130,46 @@ fn what_is_written_is_the_projection_in_every_type_and_on_any_number_of_threads(
 }
 
 #[test]
+fn tensors_with_pools_of_their_own_are_projected_each_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = model(&folder.path().join("dense"));
+    let at = |name: &str| folder.path().join(name);
+    let apart = |rate: f64| Options { size: Size::RateOfEach(rate), ..options(1.0) };
+    let lossless = run(&source, &at("one"), &apart(1.0)).unwrap();
+    assert!(lossless.lossless);
+    expand(&SharedFile::open(&at("one")).unwrap(), &at("again"), &mut |_, _| {}).unwrap();
+    assert_eq!(names_and_bytes(&Checkpoint::open(at("again")).unwrap()), names_and_bytes(&source));
+
+    let projected = run(&source, &at("four"), &apart(4.0)).unwrap();
+    let file = SharedFile::open(&at("four")).unwrap();
+    let (sharing, pool) = (file.sharing(), file.pool().unwrap());
+    assert!(sharing.fold.is_apart() && sharing.fold.pools() == 3 && projected.report.load_factor == 1.0);
+    assert_eq!(sharing.fold.slots(), 600 + 500 + 288);
+    assert!(verify(&file, Some(&source), &|_| {}).unwrap().faults.is_empty());
+    // A tensor alone over the same slots is the same tensor: nothing is shared between them.
+    let first = &sharing.modules[0];
+    let alone =
+        Sharing::new(vec![(first.name.clone(), first.shape.clone(), first.scale)], Size::Slots(600), 16, 7).unwrap();
+    let (mut among, mut by_itself) = (vec![0.0; first.values()], vec![0.0; first.values()]);
+    pool::recover(&sharing.fold, &pool, first.scale, first.offset, &mut among);
+    pool::recover(&alone.fold, &pool[..600], first.scale, 0, &mut by_itself);
+    assert_eq!(among, by_itself);
+
+    let path = at("four").join("model.rps.safetensors");
+    let good = fs::read(&path).unwrap();
+    for (from, to, part) in [
+        (r#"\"slots\":500"#, r#"\"slots\":501"#, "says m = 1388, the pools of its tensors have 1389 slots"),
+        (r#"\"slots\":600"#, r#"\"slots\":6e9"#, "cannot be read"),
+        (r#"\"version\":2"#, r#"\"version\":1"#, "is of version 1, and 3 of its 3 tensors"),
+    ] {
+        fs::write(&path, &good).unwrap();
+        edit(&path, from, to);
+        let error = SharedFile::open(&at("four")).unwrap_err().to_string();
+        assert!(error.contains(part) && error.lines().count() == 1, "{to}: {error}");
+    }
+}
+
+#[test]
 fn the_bytes_are_those_of_another_program() {
     // Golden, Python 3 with numpy, beside the hash in `fold`'s tests; n = 1000, m = 300, seed 42, λ = 0.37:
     // psi = np.array([(j * 37 % 101 - 50) / 64 for j in range(m)], np.float32); w = np.float32(0.37) * psi[slot(p)], signed

@@ -17,7 +17,15 @@ use super::{
     modules::Module,
     pool::{accumulate, dot, recover},
 };
-use crate::{Error, Result, kernel::SharedMut};
+use crate::{
+    Error, Result,
+    kernel::{
+        SharedMut,
+        gemm::{Pieces, product_with},
+        gemv::turn,
+        tile::{DEPTH, TILE},
+    },
+};
 
 /// Results of a product with one row that a thread takes at once.
 const ROWS: usize = 32;
@@ -81,6 +89,24 @@ unsafe fn product(
     }
 }
 
+/// A matrix with its pool, as the product of many rows reads it: what it copies into tiles is recovered on the way.
+struct Recovered<'a> {
+    matrix: &'a SharedMatrix,
+    pool: &'a [f32],
+}
+
+impl Pieces for Recovered<'_> {
+    fn turn(&self, first: usize, rows: usize, from: usize, depth: usize, to: &mut [f32]) {
+        let SharedMatrix { fold, first: start, columns, scale, .. } = self.matrix;
+        let mut piece = [0.0; TILE * DEPTH];
+        let piece = &mut piece[..rows * depth];
+        for (row, piece) in piece.chunks_exact_mut(depth).enumerate() {
+            recover(fold, self.pool, *scale, start + (first + row) * columns + from, piece);
+        }
+        turn(piece, rows, depth, depth, to);
+    }
+}
+
 impl SharedMatrix {
     /// The matrix that `module` of `sharing` is: its first dimension, and all others as columns.
     ///
@@ -127,20 +153,7 @@ impl SharedMatrix {
                     *y = scale * dot(fold, pool, first + (chunk * ROWS + row) * columns, x);
                 }
             }),
-            _ => {
-                let y = SharedMut::new(y);
-                let tiles = (0..rows.div_ceil(TILE_ROWS)).into_par_iter();
-                tiles.for_each_init(Vec::new, |tile, number| {
-                    let start = number * TILE_ROWS;
-                    let height = TILE_ROWS.min(rows - start);
-                    tile.resize(height * columns, 0.0);
-                    self.recover_tile(pool, start..start + height, 0, columns, tile);
-                    // SAFETY: these columns of `y` are this tile's, and `y` has t rows of `rows` values.
-                    unsafe {
-                        product((t, columns, height), (x, columns, 1), (tile, 1, columns), (y, start, rows), false)
-                    };
-                });
-            }
+            _ => product_with(x, &Recovered { matrix: self, pool }, y, t, rows, columns),
         }
     }
 

@@ -25,10 +25,21 @@ const WORTH_THREADS: usize = 1 << 16;
 /// Lanes of a 512-bit register of f32.
 const LANES: usize = 16;
 
-/// `value`, negated if the highest bit of `sign` is set.
+/// `value`, negated if the highest bit of `sign` is set; the others are not.
 #[inline(always)]
 fn flip(value: f32, sign: u32) -> f32 {
-    f32::from_bits(value.to_bits() ^ (sign & 0x8000_0000))
+    f32::from_bits(value.to_bits() ^ sign)
+}
+
+/// The signs of `word` one by one, for [`flip`]. An array of their own, and one loop over all: compilers make vectors of
+/// these, and numbers one at a time of a shift within the arithmetic.
+#[inline(always)]
+fn spread(word: u64) -> [u32; WORD] {
+    let mut signs = [0u32; WORD];
+    for (i, sign) in signs.iter_mut().enumerate() {
+        *sign = ((word >> i) as u32) << 31;
+    }
+    signs
 }
 
 /// Weights `first..first + out.len()` of scale `scale` from `pool` into `out`.
@@ -56,12 +67,9 @@ fn recover_body(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut
         let len = (WORD - place).min(out.len() - at);
         let (from, to) = (&pool[at..][..len], &mut out[at..][..len]);
         if let (Ok(from), Ok(to)) = (<&[f32; WORD]>::try_from(from), <&mut [f32; WORD]>::try_from(&mut *to)) {
-            for part in 0..WORD / LANES {
-                let bits = (word >> (LANES * part)) as u32;
-                for lane in 0..LANES {
-                    let i = part * LANES + lane;
-                    to[i] = flip(scale * from[i], bits << (31 - lane));
-                }
+            let signs = spread(word);
+            for i in 0..WORD {
+                to[i] = flip(scale * from[i], signs[i]);
             }
         } else {
             for i in 0..len {
@@ -153,12 +161,9 @@ fn add_body<T: Sum>(values: &[f32], scale: f32, weight: usize, signs: Words, sum
         let len = (WORD - place).min(sums.len() - at);
         let (from, to) = (&values[at..][..len], &mut sums[at..][..len]);
         if let (Ok(from), Ok(to)) = (<&[f32; WORD]>::try_from(from), <&mut [T; WORD]>::try_from(&mut *to)) {
-            for part in 0..WORD / LANES {
-                let bits = (word >> (LANES * part)) as u32;
-                for lane in 0..LANES {
-                    let i = part * LANES + lane;
-                    to[i] = to[i].plus(scale, from[i], bits << (31 - lane));
-                }
+            let signs = spread(word);
+            for i in 0..WORD {
+                to[i] = to[i].plus(scale, from[i], signs[i]);
             }
         } else {
             for i in 0..len {
@@ -176,14 +181,14 @@ fn add_body<T: Sum>(values: &[f32], scale: f32, weight: usize, signs: Words, sum
 /// If the pool is of another size, or the weights leave the array.
 pub fn dot(fold: &Fold, pool: &[f32], first: usize, x: &[f32]) -> f32 {
     assert_eq!(pool.len(), fold.slots(), "the pool is of another fold");
-    let mut sums = [[0.0; LANES]; WORD / LANES];
+    let mut sums = [0.0; WORD];
     for run in fold.runs(first..first + x.len()) {
         let x = &x[run.weight - first..][..run.len];
         dot_run(&pool[run.slot..][..run.len], x, run.weight, fold.signs(), &mut sums);
     }
     let mut lanes = [0.0f32; LANES];
     for lane in 0..LANES {
-        lanes[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+        lanes[lane] = (sums[lane] + sums[LANES + lane]) + (sums[2 * LANES + lane] + sums[3 * LANES + lane]);
     }
     let mut half = LANES / 2;
     while half > 0 {
@@ -201,12 +206,12 @@ dispatch! {
         x: &[f32],
         weight: usize,
         signs: Words,
-        sums: &mut [[f32; LANES]; WORD / LANES],
+        sums: &mut [f32; WORD],
     ) = dot_body
 }
 
 #[inline(always)]
-fn dot_body(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [[f32; LANES]; WORD / LANES]) {
+fn dot_body(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) {
     let mut kept = *sums; // in registers, not behind the reference
     let mut at = 0;
     while at < x.len() {
@@ -215,16 +220,13 @@ fn dot_body(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [[f
         let len = (WORD - place).min(x.len() - at);
         let (from, x) = (&pool[at..][..len], &x[at..][..len]);
         if let (Ok(from), Ok(x)) = (<&[f32; WORD]>::try_from(from), <&[f32; WORD]>::try_from(x)) {
-            for part in 0..WORD / LANES {
-                let bits = (word >> (LANES * part)) as u32;
-                for lane in 0..LANES {
-                    let i = part * LANES + lane;
-                    kept[part][lane] = x[i].mul_add(flip(from[i], bits << (31 - lane)), kept[part][lane]);
-                }
+            let signs = spread(word);
+            for i in 0..WORD {
+                kept[i] = x[i].mul_add(flip(from[i], signs[i]), kept[i]);
             }
         } else {
             for i in 0..len {
-                let sum = &mut kept[0][i % LANES];
+                let sum = &mut kept[i % LANES];
                 *sum = x[i].mul_add(flip(from[i], ((word >> i) as u32) << 31), *sum);
             }
         }
@@ -290,7 +292,7 @@ mod tests {
             add_f32(x, 0.7, weight, signs, &mut fast);
             add_body(x, 0.7, weight, signs, &mut plain);
             assert_eq!(fast, plain);
-            let (mut fast, mut plain) = ([[0.5; LANES]; 4], [[0.5; LANES]; 4]);
+            let (mut fast, mut plain) = ([0.5; WORD], [0.5; WORD]);
             dot_run(pool, x, weight, signs, &mut fast);
             dot_body(pool, x, weight, signs, &mut plain);
             assert_eq!(fast, plain);
