@@ -152,7 +152,7 @@ fn robustness(area: &Area<'_>, tried: &Tried) -> Result<()> {
     let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(tried.compared.iter().filter(shown)).collect();
     let mut groups = vec!["clean".to_string()];
     groups.extend(tried.dense.corrupted.as_ref().map(|_| "corruptions".to_string()));
-    groups.extend(tried.dense.attacks.iter().map(|one| attack_name(one)));
+    groups.extend(tried.dense.attacks.iter().map(attack_name));
     let values = |one: &Compared| {
         let corrupted = one.corrupted.as_ref().map(|(spread, _)| spread.mean);
         let attacks = one.attacks.iter().map(|attack| attack.given_clean.unwrap_or(0.0));

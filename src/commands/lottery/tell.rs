@@ -122,7 +122,7 @@ fn attacks(tried: &Tried) {
         return;
     }
     let mut rows = vec![vec!["under attack: % right / % of those right unharmed".to_string()]];
-    rows[0].extend(tried.dense.attacks.iter().map(|one| attack_name(one)));
+    rows[0].extend(tried.dense.attacks.iter().map(attack_name));
     for one in std::iter::once(&tried.dense).chain(&tried.compared) {
         let mut row = vec![one.name.clone()];
         row.extend(one.attacks.iter().map(|found| {
