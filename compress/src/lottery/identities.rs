@@ -17,7 +17,7 @@ use crate::{Result, nn::saliency};
 
 /// How far the weights go along ±g, as a length, so that H g is the central difference (g(θ + t g) − g(θ − t g)) / 2t with
 /// t = this / ‖g‖: shorter than the step that scores take, since here the limit is meant; f32 rounds shorter ones away.
-const STEP: f64 = 1e-2;
+const STEP: f64 = 3e-3;
 
 /// The two sums of one matrix or convolution.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -34,8 +34,8 @@ mod page;
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// A few minutes of work, or seconds, on pictures that come with the program, to see what the experiment does
-    #[arg(long, conflicts_with = "config", required_unless_present = "config")]
+    /// The whole experiment in seconds, on pictures that come with the program, to see what it does
+    #[arg(long, conflicts_with = "config")]
     smoke: bool,
     /// File that says which nets, data, criteria and controls
     #[arg(long, value_name = "TOML")]
@@ -56,7 +56,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("lottery");
     let config = match &arguments.config {
         Some(file) => config::Config::read(file)?,
-        None => config::Config::smoke()?,
+        None if arguments.smoke => config::Config::smoke()?,
+        None => anyhow::bail!("nothing is asked: give --config FILE, or --smoke for an experiment of seconds"),
     };
     let data = config.data.load()?;
     let bench = bench::Bench::open(&config, &data, &arguments.output)?;

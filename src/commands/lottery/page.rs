@@ -147,7 +147,7 @@ fn setting(tried: &Tried, drawn: &[(String, String)]) -> String {
     if !tried.dense.attacks.is_empty() {
         let mut heads = vec!["Arm".to_string()];
         for one in &tried.dense.attacks {
-            heads.push(format!("{}: % right", attack_name(one.epsilon, one.steps)));
+            heads.push(format!("{}: % right", attack_name(one)));
             heads.push("of those right unharmed".into());
             heads.push("Δ of the latter".into());
         }

@@ -9,7 +9,10 @@ use super::{
     tell::attack_name,
 };
 use crate::{
-    curve::{place::file_name, scene::COLOURS},
+    curve::{
+        place::file_name,
+        scene::{COLOURS, glyph, glyph_of},
+    },
     plot::{
         fail,
         heatmap::{self, Cell, Heatmap, Mark, Stack},
@@ -70,9 +73,9 @@ fn accuracy(area: &Area<'_>, tried: &Tried) -> Result<()> {
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{}: accuracy against multiply-adds", tried.name), ("sans-serif", 22))
         .margin(16)
+        .margin_right(230)
         .x_label_area_size(46)
         .y_label_area_size(64)
-        .right_y_label_area_size(230)
         .build_cartesian_2d(0.0..1.04 * most, low..high)
         .map_err(fail)?;
     chart
@@ -101,10 +104,15 @@ fn accuracy(area: &Area<'_>, tried: &Tried) -> Result<()> {
                 .draw_series([ErrorBar::new_vertical(x, from, one.accuracy.mean, to, ink.mix(0.7).filled(), 7)])
                 .map_err(fail)?;
         }
-        let size = if one.control { 4 } else { 6 };
-        chart.draw_series([Circle::new((x, one.accuracy.mean), size, ink.filled())]).map_err(fail)?;
+        // Colours come again before there are shapes for all: both together tell arms apart.
+        let size = if one.control { 4.0 } else { 6.0 };
+        let mark = |(x, y): (i32, i32)| {
+            let corner = |(dx, dy): (f64, f64)| (x + dx.round() as i32, y + dy.round() as i32);
+            Polygon::new(glyph(glyph_of(number), size).into_iter().map(corner).collect::<Vec<_>>(), ink.filled())
+        };
+        chart.draw_series([EmptyElement::at((x, one.accuracy.mean)) + mark((0, 0))]).map_err(fail)?;
         let y = 52 + 19 * number as i32;
-        area.draw(&Circle::new((legend, y + 7), size, ink.filled())).map_err(fail)?;
+        area.draw(&mark((legend, y + 7))).map_err(fail)?;
         let words = crate::curve::words::clip(&one.name, 30);
         area.draw(&Text::new(words, (legend + 12, y), ("sans-serif", 14).into_font())).map_err(fail)?;
     }
@@ -144,7 +152,7 @@ fn robustness(area: &Area<'_>, tried: &Tried) -> Result<()> {
     let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(tried.compared.iter().filter(shown)).collect();
     let mut groups = vec!["clean".to_string()];
     groups.extend(tried.dense.corrupted.as_ref().map(|_| "corruptions".to_string()));
-    groups.extend(tried.dense.attacks.iter().map(|one| attack_name(one.epsilon, one.steps)));
+    groups.extend(tried.dense.attacks.iter().map(attack_name));
     let values = |one: &Compared| {
         let corrupted = one.corrupted.as_ref().map(|(spread, _)| spread.mean);
         let attacks = one.attacks.iter().map(|attack| attack.given_clean.unwrap_or(0.0));

@@ -481,7 +481,7 @@ impl Trial<'_> {
             blocks: self.family.blocks.clone(),
             removed: self.setting.remove,
             lead: lead.into(),
-            chosen: scored.map(|name| kept_of(name)).collect(),
+            chosen: scored.map(|name| kept_of(name.as_str())).collect(),
             refused: refused.collect(),
             dense: against_dense("dense", "", true, &dense),
             compared,

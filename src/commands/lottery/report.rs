@@ -137,6 +137,8 @@ pub struct UnderAttack {
     pub epsilon: f64,
     /// Steps; 1 is FGSM.
     pub steps: usize,
+    /// Images of each training.
+    pub images: usize,
     /// Percent told right.
     pub accuracy: f64,
     /// Percent told right of those told right unharmed, over all seeds.
@@ -277,6 +279,7 @@ fn under_attack(arms: &Arms<'_>, others: &Arms<'_>, at: usize) -> UnderAttack {
     UnderAttack {
         epsilon: first.map_or(0.0, |one| one.epsilon),
         steps: first.map_or(1, |one| one.steps),
+        images: first.map_or(0, |one| one.images),
         accuracy: 100.0 * right as f64 / images.max(1) as f64,
         given_clean: whole.map(|(_, given)| given),
         given_clean_difference: difference.collect::<Option<Vec<f64>>>().map(Spread::of),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::report::{Compared, Costs, Report, Tried};
+use super::report::{Compared, Costs, Report, Tried, UnderAttack};
 use crate::printer::{self, Table};
 
 /// A number with a sign, or a dash.
@@ -65,7 +65,7 @@ fn setting(tried: &Tried) {
     printer::data("");
     let half = tried.dense.difference.values.len() as f64 / 2.0;
     printer::data(format!(
-        "{}: {} blocks out of {:?}; differences to the dense net in points, 95 % over paired seeds; a coin gives {half} (+)",
+        "{}: {} out of {:?} blocks a stage; differences to the dense net in points, 95 % over paired seeds; a coin gives {half} (+)",
         tried.name, tried.removed, tried.blocks
     ));
     let mut table = Table::new([
@@ -112,8 +112,9 @@ fn setting(tried: &Tried) {
 }
 
 /// What an attack is called.
-pub fn attack_name(epsilon: f64, steps: usize) -> String {
-    if steps == 1 { format!("FGSM {epsilon}/255") } else { format!("PGD-{steps} {epsilon}/255") }
+pub fn attack_name(one: &UnderAttack) -> String {
+    let kind = if one.steps == 1 { "FGSM".to_string() } else { format!("PGD-{}", one.steps) };
+    format!("{kind} {}/255, {} images", one.epsilon, one.images)
 }
 
 fn attacks(tried: &Tried) {
@@ -121,7 +122,7 @@ fn attacks(tried: &Tried) {
         return;
     }
     let mut rows = vec![vec!["under attack: % right / % of those right unharmed".to_string()]];
-    rows[0].extend(tried.dense.attacks.iter().map(|one| attack_name(one.epsilon, one.steps)));
+    rows[0].extend(tried.dense.attacks.iter().map(attack_name));
     for one in std::iter::once(&tried.dense).chain(&tried.compared) {
         let mut row = vec![one.name.clone()];
         row.extend(one.attacks.iter().map(|found| {
