@@ -52,7 +52,7 @@ pub fn stability(found: &Stability, chance: f64, out: &Path) -> Result<()> {
 
 /// Accuracy against bytes, and against the count of numbers.
 pub fn pareto(found: &Pareto, out: &Path) -> Result<()> {
-    let pictures: [(&str, &str, &str, Size, fn(f64) -> String); 2] = [
+    let pictures: [Picture; 2] = [
         ("pareto-bytes", "accuracy against bytes", "bytes, all that is kept", |row, _| row.bytes as f64, kilo),
         (
             "pareto-values",
@@ -77,6 +77,9 @@ pub fn pareto(found: &Pareto, out: &Path) -> Result<()> {
 
 /// The horizontal place of a row, given the numbers beside the weights.
 type Size = fn(&Row, usize) -> f64;
+
+/// File, title, name of the horizontal axis, place on it, label at it.
+type Picture = (&'static str, &'static str, &'static str, Size, fn(f64) -> String);
 
 fn line(found: &Pareto, method: Method, size: Size, numbers: bool) -> Option<Line> {
     // 8 and 4 bits make no fewer numbers.
