@@ -13,7 +13,7 @@
 //! [`parametrise`] trains a net over a pool, and [`matrix`] multiplies by a shared matrix without ever making it. On disk a
 //! model is a [`file`](mod@file) that [`project`](mod@project) makes of a dense checkpoint and [`expand`](mod@expand) turns
 //! back into one, bit for bit; a trained [`net`] is written and read in the same form; [`report`] says what it takes,
-//! and [`bench`] what it is worth.
+//! and [`bench`](mod@bench) what it is worth.
 //!
 //! Sharing makes a model smaller, not cheaper: the number of multiplications stays what it was.
 
