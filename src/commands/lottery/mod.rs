@@ -1,8 +1,8 @@
 //! `scruple lottery`: what nets are worth that lose whole layers before they are trained.
 //!
-//! In the order the data flows: a [`config`] says what is asked; a [`job`] is one training, which a [`bench`] carries out and
-//! keeps the record of; the [`plan`] asks for trainings in their order, first the gate; [`compare`] makes differences over
-//! paired seeds into words; the [`report`] is told ([`tell`]), drawn ([`picture`]) and written as a [`page`].
+//! In the order the data flows: a `config` says what is asked; a `job` is one training, which a `bench` carries out and
+//! keeps the record of; the `plan` asks for trainings in their order, first the gate; `compare` makes differences over
+//! paired seeds into words; the `report` is told (`tell`), drawn (`picture`) and written as a `page`.
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -78,7 +78,7 @@ pub fn pareto(found: &Pareto, out: &Path) -> Result<()> {
 /// The horizontal place of a row, given the numbers beside the weights.
 type Size = fn(&Row, usize) -> f64;
 
-/// File, title, what the horizontal axis is called, a row's place on it, and how its numbers are written.
+/// File, title, name of the horizontal axis, place on it, label at it.
 type Picture = (&'static str, &'static str, &'static str, Size, fn(f64) -> String);
 
 fn line(found: &Pareto, method: Method, size: Size, numbers: bool) -> Option<Line> {
