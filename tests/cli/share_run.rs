@@ -99,11 +99,11 @@ fn a_language_model_is_trained_over_its_pool_and_a_stopped_run_goes_on() {
 fn a_net_is_projected_and_trained_beside_the_dense_one() {
     let place = Place::new();
     let (trained, dense, pool) = (place.path("trained"), place.path("dense"), place.path("pool"));
-    scruple!["share train --net resnet8 --width 4 --epochs 2 --rate 1 -o", trained].succeeds();
+    scruple!["share train --net mlp --width 32 --epochs 2 --rate 1 -o", trained].succeeds();
     scruple!["share expand", trained, "-o", dense].succeeds();
     scruple![PROJECT, "--rate 4", dense, "-o", pool].succeeds();
     let finetune = |more: &str, out: &Path| {
-        let options = "share finetune --json --net resnet8 --width 4 --epochs 2 --save-every 40";
+        let options = "share finetune --json --net mlp --width 32 --epochs 2 --save-every 40";
         scruple![options, more, pool, "--teacher", dense, "-o", out]
     };
     let (whole, stopped) = (place.out("whole"), place.out("stopped"));
