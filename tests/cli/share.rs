@@ -47,7 +47,8 @@ fn a_lossy_projection_says_what_it_is_and_wants_to_be_allowed() {
     scruple!["--threads 1", project, model, "-o", one].succeeds();
     assert_same_files(&out, &one);
     let record = json_file(&out.join("share.json"));
-    assert!(record["relative_error"].as_f64().unwrap() > 0.7 && record["lossless"] == false, "{record:#}");
+    // The embedding has the largest scale and a part of the array to itself, so that it keeps most of itself.
+    assert!(record["relative_error"].as_f64().unwrap() > 0.6 && record["lossless"] == false, "{record:#}");
     let report = scruple!["share report --json", out, "-o", place.out("report")].json();
     assert_eq!((&report["load_factor"], &report["buckets"]), (&1.0.into(), &record["report"]["buckets"]));
     assert_eq!(json_file(&place.out("report").join("share.json")), report);

@@ -1,12 +1,12 @@
 //! Models whose weights share a pool: run from it, trained further, made by recipes and sweeps, and damaged.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
 use crate::{
     scruple,
-    support::{Model, Place, assert_same_files, json_file},
+    support::{Model, Place, Run, assert_same_files, json_file},
 };
 
 const PROJECT: &str = "share project --min-values 1 --allow-lossy";
@@ -54,7 +54,11 @@ fn memory_grows_with_the_pool_and_not_with_the_weights() {
     scruple!["share project --allow-lossy --rate 64", model, "-o", pool].succeeds();
     let peak = |folder: &Path, name: &str| {
         let out = place.out(name);
-        scruple!["--threads 1 generate --max-tokens 2 --prompt w3", folder, "-o", out].succeeds();
+        // By way of a shell that forks: a process begins with the peak of the one it was forked from, here the tests' own.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "\"$0\" \"$@\"; exit $?", env!("CARGO_BIN_EXE_scruple")]);
+        shell.args(["--threads", "1", "generate", "--max-tokens", "2", "--prompt", "w3", "-o"]).arg(&out).arg(folder);
+        Run::of(&mut shell).succeeds();
         json_file(&out.join("run.json"))["peak_rss_bytes"].as_u64().unwrap()
     };
     let (dense, shared) = (peak(&model, "dense"), peak(&pool, "shared"));
@@ -95,11 +99,11 @@ fn a_language_model_is_trained_over_its_pool_and_a_stopped_run_goes_on() {
 fn a_net_is_projected_and_trained_beside_the_dense_one() {
     let place = Place::new();
     let (trained, dense, pool) = (place.path("trained"), place.path("dense"), place.path("pool"));
-    scruple!["share train --net resnet8 --width 4 --epochs 2 --rate 1 -o", trained].succeeds();
+    scruple!["share train --net mlp --width 32 --epochs 2 --rate 1 -o", trained].succeeds();
     scruple!["share expand", trained, "-o", dense].succeeds();
     scruple![PROJECT, "--rate 4", dense, "-o", pool].succeeds();
     let finetune = |more: &str, out: &Path| {
-        let options = "share finetune --json --net resnet8 --width 4 --epochs 2 --save-every 40";
+        let options = "share finetune --json --net mlp --width 32 --epochs 2 --save-every 40";
         scruple![options, more, pool, "--teacher", dense, "-o", out]
     };
     let (whole, stopped) = (place.out("whole"), place.out("stopped"));
@@ -135,7 +139,7 @@ fn sharing_is_a_method_of_recipes_with_the_honest_words() {
 
     let out = place.out("pool");
     let made = scruple![rps, "--max-tokens 96 --text", text, model, "-o", out].succeeds().stdout;
-    assert!(made.contains("relative error 0.8") && made.contains("the dense model's"), "{made}");
+    assert!(made.contains("relative error 0.6") && made.contains("the dense model's"), "{made}");
     let record = json_file(&out.join("share.json"));
     assert_eq!(record["projected"]["advice"]["rivals"][0]["name"], "4 bits");
     assert!(json_file(&out.join("eval.json"))["against"]["dense_perplexity"].as_f64().is_some());
