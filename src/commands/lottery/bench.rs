@@ -145,6 +145,8 @@ pub struct Bench<'a> {
     robust: ImageSet,
     corrupted: Vec<(Corruption, Vec<ImageSet>)>,
     trained: AtomicUsize,
+    /// Trainings at once, which share the machine's memory.
+    workers: usize,
     _lock: File,
 }
 
@@ -200,9 +202,9 @@ impl<'a> Bench<'a> {
         let corrupted = if robust.is_empty() { Vec::new() } else { Corruption::ALL.map(at_all).into() };
         let held = images.train.split((images.train.len() / HELD_OUT).max(1), 0)?;
         let scored = of_each_class(&images.train, config.score_images);
-        let trained = AtomicUsize::new(0);
+        let (trained, workers) = (AtomicUsize::new(0), rayon::current_num_threads());
         let out = out.to_path_buf();
-        Ok(Self { config, images, out, experiment, scored, held, robust, corrupted, trained, _lock: lock })
+        Ok(Self { config, images, out, experiment, scored, held, robust, corrupted, trained, workers, _lock: lock })
     }
 
     /// Trainings this run has done.
@@ -260,7 +262,7 @@ impl<'a> Bench<'a> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..rayon::current_num_threads().min(order.len()) {
+            for _ in 0..self.workers.min(order.len()) {
                 scope.spawn(work);
             }
         });
@@ -352,7 +354,7 @@ impl<'a> Bench<'a> {
         let cpu = thread_seconds() - cpu;
         let energy = meter.read();
         let joules = match energy.method {
-            Method::Estimate => self.config.carbon.estimate(cpu, energy.wall_seconds / rayon_threads()),
+            Method::Estimate => self.config.carbon.estimate(cpu, energy.wall_seconds / self.workers as f64),
             // Trainings beside it draw too: by their share of the CPU time.
             _ => energy.joules * cpu / energy.cpu_seconds.max(cpu),
         };
@@ -473,11 +475,6 @@ impl<'a> Bench<'a> {
         record::write_whole(&file, &record::pretty(&kept)?)?;
         Ok(kept.found)
     }
-}
-
-/// Trainings that share the machine's memory.
-fn rayon_threads() -> f64 {
-    rayon::current_num_threads().max(1) as f64
 }
 
 #[cfg(test)]
