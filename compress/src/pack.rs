@@ -86,8 +86,22 @@ pub fn unpack_rows_transposed(words: &[u32], rows: usize, columns: usize, bits: 
 
 /// Packs `codes` (rows, columns) along the rows into words (rows·b/32, columns): `weight_zero_point`.
 pub fn pack_columns(codes: &[u8], rows: usize, columns: usize, bits: u32) -> Result<Vec<u32>> {
-    let words = pack_columns_transposed(codes, rows, columns, bits)?;
-    Ok(transpose(&words, columns, words_for(rows, bits)?))
+    if !bits.is_power_of_two() {
+        // A code may lie across two words.
+        let words = pack_columns_transposed(codes, rows, columns, bits)?;
+        return Ok(transpose(&words, columns, words_for(rows, bits)?));
+    }
+    prepare(codes, rows, columns, rows, bits)?;
+    let mut words = vec![0u32; words_for(rows, bits)? * columns];
+    let a_word = (32 / bits) as usize;
+    if columns > 0 {
+        for (words, codes) in words.chunks_exact_mut(columns).zip(codes.chunks_exact(a_word * columns)) {
+            for (i, codes) in codes.chunks_exact(columns).enumerate() {
+                words.iter_mut().zip(codes).for_each(|(word, &code)| *word |= u32::from(code) << (bits * i as u32));
+            }
+        }
+    }
+    Ok(words)
 }
 
 /// The reverse of [`pack_columns`].

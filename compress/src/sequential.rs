@@ -257,6 +257,7 @@ pub fn compress(
         }
         _ => None,
     };
+    let mut packed = Packed::default();
     for index in 0..plan.network.blocks() {
         let unit = format!("block {index}");
         if let Some((_, value)) = finished.iter().find(|(name, _)| *name == unit) {
@@ -273,7 +274,7 @@ pub fn compress(
         }
         let records = match &mut walk {
             Some(walk) => with_statistics(walk, plan, index, checkpoint, writer, &mut outcome, total, progress)?,
-            None => without_statistics(checkpoint, plan, index, writer, &mut outcome, total, progress)?,
+            None => without_statistics(checkpoint, plan, index, &mut packed, writer, &mut outcome, total, progress)?,
         };
         let activations = walk.as_ref().map(Walk::digest).transpose()?;
         let scalings = outcome.scalings.iter().filter(|record| record.block == index).cloned().collect();
@@ -407,20 +408,20 @@ fn compress_group(
     Ok(done)
 }
 
-/// One block by methods that look at weights alone.
+/// One block by methods that look at weights alone; `packed` is room that is used again.
 fn without_statistics(
     checkpoint: &Checkpoint,
     plan: &Plan,
     index: usize,
+    packed: &mut Packed,
     writer: &mut CheckpointWriter,
     outcome: &mut Outcome,
     total: usize,
     progress: Progress<'_>,
 ) -> Result<Vec<LinearRecord>> {
     let mut records = Vec::new();
-    let mut packed = Packed::default();
     for linear in plan.linears.iter().filter(|linear| linear.block == index) {
-        if let Some(record) = round_and_pack(checkpoint, plan, linear, &mut packed, writer, outcome)? {
+        if let Some(record) = round_and_pack(checkpoint, plan, linear, packed, writer, outcome)? {
             outcome.linears.push(record.clone());
             records.push(record);
             progress(outcome.linears.len(), total, &linear.name);
