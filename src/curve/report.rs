@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     data::Curve,
@@ -25,7 +25,8 @@ pub fn write(curve: &Curve, published: Option<&Published>, dir: &Path) -> Result
         let Some(figure) = Figure::of(curve, axis) else { continue };
         for (format, ending) in [(Format::Png, "png"), (Format::Svg, "svg")] {
             let path = dir.join(format!("{}.{ending}", axis.file()));
-            record::write_whole(&path, &picture::draw(curve, &figure, format)?)?;
+            let drawn = picture::draw(curve, &figure, format).with_context(|| path.display().to_string())?;
+            record::write_whole(&path, &drawn)?;
             paths.push(path);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use plotters::{coord::Shift, prelude::*};
 
 use super::{fail, register};
@@ -70,11 +70,12 @@ pub struct Axes<'a> {
 pub fn draw(path: &Path, title: &str, panels: &[Panel], axes: Axes<'_>) -> Result<()> {
     register()?;
     let size = (LEGEND + 40 + 720 / panels.len().clamp(1, 2) as u32 * panels.len() as u32, 560);
-    if path.extension().is_some_and(|ending| ending == "svg") {
+    let drawn = if path.extension().is_some_and(|ending| ending == "svg") {
         all(&SVGBackend::new(path, size).into_drawing_area(), title, panels, axes)
     } else {
         all(&BitMapBackend::new(path, size).into_drawing_area(), title, panels, axes)
-    }
+    };
+    drawn.with_context(|| path.display().to_string())
 }
 
 fn colour(line: usize) -> RGBColor {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -160,11 +160,12 @@ pub fn draw(path: &Path, diff: &Diff) -> Result<()> {
         MARGIN + lines.len() as i32 * 26 + 72 + panels.iter().map(panel_height).sum::<i32>() + outside_height + MARGIN;
     let size = (WIDTH as u32, height as u32);
     let picture = Picture { lines, panels, outside, shown, scale: Scale::of(diff) };
-    if path.extension().is_some_and(|ending| ending == "svg") {
+    let drawn = if path.extension().is_some_and(|ending| ending == "svg") {
         picture.draw(&SVGBackend::new(path, size).into_drawing_area(), diff)
     } else {
         picture.draw(&BitMapBackend::new(path, size).into_drawing_area(), diff)
-    }
+    };
+    drawn.with_context(|| path.display().to_string())
 }
 
 fn in_panels(tensor: &TensorDiff, panels: &[Panel<'_>]) -> bool {

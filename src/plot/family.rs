@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -154,11 +154,12 @@ pub fn draw(path: &Path, family: &Family) -> Result<()> {
     let width = (2 * MARGIN + (depth + 1) * name + depth * label).max(900);
     let picture = Picture { layout, name, label, shown, alone };
     let size = (width as u32, height as u32);
-    if path.extension().is_some_and(|ending| ending == "svg") {
+    let drawn = if path.extension().is_some_and(|ending| ending == "svg") {
         picture.draw(&SVGBackend::new(path, size).into_drawing_area())
     } else {
         picture.draw(&BitMapBackend::new(path, size).into_drawing_area())
-    }
+    };
+    drawn.with_context(|| path.display().to_string())
 }
 
 struct Picture<'f> {

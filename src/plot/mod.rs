@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use plotters::{coord::Shift, prelude::*, style::register_font};
 
 pub mod bands;
@@ -48,11 +48,12 @@ pub(crate) fn register() -> Result<()> {
 pub fn errors_by_block(path: &Path, title: &str, lines: &[Line]) -> Result<()> {
     register()?;
     let size = (1000, 560);
-    if path.extension().is_some_and(|ending| ending == "svg") {
+    let drawn = if path.extension().is_some_and(|ending| ending == "svg") {
         draw(&SVGBackend::new(path, size).into_drawing_area(), title, lines)
     } else {
         draw(&BitMapBackend::new(path, size).into_drawing_area(), title, lines)
-    }
+    };
+    drawn.with_context(|| path.display().to_string())
 }
 
 fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, lines: &[Line]) -> Result<()> {

@@ -127,6 +127,66 @@ fn the_smoke_experiment_opens_with_the_depth_gain() {
     assert_eq!(fs::read(out.join("lottery.json")).unwrap(), before);
 }
 
+/// A residual net of convolutions, and filter tickets by the clock alone.
+const TIMED: &str = r#"
+name = "timed"
+seeds = [1]
+score_images = 2
+random = 1
+
+[data]
+train = "glyphs"
+test = "glyphs"
+train_images = 400
+test_images = 40
+side = 8
+
+[recipe]
+epochs = 1
+batch = 20
+rate = 0.1
+
+[[net]]
+name = "resnet20"
+architecture = { kind = "resnet", blocks = [3, 3, 3], width = 4, shortcut = "slice" }
+minimum = 2
+
+[[setting]]
+name = "one block"
+net = "resnet20"
+remove = 1
+criteria = ["uniform"]
+filters = ["random"]
+matchings = ["time"]
+"#;
+
+#[test]
+fn thinner_nets_of_equal_time_are_looked_for_once() {
+    let place = Place::new();
+    let (config, out) = (place.file("timed.toml", TIMED), place.out("timed"));
+    let run = Run::of(&mut command(&config, &out, 1)).succeeds();
+    let timed = names(&out.join("timed"));
+    assert_eq!(timed.len(), 1, "{timed:?}");
+    let file = out.join("timed").join(&timed[0]);
+    let found = json_file(&file);
+    let ratio = found["ratio"].as_f64().unwrap();
+    // Which of the two it is depends on the machine; both are told.
+    let trained = names(&out.join("runs")).iter().any(|name| name.starts_with("resnet20-filters-time-random-for-"));
+    match found["filters"].is_null() {
+        true => assert!(ratio > 1.0 && !trained && run.stderr.contains("takes"), "{found}: {run:#?}"),
+        false => {
+            assert!(
+                ratio <= 1.0 && trained && run.stdout.contains("filters by random, equal time"),
+                "{found}: {run:#?}"
+            );
+        }
+    }
+    let (kept, report) = (fs::read(&file).unwrap(), fs::read(out.join("lottery.json")).unwrap());
+    Run::of(&mut command(&config, &out, 1)).succeeds();
+    assert_eq!(fs::read(&file).unwrap(), kept, "the clock is asked once");
+    assert_eq!(fs::read(out.join("lottery.json")).unwrap(), report);
+}
+
 #[test]
 fn bytes_depend_neither_on_threads_nor_on_being_killed() {
     let place = Place::new();

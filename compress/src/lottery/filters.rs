@@ -2,8 +2,8 @@
 //! of the first, inputs of the second), so that no shape outside of the block changes.
 //!
 //! Each block keeps the same share of its filters, at least one. Which of them stay is a criterion's matter; how many is one of
-//! two matchings with a layer ticket: as many filters gone as the ticket's blocks have (two convolutions a block, as the paper
-//! counts), or the fewest filters gone with which the net has no more multiply-adds than the ticket.
+//! three matchings with a layer ticket: as many filters gone as the ticket's blocks have (two convolutions a block, as the paper
+//! counts), or the fewest filters gone with which the net has no more multiply-adds than the ticket, or takes no more time.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,19 @@ pub enum Matching {
     Count,
     /// No more multiply-adds.
     Macs,
+    /// No more time a step, by a clock: what it comes to depends on the machine.
+    Time,
+}
+
+impl Matching {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Macs => "macs",
+            Self::Time => "time",
+        }
+    }
 }
 
 /// By what filters are chosen to stay.
@@ -97,43 +110,44 @@ fn thinned(widths: &[Vec<usize>], gone: usize) -> Option<Vec<Vec<usize>>> {
     Some(left)
 }
 
-/// The filter ticket of `dense` that matches the layer ticket `layers`.
+/// The filter ticket of `dense` that has as many filters gone as the layer ticket `layers`.
 ///
 /// # Errors
 /// If the nets are not residual nets of convolutions, or not so much can go from between convolutions.
-pub fn matched(dense: &Spec, layers: &Spec, matching: Matching) -> Result<Spec> {
-    let widths = full(dense)?;
+pub fn of_equal_count(dense: &Spec, layers: &Spec) -> Result<Spec> {
     let filters = |spec: &Spec| -> Result<usize> {
         let (inner, stages) = (full(spec)?, Stages::of(spec)?);
         let Architecture::ResNet { width, .. } = &spec.architecture else { return Ok(0) };
         let outer: usize = stages.blocks.iter().enumerate().map(|(stage, &count)| (width << stage) * count).sum();
         Ok(outer + inner.iter().flatten().sum::<usize>())
     };
+    let gone = filters(dense)?.saturating_sub(filters(layers)?);
     let refuse = || Error::Recipe("a filter ticket of that size would have blocks without filters".into());
-    match matching {
-        Matching::Count => {
-            let gone = filters(dense)?.saturating_sub(filters(layers)?);
-            with_inner(dense, thinned(&widths, gone).ok_or_else(refuse)?)
-        }
-        Matching::Macs => {
-            let most = layers.graph()?.multiply_adds();
-            // What is left falls with each filter that goes.
-            let (mut low, mut high) = (0, widths.iter().flatten().map(|&width| width - 1).sum::<usize>());
-            let fits = |gone: usize| -> Result<Option<Spec>> {
-                let spec = with_inner(dense, thinned(&widths, gone).ok_or_else(refuse)?)?;
-                Ok((spec.graph()?.multiply_adds() <= most).then_some(spec))
-            };
-            let mut best = fits(high)?.ok_or_else(refuse)?;
-            while low < high {
-                let middle = low + (high - low) / 2;
-                match fits(middle)? {
-                    Some(spec) => (best, high) = (spec, middle),
-                    None => low = middle + 1,
-                }
-            }
-            Ok(best)
+    with_inner(dense, thinned(&full(dense)?, gone).ok_or_else(refuse)?)
+}
+
+/// The filter ticket of `dense` with the fewest filters gone that `fits`, which thinner nets do where thicker ones do; `None`
+/// where one filter a block is still too much.
+///
+/// # Errors
+/// If the net is not a residual net of convolutions, and what `fits` has.
+pub fn largest_that(dense: &Spec, mut fits: impl FnMut(&Spec) -> Result<bool>) -> Result<Option<Spec>> {
+    let widths = full(dense)?;
+    let (mut low, mut high) = (0, widths.iter().flatten().map(|&width| width - 1).sum::<usize>());
+    let mut fitting = |gone: usize| -> Result<Option<Spec>> {
+        let Some(widths) = thinned(&widths, gone) else { return Ok(None) };
+        let spec = with_inner(dense, widths)?;
+        Ok(fits(&spec)?.then_some(spec))
+    };
+    let Some(mut best) = fitting(high)? else { return Ok(None) };
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match fitting(middle)? {
+            Some(spec) => (best, high) = (spec, middle),
+            None => low = middle + 1,
         }
     }
+    Ok(Some(best))
 }
 
 /// Which filters of each block stay: the best of it, in their order.

@@ -4,7 +4,7 @@ use super::{
     Allocation, Ticket,
     attacks::attack,
     criteria::{self, CRITERIA, Removes, State},
-    filters::{self, FilterCriterion, Matching},
+    filters::{self, FilterCriterion},
     identities::identities,
     scene::{Scene, of_each_class},
 };
@@ -159,12 +159,14 @@ fn filter_tickets_are_as_large_as_they_say() {
     let dense = resnet(&[3, 3, 3]);
     let graph = dense.graph().unwrap();
     let layers = Ticket::keeping(&dense, vec![vec![0, 1], vec![0, 1, 2], vec![0, 1]]).unwrap();
-    let count = filters::matched(&dense, &layers.spec, Matching::Count).unwrap();
+    let count = filters::of_equal_count(&dense, &layers.spec).unwrap();
     let Architecture::ResNet { inner, .. } = &count.architecture else { panic!("a resnet") };
     // A block of 8 and one of 32 channels, two convolutions each, out of (8 + 16 + 32) · 3 inner filters.
     assert_eq!(inner.iter().flatten().sum::<usize>(), 56 * 3 - 2 * (8 + 32));
-    let macs = filters::matched(&dense, &layers.spec, Matching::Macs).unwrap();
-    let (found, most) = (macs.graph().unwrap().multiply_adds(), layers.spec.graph().unwrap().multiply_adds());
+    let work = |spec: &Spec| spec.graph().unwrap().multiply_adds();
+    let most = work(&layers.spec);
+    let macs = filters::largest_that(&dense, |thin| Ok(work(thin) <= most)).unwrap().unwrap();
+    let found = work(&macs);
     assert!(found <= most && found as f64 > 0.97 * most as f64, "{found} of {most}");
 
     let weights = Weights::start(&graph, 5);
@@ -178,7 +180,12 @@ fn filter_tickets_are_as_large_as_they_say() {
     let all: Vec<Vec<usize>> = scene.blocks.iter().map(|block| (0..8 << block.stage).collect()).collect();
     assert_eq!(filters::weights(&dense, &weights, &dense, &all).unwrap(), weights);
     let mlp = spec(Architecture::ResidualMlp { width: 4, blocks: 2 });
-    assert!(filters::matched(&mlp, &mlp, Matching::Count).is_err());
+    assert!(filters::of_equal_count(&mlp, &mlp).is_err());
+    assert_eq!(filters::largest_that(&dense, |_| Ok(false)).unwrap(), None);
+    assert_eq!(
+        filters::largest_that(&dense, |_| Ok(true)).unwrap().unwrap().graph().unwrap().multiply_adds(),
+        work(&dense)
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! costs/NAME.json              what it took, apart
 //! scores/NET-sSEED.json        what criteria made of the net before training
 //! weights/NET-dense-sSEED-*    dense nets at the epochs that tickets go back to
+//! timed/NET-ALLOCATION.json    thinner nets that take no more time, by this machine's clock
 //! work/NAME.safetensors        a training in progress
 //! ```
 
@@ -43,6 +44,8 @@ use super::{
     job::{Job, Start},
 };
 use crate::{printer, record};
+
+mod timed;
 
 /// Images a batch of the evaluation.
 const EVALUATED: usize = 100;

@@ -42,7 +42,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use scruple_compress::{
     data::{glyphs::glyphs, images::ImageSet},
-    lottery::{Allocation, Stages, criteria, criteria::State, energy::Circumstances, filters::FilterCriterion},
+    lottery::{
+        Allocation, Stages, criteria,
+        criteria::State,
+        energy::Circumstances,
+        filters::{FilterCriterion, Matching},
+    },
     nn::{
         Architecture, Input, Recipe, Spec,
         optimiser::{Curve, Rule, Schedule},
@@ -282,15 +287,23 @@ pub struct Setting {
     /// The leading ticket with fresh weights.
     #[serde(default)]
     pub reinit: bool,
-    /// Filter tickets as large as the leading one, by these criteria, in both matchings.
+    /// Filter tickets as large as the leading one, by these criteria, in each of `matchings`.
     #[serde(default)]
     pub filters: Vec<FilterCriterion>,
+    /// What as large means: as many filters, as many multiply-adds, as much time a step by this machine's clock.
+    #[serde(default = "by_count_and_macs")]
+    pub matchings: Vec<Matching>,
     /// The leading ticket for the dense net's multiply-adds, and the dense net for the ticket's.
     #[serde(default)]
     pub equal_compute: bool,
     /// Successive halving over all allocations.
     #[serde(default)]
     pub halving: bool,
+}
+
+/// The matchings that come to the same on every machine.
+fn by_count_and_macs() -> Vec<Matching> {
+    vec![Matching::Count, Matching::Macs]
 }
 
 /// The criterion that stands for the best of the first setting.
@@ -406,6 +419,12 @@ impl Config {
             setting.filters.is_empty() || matches!(net.architecture, Architecture::ResNet { .. }),
             "filters can be taken out of residual nets of convolutions alone"
         );
+        let twice = setting.matchings.iter().enumerate().find(|(at, one)| setting.matchings[..*at].contains(one));
+        ensure!(twice.is_none(), "a matching stands twice in `matchings`");
+        ensure!(
+            setting.filters.is_empty() || !setting.matchings.is_empty(),
+            "`filters` need `matchings`: \"count\", \"macs\" or \"time\""
+        );
         Ok(())
     }
 
@@ -434,6 +453,8 @@ mod tests {
             ("net = \"resnet20\"\nremove", "net = \"other\"\nremove", "no net called `other`"),
             ("\"grad-flow\", ", "\"best\", ", "which is this one"),
             ("name = \"resnet20\"\n", "name = \"../x\"\n", "part of files' names"),
+            ("filters = [\"l1\"]", "filters = [\"l1\"]\nmatchings = []", "need `matchings`"),
+            ("filters = [\"l1\"]", "filters = [\"l1\"]\nmatchings = [\"time\", \"time\"]", "stands twice"),
         ] {
             assert!(text.contains(from), "{from}");
             let error = Config::parse(&text.replacen(from, to, 1), Path::new("")).unwrap_err();

@@ -349,16 +349,13 @@ impl Trial<'_> {
         if self.setting.reinit {
             ask("reinit", at, Job { arm: format!("{allocation}-reinit"), start: Start::Reinit, ..ticket.clone() });
         }
-        for &criterion in &self.setting.filters {
-            for (matching, word) in [(Matching::Count, "count"), (Matching::Macs, "macs")] {
-                let spec = filters::matched(&self.family.spec, &ticket.spec, matching)?;
+        for &matching in self.setting.matchings.iter().filter(|_| !self.setting.filters.is_empty()) {
+            let Some(spec) = self.thinned(allocation, &ticket.spec, matching)? else { continue };
+            for &criterion in &self.setting.filters {
+                let (word, start) = (matching.name(), Start::Filters { criterion });
                 let arm = format!("filters-{word}-{}-for-{allocation}", criterion.name());
-                let start = Start::Filters { criterion };
-                ask(
-                    &format!("filters by {}, equal {word}", criterion.name()),
-                    at,
-                    Job { arm, spec, start, ..ticket.clone() },
-                );
+                let name = format!("filters by {}, equal {word}", criterion.name());
+                ask(&name, at, Job { arm, spec: spec.clone(), start, ..ticket.clone() });
             }
         }
         if self.setting.equal_compute {
@@ -370,6 +367,32 @@ impl Trial<'_> {
             ask("dense, fewer epochs", at, Job { arm: format!("dense-e{shorter}"), epochs: shorter, ..dense });
         }
         Ok(())
+    }
+
+    /// The filter ticket that is as large as a layer ticket; none where the thinnest one is still larger.
+    fn thinned(&self, allocation: &Allocation, ticket: &Spec, matching: Matching) -> Result<Option<Spec>> {
+        let dense = &self.family.spec;
+        let missing = |why: String| {
+            printer::warn(format!("{}: no filter ticket is as large as {allocation}: {why}", self.setting.name));
+        };
+        match matching {
+            Matching::Count => Ok(Some(filters::of_equal_count(dense, ticket)?)),
+            Matching::Macs => {
+                let most = ticket.graph()?.multiply_adds();
+                let found = filters::largest_that(dense, |thin| Ok(thin.graph()?.multiply_adds() <= most))?;
+                if found.is_none() {
+                    missing("one filter a block has more multiply-adds".into());
+                }
+                Ok(found)
+            }
+            Matching::Time => match self.bench.as_quick(&self.setting.net, &allocation.to_string(), dense, ticket)? {
+                Ok(found) => Ok(Some(found)),
+                Err(ratio) => {
+                    missing(format!("one filter a block takes {ratio:.2} times its time on this machine"));
+                    Ok(None)
+                }
+            },
+        }
     }
 
     /// Tickets of trained nets: the paper's algorithm 1.

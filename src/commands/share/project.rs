@@ -49,11 +49,20 @@ impl From<WhosePool> for Pools {
 
 /// How scales follow from weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum ScaleRule {
+pub(super) enum ScaleRule {
     /// The power of two nearest to the root mean square; at rate 1 nothing is lost
     PowerOfTwo,
     /// The root mean square
     Rms,
+}
+
+impl From<ScaleRule> for Scales {
+    fn from(rule: ScaleRule) -> Self {
+        match rule {
+            ScaleRule::PowerOfTwo => Self::PowerOfTwo,
+            ScaleRule::Rms => Self::Rms,
+        }
+    }
 }
 
 /// The options of the verb.
@@ -115,10 +124,7 @@ impl Arguments {
             size: self.slots.map_or(Pools::from(self.pools).size(self.rate), Size::Slots),
             align: self.align,
             seed: self.seed,
-            scales: match self.scales {
-                ScaleRule::PowerOfTwo => Scales::PowerOfTwo,
-                ScaleRule::Rms => Scales::Rms,
-            },
+            scales: self.scales.into(),
             psi_dtype: match self.pool_type {
                 PoolType::F32 => Dtype::F32,
                 PoolType::F16 => Dtype::F16,

@@ -20,7 +20,7 @@ use scruple_compress::{
         train::Augmentation,
     },
     sharing::{
-        Scales, Shared, SharedFile,
+        Shared, SharedFile,
         method::Pools,
         modules::{Choice, LEAST_VALUES},
         net::{self, PooledNet},
@@ -31,7 +31,10 @@ use scruple_weights::PathFilter;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{project::WhosePool, report};
+use super::{
+    project::{ScaleRule, WhosePool},
+    report,
+};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
@@ -94,6 +97,9 @@ pub struct Arguments {
     /// Tensors of fewer values do not share; vectors never do
     #[arg(long, default_value_t = LEAST_VALUES)]
     min_values: usize,
+    /// How each tensor's scale follows from the sizes its weights begin with
+    #[arg(long, value_enum, default_value = "power-of-two")]
+    scales: ScaleRule,
     /// Of the weights, the pool, the order of the images
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -234,7 +240,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         least_values: arguments.min_values,
     };
     let (size, align) = (Pools::from(arguments.pools).size(arguments.rate), scruple_compress::sharing::fold::ALIGN);
-    let shared = Shared::new(graph.layout(), &start.values, &choice, Scales::Rms, size, align, arguments.seed)?;
+    let shared =
+        Shared::new(graph.layout(), &start.values, &choice, arguments.scales.into(), size, align, arguments.seed)?;
     shared.begin(&mut start.values, arguments.seed);
     if arguments.rate > 1.0 && arguments.learning_rate.is_none() {
         let (hint, of) = match arguments.optimiser {
