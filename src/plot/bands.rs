@@ -5,25 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use plotters::{coord::Shift, prelude::*};
 
-use super::{fail, register};
-
-/// Colours of lines; the first seven as everywhere.
-const COLOURS: [RGBColor; 14] = [
-    super::COLOURS[0],
-    super::COLOURS[1],
-    super::COLOURS[2],
-    super::COLOURS[3],
-    super::COLOURS[4],
-    super::COLOURS[5],
-    super::COLOURS[6],
-    RGBColor(150, 110, 60),
-    RGBColor(160, 160, 0),
-    RGBColor(110, 70, 160),
-    RGBColor(0, 0, 0),
-    RGBColor(120, 190, 100),
-    RGBColor(180, 180, 180),
-    RGBColor(230, 60, 60),
-];
+use super::{MANY, fail, register};
 
 /// Room for the names of the lines.
 const LEGEND: u32 = 190;
@@ -79,7 +61,7 @@ pub fn draw(path: &Path, title: &str, panels: &[Panel], axes: Axes<'_>) -> Resul
 }
 
 fn colour(line: usize) -> RGBColor {
-    COLOURS[line % COLOURS.len()]
+    MANY[line % MANY.len()]
 }
 
 fn all<B: DrawingBackend>(area: &DrawingArea<B, Shift>, title: &str, panels: &[Panel], axes: Axes<'_>) -> Result<()> {

@@ -3,7 +3,11 @@
 use anyhow::Result;
 use plotters::{coord::Shift, prelude::*};
 
-use super::{COLOURS, fail, register};
+use super::{MANY, fail, register};
+
+/// What lies beyond so many times the highest point of the curves that are no baselines is cut off: baselines may be ruined by
+/// ten powers of ten, and would press everything else onto one line.
+const BEYOND: f64 = 5.0;
 
 /// A point with its interval.
 #[derive(Debug, Clone)]
@@ -50,6 +54,9 @@ fn draw_on<B: DrawingBackend>(
         || curves.iter().flat_map(|curve| &curve.points).filter(|point| point.low > 0.0 && point.high.is_finite());
     let last = points().map(|point| point.x).fold(0.0, f64::max);
     let (low, high) = points().fold((f64::INFINITY, 0.0f64), |(low, high), p| (low.min(p.low), high.max(p.high)));
+    let searched = curves.iter().filter(|curve| !curve.faint).flat_map(|curve| &curve.points);
+    let searched = searched.map(|point| point.high).filter(|high| high.is_finite()).fold(0.0, f64::max);
+    let high = if searched > 0.0 { high.min(BEYOND * searched) } else { high };
     if high == 0.0 {
         return Err(fail("no curve has a point above 0"));
     }
@@ -76,19 +83,30 @@ fn draw_on<B: DrawingBackend>(
         .map_err(fail)?;
     // Neighbouring curves' intervals stand side by side.
     let middle = (curves.len() as f64 - 1.0) / 2.0;
-    for (number, (curve, colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
-        let colour = *colour;
+    let mut kinds: Vec<&str> = Vec::new();
+    for (number, curve) in curves.iter().enumerate() {
+        let known = kinds.iter().position(|&name| name == kind(&curve.name));
+        let place = known.unwrap_or_else(|| {
+            kinds.push(kind(&curve.name));
+            kinds.len() - 1
+        });
+        let colour = MANY[place % MANY.len()];
         let width = if curve.faint { 1 } else { 3 };
         let shift = (number as f64 - middle) * 0.02;
         let drawn: Vec<&Point> = curve.points.iter().filter(|p| p.low > 0.0 && p.high.is_finite()).collect();
-        let line = LineSeries::new(drawn.iter().map(|p| (p.x + shift, p.y)), colour.stroke_width(width)).point_size(2);
-        chart
-            .draw_series(line)
-            .map_err(fail)?
-            .label(curve.name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], colour.stroke_width(width)));
-        let bars = drawn.iter().filter(|p| p.low < p.high);
-        let bars = bars.map(|p| ErrorBar::new_vertical(p.x + shift, p.low, p.y, p.high, colour.mix(0.6).filled(), 6));
+        let places: Vec<(f64, f64)> = drawn.iter().map(|p| (p.x + shift, p.y)).collect();
+        let lines = inside(&places, high).into_iter().map(|line| PathElement::new(line, colour.stroke_width(width)));
+        let series = chart.draw_series(lines).map_err(fail)?;
+        if known.is_none() {
+            series
+                .label(kind(&curve.name))
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], colour.stroke_width(width)));
+        }
+        let seen = places.iter().filter(|(_, y)| *y <= high);
+        chart.draw_series(seen.map(|&place| Circle::new(place, 2, colour.filled()))).map_err(fail)?;
+        let bars = drawn.iter().filter(|p| p.low < p.high && p.y <= high);
+        let bars = bars
+            .map(|p| ErrorBar::new_vertical(p.x + shift, p.low, p.y, p.high.min(high), colour.mix(0.6).filled(), 6));
         chart.draw_series(bars).map_err(fail)?;
     }
     chart
@@ -100,4 +118,60 @@ fn draw_on<B: DrawingBackend>(
         .draw()
         .map_err(fail)?;
     area.present().map_err(fail)
+}
+
+/// What a curve is called without the number of its draw: `random-2` is `random`.
+fn kind(name: &str) -> &str {
+    match name.rsplit_once('-') {
+        Some((kind, number)) if number.parse::<u32>().is_ok() => kind,
+        _ => name,
+    }
+}
+
+/// The parts of the line through `places` (x, y above 0) that lie under `high`, on a logarithmic axis.
+fn inside(places: &[(f64, f64)], high: f64) -> Vec<Vec<(f64, f64)>> {
+    let mut parts: Vec<Vec<(f64, f64)>> = Vec::new();
+    let mut open = false;
+    for (at, &(x, y)) in places.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| places[before]);
+        let crossing = before.filter(|&(_, y_before)| (y_before <= high) != (y <= high)).map(|(x_before, y_before)| {
+            let share = (high.ln() - y_before.ln()) / (y.ln() - y_before.ln());
+            (x_before + share * (x - x_before), high)
+        });
+        if y <= high {
+            if !open {
+                parts.push(crossing.into_iter().collect());
+                open = true;
+            }
+            parts.last_mut().into_iter().for_each(|part| part.push((x, y)));
+        } else if open {
+            parts.last_mut().into_iter().for_each(|part| part.extend(crossing));
+            open = false;
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_where_they_leave_the_picture_and_come_back_where_they_return() {
+        let parts = inside(&[(0.0, 1.0), (1.0, 10.0), (2.0, 1000.0), (3.0, 1e5), (4.0, 1.0)], 100.0);
+        assert_eq!(parts.len(), 2);
+        assert_eq!(parts[0][..2], [(0.0, 1.0), (1.0, 10.0)]);
+        let near = |(x, y): (f64, f64), (a, b): (f64, f64)| (x - a).abs() < 1e-9 && (y - b).abs() < 1e-9;
+        assert!(near(parts[0][2], (1.5, 100.0)) && parts[0].len() == 3, "{parts:?}");
+        assert!(near(parts[1][0], (3.6, 100.0)) && parts[1][1] == (4.0, 1.0) && parts[1].len() == 2, "{parts:?}");
+        assert_eq!(inside(&[(0.0, 5.0), (1.0, 6.0)], 2.0), Vec::<Vec<(f64, f64)>>::new());
+    }
+
+    #[test]
+    fn draws_of_one_kind_are_one_kind() {
+        assert_eq!(
+            ["random-0", "last-but-one", "beam:3", "last"].map(kind),
+            ["random", "last-but-one", "beam:3", "last"]
+        );
+    }
 }

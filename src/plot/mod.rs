@@ -35,6 +35,24 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
+/// [`COLOURS`] and seven more, for pictures of many lines.
+const MANY: [RGBColor; 14] = [
+    COLOURS[0],
+    COLOURS[1],
+    COLOURS[2],
+    COLOURS[3],
+    COLOURS[4],
+    COLOURS[5],
+    COLOURS[6],
+    RGBColor(150, 110, 60),
+    RGBColor(160, 160, 0),
+    RGBColor(110, 70, 160),
+    RGBColor(0, 0, 0),
+    RGBColor(120, 190, 100),
+    RGBColor(180, 180, 180),
+    RGBColor(230, 60, 60),
+];
+
 pub(crate) fn fail(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw the picture: {error}")
 }

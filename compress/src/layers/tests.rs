@@ -183,23 +183,32 @@ fn searches_end_no_worse_than_those_they_contain() {
     let mut evaluator = Evaluator::new(&model, corpus(16, 64, 1.0), Objective::Kl);
     let scanned = scan::scan(&model, evaluator.corpus().sequences(), 0, false, &mut |_| {}).unwrap();
     let settings = settings(1..=5, 0.0);
+    let mut best = Vec::new();
     let mut losses = |name: &str| -> Vec<f64> {
-        let found = search::run(&mut evaluator, &Search::parse(name).unwrap(), &settings, &scanned.angular).unwrap();
+        let search = Search::parse(name).unwrap();
+        let found = search::run(&mut evaluator, &search, &settings, &scanned.angular, &best).unwrap();
         assert_eq!(found.iter().map(|found| found.removed.len()).collect::<Vec<_>>(), [1, 2, 3, 4, 5], "{name}");
+        if search.kind == search::Kind::Exhaustive {
+            best = found.iter().map(|found| found.removed.clone()).collect();
+        }
         found.iter().map(|found| found.loss).collect()
     };
+    let (greedy_first, plain) = (losses("greedy"), losses("beam:3"));
     let [exhaustive, beam, greedy, swapped, window, dp, evolved] =
         ["exhaustive", "beam:3", "greedy", "greedy+swap", "window", "dp", "evolve"].map(&mut losses);
     for k in 0..5 {
-        assert!(exhaustive[k] <= beam[k] && beam[k] <= greedy[k], "{k}: {exhaustive:?} {beam:?} {greedy:?}");
+        assert!(exhaustive[k] <= plain[k] && plain[k] <= greedy[k], "{k}: {exhaustive:?} {plain:?} {greedy:?}");
         assert!(exhaustive[k] <= swapped[k] && swapped[k] <= greedy[k], "{k}: {swapped:?}");
         assert!(exhaustive[k] <= window[k] && exhaustive[k] <= dp[k] && exhaustive[k] <= evolved[k]);
         assert!(evolved[k] <= greedy[k] && evolved[k] <= window[k] && evolved[k] <= dp[k], "{k}: {evolved:?}");
     }
     assert_eq!(exhaustive[0], greedy[0]);
+    // What is known beforehand helps a beam, and greedy stays what it is called.
+    assert_eq!((beam, greedy), (exhaustive, greedy_first));
     // A limit that is too low is said before anything is scored.
     let few = Settings { exhaustive_limit: 5, ..settings };
-    let error = search::run(&mut evaluator, &Search::parse("exhaustive").unwrap(), &few, &scanned.angular).unwrap_err();
+    let error =
+        search::run(&mut evaluator, &Search::parse("exhaustive").unwrap(), &few, &scanned.angular, &[]).unwrap_err();
     assert!(error.to_string().contains("--exhaustive-limit"), "{error}");
 }
 
@@ -218,7 +227,7 @@ fn idle_layers_are_found_by_every_search() {
         assert_eq!(scanned.groups[0], [4, 3]);
         for name in ["greedy", "window", "dp", "beam:2", "evolve", "exhaustive"] {
             let searched = Search::parse(name).unwrap();
-            let found = search::run(&mut evaluator, &searched, &settings([2], race), &scanned.angular).unwrap();
+            let found = search::run(&mut evaluator, &searched, &settings([2], race), &scanned.angular, &[]).unwrap();
             assert_eq!(found[0].removed.to_string(), "3-4", "{name}");
             assert!(found[0].loss.abs() < LOG_P_ROUNDING, "{name}: {}", found[0].loss);
         }
@@ -244,7 +253,8 @@ fn what_was_scored_is_not_scored_again() {
             .unwrap();
         let angular = scan::Angular::new(6, |_, n| n as f64);
         let found =
-            search::run(&mut evaluator, &Search::parse("beam:2").unwrap(), &settings(1..=3, 2.0), &angular).unwrap();
+            search::run(&mut evaluator, &Search::parse("beam:2").unwrap(), &settings(1..=3, 2.0), &angular, &[])
+                .unwrap();
         let work = evaluator.work();
         drop(evaluator);
         ((found, work), walked)

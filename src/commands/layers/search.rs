@@ -323,14 +323,17 @@ fn look(
     };
     let mut first = evaluator(&objectives[0])?;
     let mut curves = Vec::new();
+    let baselines = search::baselines(layers, settings, &removable, &influence, &scanned.angular);
+    let rules = baselines.iter().filter(|one| ["influence", "angular-window"].contains(&one.name.as_str()));
+    let starts: Vec<Removal> = rules.flat_map(|one| one.sets.iter().flatten().cloned()).collect();
     for search in searches {
         printer::say(format!("search: {}", search.name()));
-        let found = search::run(&mut first, search, settings, &scanned.angular)?;
+        let found = search::run(&mut first, search, settings, &scanned.angular, &starts)?;
         curves.push(Curve::found(&search.name(), found));
     }
     let work = first.work();
     let sets = first.sets();
-    for Baseline { name, sets } in search::baselines(layers, settings, &removable, &influence, &scanned.angular) {
+    for Baseline { name, sets } in baselines {
         let wanted = settings.sizes.iter().filter_map(|&k| sets.get(k - 1).cloned().flatten());
         curves.push(Curve::baseline(&name, wanted.collect()));
     }

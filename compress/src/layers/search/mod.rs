@@ -5,7 +5,7 @@
 //! | `greedy` | k times the layer whose removal costs least, given those that are gone (SLEB; Song et al. 2024) |
 //! | `window` | the best run of neighbours of every length |
 //! | `dp` | disjoint windows with the least sum of angular distances: optimal for that sum, cheap, a start for others |
-//! | `beam:W` | the W best sets of every size, greedy's among them |
+//! | `beam:W` | the W best sets of every size, greedy's and those of cheap rules among them |
 //! | `evolve` | exchanges of layers, kept when they are better (EvoPress; Sieberling et al. 2024) |
 //! | `exhaustive` | all sets, where they are few |
 //!
@@ -177,7 +177,8 @@ fn found(k: usize, scored: &[Scored], errors: f64) -> Option<Found> {
     })
 }
 
-/// Runs `search`: one set for each size wanted.
+/// Runs `search`: one set for each size wanted. `starts` are sets known beforehand, of any size, which a beam takes among its
+/// own, so that it cannot end behind them.
 ///
 /// # Errors
 /// Sizes that do not fit the model, what the model refuses, or more sets than `exhaustive` may go through.
@@ -186,12 +187,13 @@ pub fn run(
     search: &Search,
     settings: &Settings,
     angular: &Angular,
+    starts: &[Removal],
 ) -> Result<Vec<Found>> {
     let layers = evaluator.model().blocks().len();
     let removable = settings.removable(layers)?;
     let mut all = match search.kind {
-        Kind::Greedy => beam(evaluator, 1, settings, &removable)?,
-        Kind::Beam(width) => beam(evaluator, width, settings, &removable)?,
+        Kind::Greedy => beam(evaluator, 1, settings, &removable, &[])?,
+        Kind::Beam(width) => beam(evaluator, width, settings, &removable, starts)?,
         Kind::Window => {
             let windows = |k: usize| removable.windows(k).map(|window| window.iter().copied().collect()).collect();
             each(evaluator, settings, windows)?
@@ -215,7 +217,7 @@ pub fn run(
             each(evaluator, settings, |k| combinations(&removable, k))?
         }
         Kind::Evolve => {
-            let greedy = beam(evaluator, 1, settings, &removable)?;
+            let greedy = beam(evaluator, 1, settings, &removable, &[])?;
             let dp = angular.disjoint_windows(&removable, settings.most());
             let mut all = Vec::new();
             for &k in &settings.sizes {
@@ -251,8 +253,15 @@ fn each(
     Ok(all)
 }
 
-/// Round by round the `width` best sets, and greedy's, each with one more layer gone. A width of 1 is greedy.
-fn beam(evaluator: &mut Evaluator<'_>, width: usize, settings: &Settings, removable: &[usize]) -> Result<Vec<Found>> {
+/// Round by round the `width` best of `starts` and of the sets kept, and greedy's, each with one more layer gone. A width of 1
+/// without starts is greedy.
+fn beam(
+    evaluator: &mut Evaluator<'_>,
+    width: usize,
+    settings: &Settings,
+    removable: &[usize],
+    starts: &[Removal],
+) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     let (mut kept, mut greedy) = (vec![Removal::default()], Removal::default());
     let mut pool = removable.to_vec();
@@ -264,7 +273,9 @@ fn beam(evaluator: &mut Evaluator<'_>, width: usize, settings: &Settings, remova
         let grow = |set: &Removal| -> Vec<Removal> {
             pool.iter().filter(|&&layer| !set.contains(layer)).map(|&layer| set.with(layer)).collect()
         };
-        let candidates: BTreeSet<Removal> = kept.iter().flat_map(grow).collect();
+        let mut candidates: BTreeSet<Removal> = kept.iter().flat_map(grow).collect();
+        let allowed = |set: &&Removal| set.len() == k && set.layers().iter().all(|layer| removable.contains(layer));
+        candidates.extend(starts.iter().filter(allowed).cloned());
         let candidates: Vec<Removal> = candidates.into_iter().collect();
         let scored = evaluator.select(&candidates, width, settings.race)?;
         let whole: Vec<&Scored> = scored.iter().filter(|one| one.units == scored[0].units).collect();
