@@ -2,7 +2,8 @@
 //! widened rows.
 //!
 //! `y = x Wᵀ`, `x` (tokens, in), `W` (out, in), `y` (tokens, out); products and sums in f32. Each output is summed in an
-//! order that depends on `in` alone, so the result is the same for any number of threads.
+//! order that depends on `in` and on whether there are more than [`FEW_TOKENS`] tokens, and on nothing else: a token's outputs
+//! are the same among any others, for any number of threads.
 
 use std::ops::Range;
 
@@ -15,6 +16,10 @@ pub const FEW_TOKENS: usize = 4;
 
 /// Rows widened together before they meet the activations: a panel of 4096 columns is 1 MiB, a core's share of cache.
 const PANEL_ROWS: usize = 64;
+
+/// Columns multiplied at a time, at most. The crate that multiplies would cut longer rows where the number of tokens and the
+/// machine's caches suggest, and sums would end in other bits.
+const DEPTH: usize = 512;
 
 /// Rows made at once where few tokens meet them: they are read back from the core's nearest caches.
 const MADE_ROWS: usize = 8;
@@ -115,7 +120,7 @@ pub(crate) fn by_panels(
     fill: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
     panels(shape, x, tokens, y, |scratch, rows, multiply| {
-        scratch.resize(PANEL_ROWS * shape.1, 0.0);
+        scratch.resize(scratch.len().max(rows.len() * shape.1), 0.0);
         let panel = &mut scratch[..rows.len() * shape.1];
         fill(rows, panel);
         multiply(panel);
@@ -158,40 +163,76 @@ fn panels(
     assert_eq!(x.len(), tokens * in_features);
     assert_eq!(y.len(), tokens * out_features);
     let y = SharedMut::new(y);
-    let starts: Vec<usize> = (0..out_features).step_by(PANEL_ROWS).collect();
-    starts.into_par_iter().with_max_len(1).for_each_init(Vec::new, |scratch, start| {
-        let rows = start..(start + PANEL_ROWS).min(out_features);
+    // What is left over goes to the last panel: products of few rows are summed in another order.
+    let count = (out_features / PANEL_ROWS).max(1);
+    (0..count).into_par_iter().with_max_len(1).for_each_init(Vec::new, |scratch, panel| {
+        let end = if panel + 1 == count { out_features } else { (panel + 1) * PANEL_ROWS };
+        let rows = panel * PANEL_ROWS..end;
         let multiply = |panel: &[f32]| {
             assert_eq!(panel.len(), rows.len() * in_features);
+            if rows.len() < PANEL_ROWS {
+                return narrow_panel(panel, x, (tokens, in_features), rows.len(), |token, row, value| {
+                    // SAFETY: inside (tokens, out), which stays borrowed; this is the only panel.
+                    unsafe { *y.at(token * out_features + row) = value };
+                });
+            }
             let (along_in, along_out) = (in_features as isize, out_features as isize);
-            // SAFETY: the strides describe (tokens, in), (in, rows) and (tokens, rows) inside slices whose lengths were
-            // checked; the columns `rows` of `y`, which stays borrowed, are written by this panel alone.
-            unsafe {
-                gemm::gemm(
-                    tokens,
-                    rows.len(),
-                    in_features,
-                    y.at(rows.start),
-                    1,
-                    along_out,
-                    false,
-                    x.as_ptr(),
-                    1,
-                    along_in,
-                    panel.as_ptr(),
-                    along_in,
-                    1,
-                    0.0f32,
-                    1.0f32,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
+            let depth = in_features.div_ceil(in_features.div_ceil(DEPTH).max(1)).max(1);
+            for first in (0..in_features.max(1)).step_by(depth) {
+                let here = depth.min(in_features - first);
+                // SAFETY: the strides describe (tokens, here), (here, rows) and (tokens, rows) inside slices whose lengths
+                // were checked; the columns `rows` of `y`, which stays borrowed, are written by this panel alone, and read
+                // from the second part on.
+                unsafe {
+                    gemm::gemm(
+                        tokens,
+                        rows.len(),
+                        here,
+                        y.at(rows.start),
+                        1,
+                        along_out,
+                        first > 0,
+                        x.as_ptr().add(first),
+                        1,
+                        along_in,
+                        panel.as_ptr().add(first),
+                        along_in,
+                        1,
+                        1.0f32,
+                        1.0f32,
+                        false,
+                        false,
+                        false,
+                        gemm::Parallelism::None,
+                    );
+                }
             }
         };
         job(scratch, rows.clone(), &multiply);
     });
+}
+
+/// `x` (tokens, in) times a panel (rows, in) of fewer than [`PANEL_ROWS`] rows, a few tokens at a time; `put(token, row, y)`.
+fn narrow_panel(
+    panel: &[f32],
+    x: &[f32],
+    (tokens, in_features): (usize, usize),
+    rows: usize,
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    if in_features == 0 {
+        (0..tokens).for_each(|token| (0..rows).for_each(|row| put(token, row, 0.0)));
+        return;
+    }
+    let mut products = vec![0.0f32; rows * FEW_TOKENS];
+    for (part, x) in x.chunks(FEW_TOKENS * in_features).enumerate() {
+        let few = x.len() / in_features;
+        let products = &mut products[..rows * few];
+        dots_f32(bytemuck::cast_slice(panel), x, products, in_features);
+        for (row, products) in products.chunks_exact(few).enumerate() {
+            products.iter().enumerate().for_each(|(token, &value)| put(part * FEW_TOKENS + token, row, value));
+        }
+    }
 }
 
 /// `y` = `x` Wᵀ for at most [`FEW_TOKENS`] tokens, reading each weight once.
@@ -400,6 +441,38 @@ mod tests {
                     baseline(&bytes, &x, &mut b, k);
                     assert_eq!(a, b, "{size} bytes, {k} columns, {tokens} tokens");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tokens_outputs_do_not_depend_on_its_company() {
+        // Panels that are whole, with something left over, and too few rows for one; depths of one, two and three parts.
+        for (out_features, in_features) in [(64, 576), (150, 1030), (200, 64), (7, 700), (1, 40), (63, 513)] {
+            let weights = uniform(out_features * in_features, 3);
+            let bytes = bytemuck::cast_slice(&weights);
+            let matrix = DenseMatrix { element: Element::F32, bytes, out_features, in_features };
+            let x = uniform(130 * in_features, 4);
+            let mut all = vec![0.0; 130 * out_features];
+            product(matrix, &x, 130, &mut all);
+            for tokens in [5, 6, 17, 63, 64, 65, 128] {
+                for first in [0, 130 - tokens] {
+                    let mut some = vec![7.0; tokens * out_features];
+                    product(matrix, &x[first * in_features..][..tokens * in_features], tokens, &mut some);
+                    let expected = &all[first * out_features..][..some.len()];
+                    assert!(some == expected, "({out_features}, {in_features}), {tokens} tokens from {first}");
+                }
+            }
+            let naive = |token: usize, row: usize| -> f64 {
+                let x = &x[token * in_features..][..in_features];
+                let w = &weights[row * in_features..][..in_features];
+                x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
+            };
+            for (at, &value) in all.iter().enumerate().step_by(37) {
+                let expected = naive(at / out_features, at % out_features);
+                // Rounding of f32 sums grows with the root of their length.
+                let close = 1e-6 * (in_features as f64).sqrt();
+                assert!((f64::from(value) - expected).abs() < close, "{value} for {expected}");
             }
         }
     }
