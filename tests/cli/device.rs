@@ -30,10 +30,10 @@ fn calibration_on_a_device_finds_what_the_kernels_find() {
     let model = Model::sized(2, 128, 160).write(place.path("model"));
     let text = place.text("text", 16 * 64);
     for options in ["--param asymmetric_calibration=0.25", "--bits 3 --asymmetric", "--method awq --asymmetric"] {
-        let rest = format!("{options} --group-size 32 --n-samples 16 --seq-len 64 --no-speed --calibration");
+        let rest = "--group-size 32 --n-samples 16 --seq-len 64 --no-speed --calibration";
         let [here, there] = ["cpu", "candle-cpu"].map(|device| {
             let out = place.out(&format!("{device}-{}", place.results().len()));
-            scruple!["compress", model, "--device", device, rest, text, "-o", out].succeeds();
+            scruple!["compress", model, "--device", device, options, rest, text, "-o", out].succeeds();
             scruple!["verify", out, "--against", model].succeeds();
             out
         });
@@ -70,13 +70,13 @@ fn devices_that_cannot_be_had_are_refused_in_a_sentence() {
     let out = place.out("none");
     // With the feature there is no such GPU; without it there is none at all.
     let words = ["device cuda:999: ", "leave --device out"];
-    let asked = "--device cuda:999 --no-speed --calibration";
+    let asked = "--device cuda:999 --group-size 32 --no-speed --calibration";
     scruple!["compress", model, asked, text, "-o", out].refuses(&words);
     scruple!["probe train", zoo, "--device cuda:999 -o", out].refuses(&words);
     scruple!["compress", model, "--device gpu", "-o", out].refuses_the_arguments(&["a device is cpu, cuda or cuda:N"]);
 
     let no_calibration = ["asks for no calibration", "leave --device out"];
-    scruple!["compress", model, "--method rtn --device candle-cpu -o", out].refuses(&no_calibration);
+    scruple!["compress", model, "--method rtn --group-size 32 --device candle-cpu -o", out].refuses(&no_calibration);
     let closed_form = ["solved in closed form", "leave --device out"];
     scruple!["probe train", zoo, "--preset ridge --device candle-cpu -o", out].refuses(&closed_form);
     assert_eq!(place.results(), Vec::<String>::new());
