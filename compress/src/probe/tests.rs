@@ -6,7 +6,7 @@ use scruple_weights::probex::{
     net::Net,
     operand::Operand,
     spec::{ALL_VIEWS, Activation, Body, Head, Preset, Spec, View},
-    train::{Engine, Learner, Models, Part, Steps, Task, Training, train, train_on},
+    train::{Engine, Learner, Models, Part, Task, Training, train, train_on},
 };
 
 use super::Trainer;
