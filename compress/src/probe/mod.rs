@@ -1,8 +1,8 @@
 //! Probes of weights trained on another device than the processor, over candle's tensors.
 //!
 //! The probe itself, its file and the loop of training are in `scruple_weights::probex`, with kernels for the processor;
-//! here its steps are written once more, over tensors, for any device candle has. The way of the data: the [`layers`] of all
-//! models go to the device once and batches are picked there; the [`net`] is the forward pass and its derivative, both
+//! here its steps are written once more, over tensors, for any device candle has. The way of the data: the `layers` of all
+//! models go to the device once and batches are picked there; the `net` is the forward pass and its derivative, both
 //! written out, because several of candle's fused operations stop gradients without a word; then Adam, on one array of all
 //! parameters. Only costs come back, once a pass, and the numbers of a probe that is to be kept.
 //!
