@@ -77,6 +77,18 @@ bench-train python:
 bench-probe python:
     RAYON_NUM_THREADS=1 cargo bench --bench probe_train -- --python {{python}}
 
+# A CUDA toolkit in FOLDER (1.2 GB), and target-cuda/release/scruple built by it for GPUs of compute capability CAP
+cuda folder cap="90":
+    tools/cuda-toolkit.sh {{folder}}
+    kit="$(realpath {{folder}})/toolkit" && PATH="$kit/bin:$PATH" CUDA_HOME="$kit" CUDA_PATH="$kit" CUDA_COMPUTE_CAP={{cap}} \
+        cargo build --release --features cuda --target-dir target-cuda
+
+# Probe training and GPTQ's calibration on a GPU against the processor, on a machine with one, after `just cuda`
+bench-cuda folder model text device="cuda:0" cap="90":
+    kit="$(realpath {{folder}})/toolkit" && PATH="$kit/bin:$PATH" CUDA_HOME="$kit" CUDA_PATH="$kit" CUDA_COMPUTE_CAP={{cap}} \
+        LD_LIBRARY_PATH="$kit/lib64:${LD_LIBRARY_PATH:-}" \
+        cargo bench --features cuda --target-dir target-cuda --bench cuda -- --device {{device}} --model {{model}} --text {{text}}
+
 # A matrix read from a pool against the dense one and against independent hashes
 bench-share:
     RAYON_NUM_THREADS=1 cargo bench --bench share_kernels

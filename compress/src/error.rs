@@ -22,6 +22,9 @@ pub enum Error {
     /// Numbers that cannot be worked with (NaN or infinite weights, a Hessian that stays indefinite). Names the linear.
     #[error("{0}")]
     Numeric(String),
+    /// A device that cannot be had. One sentence with the remedy.
+    #[error("{0}")]
+    Device(String),
     /// Text, tokens or templates. One sentence with the file.
     #[error("{0}")]
     Text(String),

@@ -1,4 +1,6 @@
 //! What a group's linears read of the calibration text, gathered into the statistics that methods ask for.
+//!
+//! Where blocks run on another device, the products that Hessians are sums of are formed there, and the sums come back.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -76,9 +78,36 @@ struct Gathered {
     sizes: Vec<f64>,
     samples: Vec<f32>,
     tokens: usize,
+    /// Σ x xᵀ and Σ (x̃ − x) xᵀ, (features, features), on the device the inputs are on.
+    on_device: [Option<Tensor>; 2],
 }
 
 impl Gathered {
+    /// Adds the products of a sequence's inputs to the sums on their device.
+    fn add_on_device(&mut self, inputs: &Inputs, needs: Needs) -> Result<()> {
+        let [hessian, cross] = &mut self.on_device;
+        if needs.hessian {
+            add_product(hessian, &inputs.x, &inputs.x)?;
+        }
+        if let Some(dense) = inputs.dense.as_ref().filter(|_| needs.cross) {
+            add_product(cross, &(dense - &inputs.x)?, &inputs.x)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the sums on the device back, each times `scale`.
+    fn bring_back(&mut self, scale: f32) -> Result<()> {
+        let values = |sum: Tensor| (sum * f64::from(scale))?.flatten_all()?.to_vec1::<f32>();
+        let [hessian, cross] = std::mem::take(&mut self.on_device);
+        if let Some(sum) = hessian {
+            self.hessian = values(sum)?;
+        }
+        if let Some(sum) = cross {
+            self.cross = values(sum)?;
+        }
+        Ok(())
+    }
+
     /// Adds one input to the sums over columns.
     fn add(&mut self, x: &[f32], needs: Needs) {
         if needs.energies {
@@ -114,6 +143,16 @@ impl Gathered {
     }
 }
 
+/// `sum += aᵀ b` for (rows, features) each.
+fn add_product(sum: &mut Option<Tensor>, a: &Tensor, b: &Tensor) -> Result<()> {
+    let product = a.t()?.matmul(b)?;
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + product)?,
+        None => product,
+    });
+    Ok(())
+}
+
 /// (rows, columns) turned to (columns, rows).
 fn columns(x: &[f32], columns: usize) -> Vec<f32> {
     let rows = x.len() / columns;
@@ -131,18 +170,21 @@ pub(crate) fn is_sampled(token: usize, tokens: usize) -> bool {
 
 /// Calls `form` for each sequence (its first token) and gathers of the inputs it returns, for each of `groups`, what
 /// `needs` asks for. The Hessian is 2/N Σ x xᵀ over N sequences (Frantar et al. 2023, eq. 3; the scale does not change
-/// the codes).
+/// the codes). Its products are formed `on_device`, where the inputs then are, or by the kernels.
 pub(crate) fn gather(
     set: &CalibrationSet,
     features: usize,
     groups: usize,
     needs: Needs,
+    on_device: bool,
     mut form: impl FnMut(usize) -> Result<Inputs>,
 ) -> Result<Vec<GroupStats>> {
+    // What the kernels are left to do.
+    let here = Needs { hessian: needs.hessian && !on_device, cross: needs.cross && !on_device, ..needs };
     let mut gathered: Vec<Gathered> = Vec::new();
     gathered.resize_with(groups, Gathered::default);
     let scale = 2.0 / set.n_samples() as f32;
-    if needs.hessian && groups == 1 {
+    if here.hessian && groups == 1 {
         gathered[0].inputs.reserve((TOKENS_PER_UPDATE + set.seq_len) * features);
     }
     let rows_per_update = rows_per_update(groups);
@@ -157,7 +199,10 @@ pub(crate) fn gather(
                 None => inputs.x.dim(0)?,
                 Some(rows) => rows[group].len(),
             };
-            if !needs.any() {
+            if on_device {
+                gathered.add_on_device(&inputs, needs)?;
+            }
+            if !here.any() {
                 continue;
             }
             with_f32(&inputs.x, |x| {
@@ -165,23 +210,26 @@ pub(crate) fn gather(
                 let rows = inputs.rows.as_ref().map_or(&[][..], |rows| &rows[group]);
                 for row in all.into_iter().flatten().chain(rows.iter().copied()) {
                     let x = &x[row * features..][..features];
-                    gathered.add(x, needs);
-                    if needs.samples && is_sampled(first + row / rows_a_token, set.tokens()) {
+                    gathered.add(x, here);
+                    if here.samples && is_sampled(first + row / rows_a_token, set.tokens()) {
                         gathered.samples.extend_from_slice(x);
                     }
-                    if needs.hessian || needs.cross {
+                    if here.hessian || here.cross {
                         gathered.inputs.extend_from_slice(x);
                     }
                 }
             })?;
-            if let Some(dense) = inputs.dense.as_ref().filter(|_| needs.cross) {
+            if let Some(dense) = inputs.dense.as_ref().filter(|_| here.cross) {
                 let read = &gathered.inputs[gathered.lost.len()..];
                 with_f32(dense, |dense| gathered.lost.extend(dense.iter().zip(read).map(|(dense, x)| dense - x)))?;
             }
-            if (needs.hessian || needs.cross) && (gathered.inputs.len() >= rows_per_update * features || last) {
-                gathered.update(features, needs, scale);
+            if (here.hessian || here.cross) && (gathered.inputs.len() >= rows_per_update * features || last) {
+                gathered.update(features, here, scale);
             }
         }
+    }
+    for gathered in &mut gathered {
+        gathered.bring_back(scale)?;
     }
     let n_samples = set.n_samples() as f64;
     let finish = |mut gathered: Gathered| {
@@ -209,4 +257,43 @@ pub(crate) fn gather(
         }
     };
     Ok(gathered.into_iter().map(finish).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::kernel::{tensor::from_vec, test_values::uniform};
+
+    /// Largest difference of a sum formed on a device, relative to the largest of the matrix: sums of some dozen products
+    /// of f32 in another order.
+    const MAX_RELATIVE_DIFFERENCE: f32 = 1e-6;
+
+    #[test]
+    fn sums_on_a_device_are_those_of_the_kernels() {
+        let (samples, seq_len, features) = (5, 7, 11);
+        let set = CalibrationSet::from_ids(vec![1; samples * seq_len], Path::new("t"), samples, seq_len).unwrap();
+        let needs = Needs { hessian: true, cross: true, energies: true, magnitudes: true, samples: true };
+        let found = |needs: Needs, on_device: bool| {
+            let form = |first: usize| {
+                let x = |seed: usize| from_vec(uniform(seq_len * features, seed as u64), (seq_len, features));
+                Ok(Inputs::shared(x(first)?).beside(Inputs::shared(x(first + 1000)?)))
+            };
+            gather(&set, features, 1, needs, on_device, form).unwrap().remove(0)
+        };
+        let (kernels, device) = (found(needs, false), found(needs, true));
+        for (found, expected) in [(&device.hessian, &kernels.hessian), (&device.cross, &kernels.cross)] {
+            let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+            assert_eq!(found.len(), features * features);
+            let size = expected.iter().fold(0f32, |size, x| size.max(x.abs()));
+            let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(size > 0.0 && apart <= MAX_RELATIVE_DIFFERENCE * size, "{apart} apart, the largest is {size}");
+        }
+        assert_eq!((&device.energies, &device.magnitudes), (&kernels.energies, &kernels.magnitudes));
+        assert_eq!((&device.samples, device.tokens), (&kernels.samples, kernels.tokens));
+        let alone = found(Needs { hessian: true, ..Needs::default() }, true);
+        assert_eq!(alone.hessian, device.hessian);
+        assert!(alone.cross.is_none() && alone.energies.is_none() && alone.samples.is_none());
+    }
 }

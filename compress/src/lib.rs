@@ -8,12 +8,16 @@
 //! [`sharing`] reads many weights from one small pool.
 //!
 //! [`nn`] trains small nets for images on kernels of its own; [`train`] the language model that comes with the program.
+//!
+//! A [`device`] other than the processor trains a [`probe`], and gathers what calibration needs.
 
 pub mod error;
 
 pub mod clock;
 
 pub mod memory;
+
+pub mod device;
 
 pub mod kernel;
 
@@ -24,6 +28,8 @@ pub mod model;
 pub mod train;
 
 pub mod nn;
+
+pub mod probe;
 
 pub mod zoo;
 

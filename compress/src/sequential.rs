@@ -246,7 +246,8 @@ pub fn compress(
     let mut walk = match calibration {
         Some(set) if plan.needs_calibration() => {
             let scratch = writer.scratch()?.to_path_buf();
-            let mut walk = Walk::open(checkpoint, &plan.network, set, &scratch, plan.needs_dense_inputs())?;
+            let walk = Walk::open(checkpoint, &plan.network, set, &scratch, plan.needs_dense_inputs())?;
+            let mut walk = walk.on(plan.candle_device());
             if count_blocks(&finished) == 0 {
                 walk.start()?;
             }

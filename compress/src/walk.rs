@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use scruple_weights::Checkpoint;
 
 use crate::{
@@ -122,6 +122,8 @@ pub(crate) struct Walk<'a> {
     stream: Stream,
     /// The pass through the dense blocks.
     dense: Option<Stream>,
+    /// Where blocks run, if not by the kernels.
+    device: Option<Device>,
     next: usize,
 }
 
@@ -141,7 +143,12 @@ impl<'a> Walk<'a> {
     ) -> Result<Self> {
         let stream = |prefix| Stream::open(scratch, prefix, network.hidden_size());
         let dense = with_dense.then(|| stream("dense-")).transpose()?;
-        Ok(Self { checkpoint, network, set, stream: stream("")?, dense, next: 0 })
+        Ok(Self { checkpoint, network, set, stream: stream("")?, dense, device: None, next: 0 })
+    }
+
+    /// The same walk with blocks on `device`.
+    pub fn on(self, device: Option<Device>) -> Self {
+        Self { device, ..self }
     }
 
     /// Embeds the tokens: the first block's input.
@@ -195,7 +202,10 @@ impl<'a> Walk<'a> {
 
     /// The block that comes next, dense.
     pub fn load(&self) -> Result<Box<dyn StagedBlock>> {
-        self.network.load_block(self.checkpoint, self.next)
+        match &self.device {
+            None => self.network.load_block(self.checkpoint, self.next),
+            Some(device) => self.network.load_block_on(self.checkpoint, self.next, device),
+        }
     }
 
     /// Leads the tokens through `block`, the next: gathers at each stage what `needs` says of it, calls `visit`, and
@@ -218,7 +228,7 @@ impl<'a> Walk<'a> {
         let rows = |first: usize| first..first + self.set.seq_len;
         for stage in Stage::ALL {
             let (features, groups) = (block.in_features(stage), block.groups(stage));
-            let stats = gather(self.set, features, groups, needs(stage), |first| {
+            let stats = gather(self.set, features, groups, needs(stage), self.device.is_some(), |first| {
                 let mut inputs = passage.inputs(&*block, stage, rows(first))?;
                 if let Some((passage, block)) = &dense {
                     inputs = inputs.beside(passage.inputs(&**block, stage, rows(first))?);

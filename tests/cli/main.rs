@@ -22,6 +22,7 @@ mod convert;
 mod curve;
 mod data_free;
 mod determinism;
+mod device;
 mod diff;
 mod embedded;
 mod families;

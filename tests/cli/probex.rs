@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// A small zoo and experts for it, made once for all tests here.
-struct Made {
+pub(crate) struct Made {
     _place: Place,
-    zoo: PathBuf,
+    pub zoo: PathBuf,
     registry: PathBuf,
 }
 
-fn made() -> &'static Made {
+pub(crate) fn made() -> &'static Made {
     static MADE: OnceLock<Made> = OnceLock::new();
     MADE.get_or_init(|| {
         let place = Place::new();

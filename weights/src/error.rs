@@ -83,6 +83,9 @@ pub enum Error {
         /// What was expected, what was found, what to do.
         what: String,
     },
+    /// Arithmetic on another device than the processor failed: what it said, in one sentence.
+    #[error("{0}")]
+    Device(String),
     /// A pattern over names is not valid.
     #[error("pattern `{pattern}` {what}")]
     Pattern {

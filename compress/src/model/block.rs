@@ -28,6 +28,10 @@ use crate::{
     },
 };
 
+mod device;
+
+pub use device::OnDevice;
+
 /// Rows of an elementwise operation one task works on.
 const ROWS_PER_TASK: usize = 32;
 

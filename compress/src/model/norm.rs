@@ -1,6 +1,6 @@
 //! Normalisation of rows with learned weights.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 use scruple_weights::Checkpoint;
 
@@ -118,6 +118,28 @@ impl Norm {
         }
     }
 
+    /// The same by candle's operations, on the device of `x`.
+    ///
+    /// # Errors
+    /// If the arithmetic fails.
+    pub fn by_candle(&self, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias, eps) = match self {
+            Self::Rms(norm) => (&norm.weight, None, norm.eps),
+            Self::Layer(norm) => (&norm.weight, Some(&norm.bias), norm.eps),
+        };
+        let vector = |values: &[f32]| Tensor::from_slice(values, values.len(), x.device());
+        let centred = match bias {
+            Some(_) => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            None => x.clone(),
+        };
+        let size = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+        let y = centred.broadcast_div(&size)?.broadcast_mul(&vector(weight)?)?;
+        match bias {
+            Some(bias) => Ok(y.broadcast_add(&vector(bias)?)?),
+            None => Ok(y),
+        }
+    }
+
     /// Each row of `features` numbers of a flat array, in place.
     pub fn in_place(&self, x: &mut [f32]) {
         match self {
@@ -170,6 +192,10 @@ mod tests {
             let mut same = x.clone();
             norm.in_place(&mut same);
             assert!(found == same, "the two ways differ");
+            let by_candle = norm.by_candle(&from_vec(x.clone(), (rows, features)).unwrap()).unwrap();
+            let by_candle = by_candle.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let apart = found.iter().zip(&by_candle).map(|(a, b)| f64::from((a - b).abs()));
+            assert!(apart.fold(0.0, f64::max) < MAX_DIFFERENCE, "candle's way differs");
             for (row, found) in x.chunks(features).zip(found.chunks(features)) {
                 let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / features as f64;
                 let mean = if centred { mean } else { 0.0 };

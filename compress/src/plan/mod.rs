@@ -3,10 +3,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use candle_core::Device;
 use scruple_weights::{Checkpoint, Dtype, TensorSpec, name::PathFilter};
 
 use crate::{
     Error, Result,
+    device::DeviceName,
     export::{Format, Layout, QuantisedModel},
     grid::{GridSpec, ScaleDtype},
     methods::{Described, Kind, LayerMethod, Needs, Scaling, awq::Awq},
@@ -92,6 +94,7 @@ pub struct Plan {
     pub allow_nonfinite: bool,
     /// The hash of every weight is taken, so that what was written can be proved to be what was made.
     pub proof: bool,
+    device: Option<(DeviceName, Device)>,
     methods: Vec<Box<dyn LayerMethod>>,
     replaced: HashSet<String>,
 }
@@ -287,11 +290,44 @@ impl Plan {
             tensors,
             allow_nonfinite: false,
             proof: true,
+            device: None,
             methods,
             replaced,
         };
         plan.quantisation()?; // settings that cannot stand in one file
         Ok(plan)
+    }
+
+    /// Lets calibration run on the device `name`: blocks, and the products that Hessians are sums of. Codes are chosen by
+    /// the processor's kernels all the same.
+    ///
+    /// # Errors
+    /// If the device cannot be had, or nothing of this plan runs there. One sentence.
+    pub fn calibrate_on(&mut self, name: DeviceName) -> Result<()> {
+        self.device = match name.open()? {
+            None => None,
+            Some(_) if !self.needs_calibration() => {
+                let method = self.methods.first().map_or("the method", |method| method.name());
+                return Err(Error::Recipe(format!(
+                    "`{method}` asks for no calibration, which is all that runs on a device; leave --device out"
+                )));
+            }
+            Some(device) => {
+                self.network.runs_on_devices()?;
+                Some((name, device))
+            }
+        };
+        Ok(())
+    }
+
+    /// Where calibration runs, if not by the processor's kernels.
+    pub fn device(&self) -> Option<DeviceName> {
+        self.device.as_ref().map(|(name, _)| *name)
+    }
+
+    /// Candle's name of it.
+    pub(crate) fn candle_device(&self) -> Option<Device> {
+        self.device.as_ref().map(|(_, device)| device.clone())
     }
 
     /// Whether tensor `name` is written anew rather than copied.

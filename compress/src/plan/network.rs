@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use scruple_weights::{
     Checkpoint, Shard, TensorView, format,
     name::{Place, place},
@@ -13,6 +13,7 @@ use crate::{
     model::{
         DecoderConfig,
         any::{self, Kind},
+        block::OnDevice,
         decoder::{Block, Decoder, Ends, Stage, expect_ids},
         encoder::{Embedding, Encoder, EncoderConfig},
         spec::LinearSpec,
@@ -144,6 +145,40 @@ impl Network {
             Self::Encoder(config) => Ok(Box::new(config.load_block(checkpoint, index)?)),
             Self::Named(network) => Err(Error::Model(network.reason.clone())),
         }
+    }
+
+    /// The same with its arithmetic on `device`.
+    ///
+    /// # Errors
+    /// As [`Self::runs_on_devices`], and if a tensor is missing or of another shape.
+    pub(crate) fn load_block_on(
+        &self,
+        checkpoint: &Checkpoint,
+        index: usize,
+        device: &Device,
+    ) -> Result<Box<dyn StagedBlock>> {
+        self.runs_on_devices()?;
+        match self {
+            Self::Decoder(config) => {
+                let block = Block::load(checkpoint, config, None, index)?;
+                Ok(Box::new(OnDevice::new(block, device.clone())?))
+            }
+            _ => self.load_block(checkpoint, index),
+        }
+    }
+
+    /// Refuses networks whose blocks run by the processor's kernels alone: encoders, mixtures of experts.
+    ///
+    /// # Errors
+    /// As said. One sentence.
+    pub fn runs_on_devices(&self) -> Result<()> {
+        let what = match self {
+            Self::Decoder(config) if config.blocks.iter().all(|block| block.mlp.experts.is_none()) => return Ok(()),
+            Self::Decoder(_) => "a mixture of experts",
+            Self::Encoder(_) => "a text encoder",
+            Self::Named(network) => return Err(Error::Model(network.reason.clone())),
+        };
+        Err(Error::Recipe(format!("{what} is calibrated on the processor only; leave --device out")))
     }
 
     /// What makes the first block's input of a sequence of token ids.

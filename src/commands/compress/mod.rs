@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use scruple_compress::{
     budget::{self, Budget, Offer},
     calibration::{self, CalibrationSet, Sampling},
+    device::DeviceName,
     export::Format,
     memory,
     model::text::Text,
@@ -108,6 +109,10 @@ pub struct Arguments {
     /// A recipe file instead of the options above
     #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
+    /// Where blocks run and Hessians are summed while calibrating: cpu, or cuda[:N] in a build with CUDA; codes are chosen
+    /// by the processor
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceName,
     /// Print the plan and what it will take, and stop
     #[arg(long)]
     dry_run: bool,
@@ -149,6 +154,9 @@ pub struct Provenance {
     pub recipe: Recipe,
     /// Samples, their length, and the SHA-256 of the token ids.
     pub calibration: Option<Value>,
+    /// Where calibration ran, if not by the processor's kernels: sums differ there in their last bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Linears of the blocks that stayed dense.
     pub left_dense: Vec<String>,
     /// Linears whose inputs a method would have scaled and could not.
@@ -331,6 +339,11 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
 
     if let Some((method, stage)) = Rps::of(&recipe)? {
         anyhow::ensure!(arguments.calibration_seeds.is_none(), "method `{}` has no calibration seeds", stage.method);
+        anyhow::ensure!(
+            arguments.device == DeviceName::Cpu,
+            "method `{}` asks for no calibration, which is all that runs on a device; leave --device out",
+            stage.method
+        );
         let out = || free_folder(&format!("{}-{}", name_of(Path::new(&name)), stage.method));
         let asked = shared::Asked {
             calibration: calibration_file.as_deref(),
@@ -352,6 +365,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     plan.allow_nonfinite = arguments.allow_nonfinite;
     plan.proof = !arguments.no_proof;
+    plan.calibrate_on(arguments.device)?;
     match (&text, &plan.network) {
         (None, _) => {}
         (Some(text), Network::Encoder(_)) => drop(cost::lines(text)?),
@@ -393,6 +407,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
             plan = Plan::new(recipe, &checkpoint)?;
             plan.allow_nonfinite = arguments.allow_nonfinite;
             plan.proof = !arguments.no_proof;
+            plan.calibrate_on(arguments.device)?;
             plan.left_because = left_because;
             Some((budget, offers))
         }

@@ -83,7 +83,8 @@ pub fn write(work: Work<'_>) -> Result<Written> {
     let calibration = set
         .as_ref()
         .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
-    let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&json!({
+    let device = plan.device().map(|device| device.to_string());
+    let mut identity = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "source": match &source_fingerprint {
             Some(fingerprint) => json!(fingerprint),
@@ -92,7 +93,11 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         },
         "recipe": plan.recipe,
         "calibration": calibration,
-    }))?);
+    });
+    if let Some(device) = &device {
+        identity["device"] = device.as_str().into(); // blocks of two devices do not mix
+    }
+    let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&identity)?);
     let hashed = source_fingerprint.as_deref().map(|fingerprint| ("source", fingerprint));
     let metadata: BTreeMap<String, String> = [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION"))]
         .into_iter()
@@ -135,6 +140,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         source: source.cloned(),
         recipe: plan.recipe.clone(),
         calibration,
+        device,
         left_dense: plan.left_dense.clone(),
         unscaled: plan.unscaled.clone(),
         bits_per_weight,

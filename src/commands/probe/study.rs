@@ -156,6 +156,7 @@ impl Study<'_> {
                     shuffle: want.shuffle,
                     texts: None,
                     work: self.work.path(),
+                    engine: None,
                 };
                 Ok(job.run(&mut |_| {})?)
             })

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use scruple_compress::{model::encoder::SentenceEncoder, zoo::build::NO_TREE};
+use scruple_compress::{device::DeviceName, model::encoder::SentenceEncoder, probe::Trainer, zoo::build::NO_TREE};
 use scruple_weights::{
     probex::{
         Expert,
@@ -15,7 +15,7 @@ use scruple_weights::{
         fit::{ClassTexts, Job},
         metrics::{Figure, Figures},
         spec::{Input, PRESETS, Preset},
-        train::Training,
+        train::{Engine, Training},
     },
     zoo::Zoo,
 };
@@ -85,6 +85,10 @@ pub struct Arguments {
     /// names, so that classes no model was trained on can be found, and `scruple search` looks for any words
     #[arg(long, value_name = "MODEL")]
     texts: Option<PathBuf>,
+    /// Where probes are trained: cpu, or cuda[:N] in a build with CUDA; what is closed-form (ridge) or looks at finished
+    /// probes stays on the processor
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceName,
     /// Let the training models change their labels among each other: a control that must come out as chance
     #[arg(long)]
     shuffle_labels: bool,
@@ -212,6 +216,11 @@ pub fn shown(figure: &Figure) -> String {
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut clock = Run::start("probe train");
+    let trainer = arguments.device.open()?.map(Trainer::new);
+    anyhow::ensure!(
+        trainer.is_none() || presets(&arguments.preset)?.iter().any(|preset| *preset != Preset::Ridge),
+        "the preset ridge is solved in closed form on the processor; leave --device out"
+    );
     let zoo = Zoo::open(&arguments.zoo)?;
     let (label, of) = zoo.label(arguments.label.as_deref())?;
     let trees: Vec<String> = match arguments.tree.as_slice() {
@@ -249,6 +258,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             shuffle: arguments.shuffle_labels,
             texts: texts.clone(),
             work: work.path(),
+            engine: trainer.as_ref().map(|trainer| trainer as &dyn Engine),
         };
         let experts = job.run(&mut |candidate| {
             printer::say(format!(
@@ -272,6 +282,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     drop(work);
     clock.extra.insert("zoo".into(), arguments.zoo.display().to_string().into());
+    clock.extra.insert("device".into(), arguments.device.to_string().into());
     record::save(&out, "train", &record, &clock)?;
     if arguments.json {
         printer::json(&record)?;

@@ -18,7 +18,7 @@ use super::{
     layer::{Layer, layers},
     ridge::ridge,
     spec::{Head, Input, Preset, Spec, ranks},
-    train::{Part, Trained, Training, train},
+    train::{Engine, Part, Task, Trained, Training, train, train_on},
 };
 use crate::{
     Checkpoint, Error, Result,
@@ -60,6 +60,8 @@ pub struct Job<'a> {
     pub texts: Option<ClassTexts>,
     /// Folder for the layer caches; they are deleted.
     pub work: &'a Path,
+    /// What takes the steps of training, where it is not the kernels of this crate; ridge is solved by these all the same.
+    pub engine: Option<&'a dyn Engine>,
 }
 
 /// Embeddings of the names of a label's classes.
@@ -195,7 +197,7 @@ impl Job<'_> {
             for &preset in &self.presets {
                 let input = self.input_of(preset, &layer)?;
                 self.fill(&mut trees, &layer, input)?;
-                let Some(trained) = self.fit(&trees, &layer, preset, input, (label, choice, &seen)) else { continue };
+                let Some(trained) = self.fit(&trees, &layer, preset, input, (label, choice, &seen))? else { continue };
                 let candidate = Candidate {
                     layer: layer.name.clone(),
                     preset,
@@ -339,10 +341,10 @@ impl Job<'_> {
         preset: Preset,
         input: Input,
         (label, choice, seen): (&Label, Choice, &[usize]),
-    ) -> Option<Trained> {
+    ) -> Result<Option<Trained>> {
         let caches: Vec<&LayerCache> = trees.iter().filter_map(|tree| tree.cache(input)).collect();
         let deviation = caches.iter().map(|cache| f64::from(cache.deviation)).sum::<f64>() / caches.len() as f64;
-        let factor = if deviation > 0.0 { (1.0 / deviation) as f32 } else { return None };
+        let factor = if deviation > 0.0 { (1.0 / deviation) as f32 } else { return Ok(None) };
         let (mut training, mut selection) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
         let mut before = 0;
         for tree in trees {
@@ -368,10 +370,10 @@ impl Job<'_> {
         );
         let models = Joined(caches);
         if preset == Preset::Ridge {
-            return match self.texts {
+            return Ok(match self.texts {
                 Some(_) => None,
                 None => ridge((layer.rows, layer.columns, factor), &models, parts, choice),
-            };
+            });
         }
         let head = match &self.texts {
             Some(texts) => Head::Text { width: texts.width, temperature: true },
@@ -382,11 +384,18 @@ impl Job<'_> {
         let ranks = self.ranks.unwrap_or_else(|| ranks(layer.rows, layer.columns));
         let spec = Spec { rows: layer.rows, columns: layer.columns, body: preset.body(ranks), head };
         if spec.check().is_err() {
-            return None;
+            return Ok(None);
         }
         let more = if parts.0.models.len() < FEW { 2 } else { 1 };
         let recipe = Training { epochs: self.training.epochs * more, ..self.training.clone() };
-        Some(train((spec, factor), &models, parts, (texts, choice), &recipe, &mut |_, _| {}))
+        Ok(Some(match self.engine {
+            None => train((spec, factor), &models, parts, (texts, choice), &recipe, &mut |_, _| {}),
+            Some(engine) => {
+                let (train, validation) = parts;
+                let task = Task { models: &models, train, validation, texts, choice, training: &recipe };
+                train_on(engine, (spec, factor), task, &mut |_, _| {})?
+            }
+        }))
     }
 }
 

@@ -134,7 +134,7 @@ struct Unit {
 }
 
 /// Rows shorter than this are divided by it.
-const SHORTEST: f32 = 1e-12;
+pub const SHORTEST: f32 = 1e-12;
 
 impl Unit {
     fn of(rows: &[f32], width: usize) -> Self {

@@ -27,7 +27,7 @@ const PARTS: usize = 16;
 const PIECE: usize = 512;
 
 /// Keeps the division of a response that is the same everywhere from being one by zero.
-const SMALLEST_DEVIATION: f32 = 1e-8;
+pub const SMALLEST_DEVIATION: f32 = 1e-8;
 
 /// A probe: its shape, its numbers, and the scale of what it reads.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,6 +6,10 @@
 //!
 //! (Kingma and Ba 2015, with the penalty λ inside the gradient, as the authors of ProbeX train.) The state that was right
 //! most often on the validation models is kept.
+//!
+//! The loop is written once; its steps are taken by the kernels of this crate, or by an [`Engine`] that a caller brings.
+
+use std::convert::Infallible;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -16,14 +20,16 @@ use super::{
     operand::Operand,
     spec::Spec,
 };
-use crate::random::Stream;
+use crate::{Error, Result, random::Stream};
 
-/// β₁, β₂ and ε of Adam.
-const BETAS: (f32, f32) = (0.9, 0.999);
-const EPSILON: f32 = 1e-8;
+/// β₁ and β₂ of Adam.
+pub const BETAS: (f32, f32) = (0.9, 0.999);
+
+/// ε of Adam.
+pub const EPSILON: f32 = 1e-8;
 
 /// Models looked at together where nothing is learnt.
-const LOOKED_AT: usize = 128;
+pub const LOOKED_AT: usize = 128;
 
 /// How a probe is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +88,62 @@ impl Part<'_> {
     fn truth(&self, at: usize) -> &[f32] {
         &self.truths[at * self.classes..][..self.classes]
     }
+}
+
+/// What a probe is trained on, and how.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    /// Where the layers are.
+    pub models: &'a dyn Models,
+    /// What is learnt from.
+    pub train: Part<'a>,
+    /// What chooses the pass whose state is kept.
+    pub validation: Part<'a>,
+    /// For a head that compares with texts.
+    pub texts: Texts<'a>,
+    /// What a model can be.
+    pub choice: Choice,
+    /// The recipe.
+    pub training: &'a Training,
+}
+
+/// A probe in training.
+pub trait Steps {
+    /// What can go wrong where its numbers are.
+    type Error;
+
+    /// One step on a batch: entries of the training part, and the form of each.
+    ///
+    /// # Errors
+    /// If the arithmetic fails.
+    fn step(&mut self, batch: &[(usize, usize)]) -> Result<(), Self::Error>;
+
+    /// Σ of (cost before the step · models of its batch) over the steps since this was last asked.
+    ///
+    /// # Errors
+    /// If the arithmetic fails.
+    fn costs(&mut self) -> Result<f64, Self::Error>;
+
+    /// Logits of the validation models (models, classes).
+    ///
+    /// # Errors
+    /// If the arithmetic fails.
+    fn look(&mut self) -> Result<Vec<f32>, Self::Error>;
+
+    /// The probe's numbers, as [`Net::values`].
+    ///
+    /// # Errors
+    /// If they cannot be had.
+    fn values(&self) -> Result<Vec<f32>, Self::Error>;
+}
+
+/// Where steps can be taken instead of by the kernels of this crate: another device.
+pub trait Engine: std::fmt::Debug + Sync {
+    /// `start` before its first step on `task`.
+    ///
+    /// # Errors
+    /// If the device cannot hold what the task needs.
+    fn start<'a>(&'a self, start: &Net, task: Task<'a>) -> Result<Box<dyn Steps<Error = Error> + 'a>>;
 }
 
 /// What training found.
@@ -244,6 +306,52 @@ pub fn right(choice: Choice, logits: &[f32], truths: &[f32], classes: usize) -> 
     }
 }
 
+/// Steps by the kernels of this crate.
+struct Kernels<'a> {
+    task: Task<'a>,
+    learner: Learner,
+    seen: Vec<Operand<'a>>,
+    batch: Vec<Operand<'a>>,
+    truths: Vec<f32>,
+    costs: f64,
+}
+
+impl<'a> Kernels<'a> {
+    fn new(start: Net, task: Task<'a>) -> Self {
+        let seen = task.validation.models.iter().map(|&at| task.models.layer(at, 0)).collect();
+        let (batch, truths) = (Vec::new(), Vec::new());
+        Self { task, learner: Learner::new(start), seen, batch, truths, costs: 0.0 }
+    }
+}
+
+impl Steps for Kernels<'_> {
+    type Error = Infallible;
+
+    fn step(&mut self, batch: &[(usize, usize)]) -> Result<(), Infallible> {
+        let Task { models, train, texts, choice, training, .. } = self.task;
+        self.batch.clear();
+        self.truths.clear();
+        for &(entry, copy) in batch {
+            self.batch.push(models.layer(train.models[entry], copy));
+            self.truths.extend_from_slice(train.truth(entry));
+        }
+        self.costs += self.learner.step(&self.batch, &self.truths, texts, choice, training) * batch.len() as f64;
+        Ok(())
+    }
+
+    fn costs(&mut self) -> Result<f64, Infallible> {
+        Ok(std::mem::take(&mut self.costs))
+    }
+
+    fn look(&mut self) -> Result<Vec<f32>, Infallible> {
+        Ok(self.learner.net.look_at(&self.seen, self.task.texts).0)
+    }
+
+    fn values(&self) -> Result<Vec<f32>, Infallible> {
+        Ok(self.learner.net.values.clone())
+    }
+}
+
 /// Trains a probe of shape `spec` on `train` and keeps what was best on `validation`.
 ///
 /// `told` hears of each pass: its number and mean cost.
@@ -258,40 +366,68 @@ pub fn train(
     training: &Training,
     told: &mut dyn FnMut(usize, f64),
 ) -> Trained {
+    let start = Net::start(spec, training.seed, factor);
+    let task = Task { models, train, validation, texts, choice, training };
+    let Ok(trained) = run(&mut Kernels::new(start.clone(), task), start, task, told);
+    trained
+}
+
+/// The same with steps taken by `engine`.
+///
+/// # Errors
+/// What the engine says.
+///
+/// # Panics
+/// As [`train()`].
+pub fn train_on(
+    engine: &dyn Engine,
+    (spec, factor): (Spec, f32),
+    task: Task<'_>,
+    told: &mut dyn FnMut(usize, f64),
+) -> Result<Trained> {
+    let start = Net::start(spec, task.training.seed, factor);
+    let mut steps = engine.start(&start, task)?;
+    run(&mut *steps, start, task, told)
+}
+
+/// The loop: passes in shuffled order, and looks at the validation models between them.
+fn run<S: Steps + ?Sized>(
+    steps: &mut S,
+    mut net: Net,
+    task: Task<'_>,
+    told: &mut dyn FnMut(usize, f64),
+) -> Result<Trained, S::Error> {
+    let Task { models, train, validation, choice, training, .. } = task;
     assert!(!train.models.is_empty() && !validation.models.is_empty(), "a part holds no models");
-    let mut learner = Learner::new(Net::start(spec, training.seed, factor));
     let mut order: Vec<usize> = (0..train.models.len()).collect();
     let mut best: Option<(f64, f64, usize, Vec<f32>)> = None;
     let mut costs = Vec::with_capacity(training.epochs);
-    let seen: Vec<Operand<'_>> = validation.models.iter().map(|&at| models.layer(at, 0)).collect();
+    let mut batch = Vec::new();
     for epoch in 0..training.epochs {
         let mut stream = Stream::new(training.seed, "probe/order", epoch as u64);
         stream.shuffle(&mut order);
-        let (mut sum, mut truths, mut batch) = (0.0, Vec::new(), Vec::new());
         for chosen in order.chunks(training.batch) {
             batch.clear();
-            truths.clear();
-            for &at in chosen {
+            for &entry in chosen {
                 let copy = if models.copies() > 1 { stream.below(models.copies()) } else { 0 };
-                batch.push(models.layer(train.models[at], copy));
-                truths.extend_from_slice(train.truth(at));
+                batch.push((entry, copy));
             }
-            sum += learner.step(&batch, &truths, texts, choice, training) * chosen.len() as f64;
+            steps.step(&batch)?;
         }
-        costs.push(sum / order.len() as f64);
-        told(epoch, sum / order.len() as f64);
+        let mean = steps.costs()? / order.len() as f64;
+        costs.push(mean);
+        told(epoch, mean);
         if epoch % training.every == 0 || epoch + 1 == training.epochs {
-            let (mut logits, _) = learner.net.look_at(&seen, texts);
+            let mut logits = steps.look()?;
             let share = right(choice, &logits, validation.truths, validation.classes);
             let cost = cost(choice, &mut logits, validation.truths, validation.classes);
             let better = best.as_ref().is_none_or(|(s, c, ..)| share > *s || share == *s && cost < *c);
             if better {
-                best = Some((share, cost, epoch + 1, learner.net.values.clone()));
+                best = Some((share, cost, epoch + 1, steps.values()?));
             }
         }
     }
-    let mut net = learner.net;
     let (share, cost, epoch, values) = best.unwrap_or((0.0, f64::INFINITY, 0, net.values.clone()));
     net.values = values;
-    Trained { net, epoch, validation: (share, cost), costs }
+    Ok(Trained { net, epoch, validation: (share, cost), costs })
 }

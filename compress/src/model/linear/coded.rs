@@ -49,6 +49,10 @@ impl Linear for CodedLinear {
         from_vec(self.weight.dequantize(), self.shape())
     }
 
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     fn storage_bits(&self) -> u64 {
         self.storage_bits
     }

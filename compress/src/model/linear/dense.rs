@@ -119,6 +119,10 @@ impl Linear for DenseLinear {
         from_vec(values, self.shape)
     }
 
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     fn storage_bits(&self) -> u64 {
         self.storage_bits
     }

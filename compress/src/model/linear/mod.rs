@@ -39,6 +39,9 @@ pub trait Linear: Send + Sync + std::fmt::Debug {
     /// The weight as f32, (out_features, in_features): exactly the numbers `forward` uses.
     fn weight(&self) -> Result<Tensor>;
 
+    /// b (out_features), where there is one.
+    fn bias(&self) -> Option<&[f32]>;
+
     /// Bits the weight takes on disk, scales and indices included, bias not.
     fn storage_bits(&self) -> u64;
 }

@@ -57,6 +57,10 @@ impl Linear for PackedLinear {
         from_vec(self.weight.dequantize(), self.weight.shape())
     }
 
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     fn storage_bits(&self) -> u64 {
         self.storage_bits
     }

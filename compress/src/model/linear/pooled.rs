@@ -57,6 +57,10 @@ impl Linear for PooledLinear {
         from_vec(values, (out_features, in_features))
     }
 
+    fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     fn storage_bits(&self) -> u64 {
         self.matrix.storage_bits()
     }

@@ -72,6 +72,7 @@ fn job<'a>(zoo: &'a Zoo, trees: &[&str], preset: Preset, work: &'a Path) -> Job<
         shuffle: false,
         texts: None,
         work,
+        engine: None,
     }
 }
 
