@@ -12,7 +12,7 @@ mod search;
 
 mod report;
 
-mod prune;
+pub(crate) mod prune;
 
 mod heal;
 
