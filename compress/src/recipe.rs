@@ -68,9 +68,13 @@ impl LayersRecipe {
     fn check(&self) -> Result<()> {
         let refuse = |what: &str| Err(Error::Recipe(what.into()));
         match (&self.drop, &self.from, self.k) {
-            (Some(_), Some(_), _) => refuse("`layers.drop` and `layers.from` say the same in two ways; keep one of them"),
+            (Some(_), Some(_), _) => {
+                refuse("`layers.drop` and `layers.from` say the same in two ways; keep one of them")
+            }
             (None, None, _) => refuse("`layers` says nothing; give `layers.drop`, or the `layers.from` of a search"),
-            (Some(_), None, Some(_)) => refuse("`layers.k` chooses among the sets of a `layers.from`, and there is none"),
+            (Some(_), None, Some(_)) => {
+                refuse("`layers.k` chooses among the sets of a `layers.from`, and there is none")
+            }
             (Some(drop), None, None) => Removal::parse(drop).map(|_| ()),
             (None, Some(_), _) => Ok(()),
         }
@@ -90,17 +94,10 @@ struct Written {
     budget: Option<Budget>,
 }
 
-/// A stage as it stands in a file.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(try_from = "StageFields", into = "StageFields")]
-enum WrittenStage {
-    Layers(LayersRecipe),
-    Method(StageRecipe),
-}
-
-#[derive(Serialize, Deserialize)]
+/// A stage as it stands in a file: of layers, or of a method.
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StageFields {
+struct WrittenStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layers: Option<LayersRecipe>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,47 +110,44 @@ struct StageFields {
     params: Option<toml::Table>,
 }
 
-impl TryFrom<StageFields> for WrittenStage {
-    type Error = String;
+impl Recipe {
+    /// The recipe of a file, or the number of the stage that is wrong and what is.
+    fn of(written: Written) -> Result<Self, (usize, String)> {
+        let Written { stage, calibration, export, budget } = written;
+        let mut recipe = Self { layers: None, stages: Vec::new(), calibration, export, budget };
+        for (index, stage) in stage.into_iter().enumerate() {
+            recipe.push(index, stage).map_err(|what| (index + 1, what))?;
+        }
+        Ok(recipe)
+    }
 
-    fn try_from(fields: StageFields) -> Result<Self, String> {
-        let StageFields { layers, method, targets, ignore, params } = fields;
+    fn push(&mut self, index: usize, stage: WrittenStage) -> Result<(), String> {
+        let WrittenStage { layers, method, targets, ignore, params } = stage;
         match (layers, method) {
-            (None, None) => Err("missing field `method`, or `layers.drop` in the first stage".into()),
-            (None, Some(method)) => Ok(Self::Method(StageRecipe {
+            (None, None) => return Err("missing field `method`, or `layers.drop` in the first stage".into()),
+            (None, Some(method)) => self.stages.push(StageRecipe {
                 method,
                 targets: targets.unwrap_or_else(|| vec!["*".into()]),
                 ignore: ignore.unwrap_or_default(),
                 params: params.unwrap_or_default(),
-            })),
+            }),
             (Some(_), Some(method)) => {
-                Err(format!("`layers` is a stage of its own; put `{method}` into a `[[stage]]` behind it"))
+                return Err(format!("`layers` is a stage of its own; put `{method}` into a `[[stage]]` behind it"));
             }
             (Some(_), None) if targets.is_some() || ignore.is_some() || params.is_some() => {
-                Err("`layers` takes whole layers out, so it has no `targets`, `ignore` or `params`".into())
+                return Err("`layers` takes whole layers out, so it has no `targets`, `ignore` or `params`".into());
+            }
+            (Some(_), None) if index > 0 => {
+                return Err(
+                    "layers are taken out before anything else, and once; make `layers.drop` the first stage".into()
+                );
             }
             (Some(layers), None) => {
                 layers.check().map_err(|error| error.to_string())?;
-                Ok(Self::Layers(layers))
+                self.layers = Some(layers);
             }
         }
-    }
-}
-
-impl From<WrittenStage> for StageFields {
-    fn from(stage: WrittenStage) -> Self {
-        match stage {
-            WrittenStage::Layers(layers) => {
-                Self { layers: Some(layers), method: None, targets: None, ignore: None, params: None }
-            }
-            WrittenStage::Method(StageRecipe { method, targets, ignore, params }) => Self {
-                layers: None,
-                method: Some(method),
-                targets: Some(targets),
-                ignore: Some(ignore),
-                params: Some(params),
-            },
-        }
+        Ok(())
     }
 }
 
@@ -161,29 +155,22 @@ impl TryFrom<Written> for Recipe {
     type Error = String;
 
     fn try_from(written: Written) -> Result<Self, String> {
-        let Written { stage, calibration, export, budget } = written;
-        let (mut layers, mut stages) = (None, Vec::with_capacity(stage.len()));
-        for (index, stage) in stage.into_iter().enumerate() {
-            match stage {
-                WrittenStage::Layers(wanted) if index == 0 => layers = Some(wanted),
-                WrittenStage::Layers(_) => {
-                    return Err(format!(
-                        "stage {}: layers are taken out before anything else, and once; make `layers.drop` the first stage",
-                        index + 1
-                    ));
-                }
-                WrittenStage::Method(stage) => stages.push(stage),
-            }
-        }
-        Ok(Self { layers, stages, calibration, export, budget })
+        Self::of(written).map_err(|(stage, what)| format!("stage {stage}: {what}"))
     }
 }
 
 impl From<Recipe> for Written {
     fn from(recipe: Recipe) -> Self {
         let Recipe { layers, stages, calibration, export, budget } = recipe;
-        let methods = stages.into_iter().map(WrittenStage::Method);
-        let stage = layers.into_iter().map(WrittenStage::Layers).chain(methods).collect();
+        let layers = layers.map(|layers| WrittenStage { layers: Some(layers), ..WrittenStage::default() });
+        let methods = stages.into_iter().map(|StageRecipe { method, targets, ignore, params }| WrittenStage {
+            layers: None,
+            method: Some(method),
+            targets: Some(targets),
+            ignore: Some(ignore),
+            params: Some(params),
+        });
+        let stage = layers.into_iter().chain(methods).collect();
         Self { stage, calibration, export, budget }
     }
 }
@@ -258,8 +245,11 @@ impl Recipe {
             let reason = error.message().lines().collect::<Vec<_>>().join(", ");
             Error::Recipe(format!("in recipe `{}`{}: {reason}", path.display(), place(text, &error)))
         })?;
-        let mut recipe = Self::try_from(written)
-            .map_err(|reason| Error::Recipe(format!("in recipe `{}`: {reason}", path.display())))?;
+        let mut recipe = Self::of(written).map_err(|(stage, what)| {
+            let heads = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("[[stage]]"));
+            let line = heads.map(|(line, _)| format!(", line {}", line + 1)).nth(stage - 1).unwrap_or_default();
+            Error::Recipe(format!("in recipe `{}`{line} (stage {stage}): {what}", path.display()))
+        })?;
         if let Some(from) = recipe.layers.as_mut().and_then(|layers| layers.from.as_mut()) {
             *from = path.parent().unwrap_or(Path::new("")).join(&*from);
         }
@@ -324,5 +314,44 @@ impl Recipe {
                 .map_err(|error| Error::Recipe(format!("{}: {error}", self.stage_name(index))))
         };
         self.stages.iter().enumerate().map(build).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_come_first_and_are_written_as_they_were_read() {
+        let rest = "[[stage]]\nmethod = \"rtn\"\n[stage.params]\nbits = 4\n";
+        let read = |text: &str| Recipe::parse(Path::new("there/r.toml"), text).map_err(|error| error.to_string());
+        let recipe = read(&format!("[[stage]]\nlayers.drop = \"3,5-6\"\n{rest}")).unwrap();
+        assert_eq!(recipe.layers, Some(LayersRecipe { drop: Some("3,5-6".into()), ..LayersRecipe::default() }));
+        assert_eq!((recipe.stages.len(), recipe.stage_name(0)), (1, "stage 2 (`rtn`)".into()));
+        let written = serde_json::to_value(&recipe).unwrap();
+        let again: Recipe = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(serde_json::to_value(again).unwrap(), written);
+        // A search's file lies beside the recipe.
+        let recipe = read(&format!("[[stage]]\nlayers = {{ from = \"run\", k = 2 }}\n{rest}")).unwrap();
+        assert_eq!(recipe.layers.unwrap().from, Some("there/run".into()));
+
+        for (text, sentence) in [
+            (
+                format!("{rest}\n[[stage]]\nlayers.drop = \"1\"\n"),
+                "in recipe `there/r.toml`, line 6 (stage 2): layers are taken out before anything else, and once; make \
+                 `layers.drop` the first stage",
+            ),
+            (
+                format!("{rest}\n[[stage]]\ntargets = [\"*\"]\n"),
+                "in recipe `there/r.toml`, line 6 (stage 2): missing field `method`, or `layers.drop` in the first stage",
+            ),
+            (
+                "[[stage]]\nlayers = {}\n".into(),
+                "in recipe `there/r.toml`, line 1 (stage 1): `layers` says nothing; give `layers.drop`, or the \
+                 `layers.from` of a search",
+            ),
+        ] {
+            assert_eq!(read(&text).unwrap_err(), sentence);
+        }
     }
 }

@@ -411,7 +411,8 @@ fn a_recipe_takes_layers_out_and_quantises_what_is_left() {
     let place = Place::new();
     let model = model(&place);
     let text = place.text("text", 400);
-    let rest = "[[stage]]\nmethod = \"gptq\"\nparams = { group_size = 32 }\n[calibration]\nn_samples = 4\nseq_len = 32\n";
+    let rest =
+        "[[stage]]\nmethod = \"gptq\"\nparams = { group_size = 32 }\n[calibration]\nn_samples = 4\nseq_len = 32\n";
     let recipe = |name: &str, layers: &str| place.file(name, format!("[[stage]]\n{layers}\n{rest}"));
     let compress = |model: &Path, recipe: &Path, out: &Path| {
         scruple!["compress", model, "--recipe", recipe, "--calibration", &text, "--no-speed -o", out].succeeds();
@@ -463,7 +464,11 @@ fn a_recipe_takes_layers_out_and_quantises_what_is_left() {
         (&model, format!("[[stage]]\nlayers = {{ from = \"search\", k = 2 }}\n{rest}"), &["holds no set of 2 layers"]),
         (&model, format!("[[stage]]\nlayers = {{ drop = \"1\", k = 2 }}\n{rest}"), &["`layers.k`"]),
         (&model, "[[stage]]\nlayers.drop = \"1\"\n[[stage]]\nmethod = \"rps\"\n".into(), &["stage 2 (`rps`)", "prune"]),
-        (&model, "[[stage]]\nlayers.drop = \"1\"\n[[stage]]\nmethod = \"rtn\"\nparams = { bits = 5 }".into(), &["stage 2"]),
+        (
+            &model,
+            "[[stage]]\nlayers.drop = \"1\"\n[[stage]]\nmethod = \"rtn\"\nparams = { bits = 5 }".into(),
+            &["stage 2"],
+        ),
         (&odd, format!("[[stage]]\nlayers.drop = \"1\"\n{rest}"), &["stage 1", "none-such"]),
     ];
     for (model, recipe, words) in cases {

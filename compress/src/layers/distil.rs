@@ -113,7 +113,10 @@ impl Recipe {
             ));
         }
         if self.window > positions {
-            return refuse(format!("a window of {} tokens is longer than the model's {positions} positions", self.window));
+            return refuse(format!(
+                "a window of {} tokens is longer than the model's {positions} positions",
+                self.window
+            ));
         }
         let above = [
             ("learning rate", self.learning_rate),
@@ -215,8 +218,7 @@ impl<'a> Distiller<'a> {
         let scale = if recipe.rank == 0 { 0.0 } else { recipe.alpha / recipe.rank as f64 };
         let student = Adapted::open(pruned, scale as f32)?;
         let targets = PathFilter::new(recipe.targets.clone(), recipe.ignore.clone())?;
-        let blocks: Vec<usize> =
-            (0..provenance.kept.len()).filter(|&block| recipe.learns(block, provenance)).collect();
+        let blocks: Vec<usize> = (0..provenance.kept.len()).filter(|&block| recipe.learns(block, provenance)).collect();
         let choice = Choice { rank: recipe.rank, targets: &targets, norms: recipe.norms, blocks: &blocks };
         let all = student.learned(&choice)?;
         let adapters = all.iter().any(|learned| learned.name.ends_with(LORA_A));

@@ -85,7 +85,9 @@ impl Adapted {
         let path = checkpoint.path().display();
         let refuse = |what: &str| Err(Error::Model(format!("{path}: {what}")));
         if crate::export::detect(checkpoint)?.is_some() {
-            return refuse("the model is quantised, and codes do not learn; heal the dense model and quantise the result");
+            return refuse(
+                "the model is quantised, and codes do not learn; heal the dense model and quantise the result",
+            );
         }
         crate::sharing::stored::expect_no_pool(checkpoint)?;
         let decoder = Decoder::open(checkpoint)?;
@@ -94,7 +96,9 @@ impl Adapted {
             return refuse("models with a mixture of experts do not learn here; heal them by --method norms or merge");
         }
         if config.embedding.projected {
-            return refuse("models whose embedding is projected do not learn here; heal them by --method norms or merge");
+            return refuse(
+                "models whose embedding is projected do not learn here; heal them by --method norms or merge",
+            );
         }
         let mut vectors = HashMap::new();
         let mut keep = |name: String, features: usize| -> Result<()> {
@@ -116,7 +120,7 @@ impl Adapted {
             let load = |linear: &LinearSpec| frozen(checkpoint, &format!("{prefix}{}", linear.name), linear);
             blocks.push(spec.linears.iter().map(load).collect::<Result<Vec<_>>>()?);
         }
-        for norm in &config.head.norm {
+        if let Some(norm) = &config.head.norm {
             for name in tensors_of(&config.base, norm) {
                 keep(name, config.hidden_size)?;
             }

@@ -128,10 +128,8 @@ fn only_what_is_chosen_learns_and_an_adapter_is_merged_as_it_ran() {
         let none = Choice { blocks: &[0], ..choice };
         assert!(model.learned(&none).unwrap().is_empty());
         // x (W + s B A)ᵀ by the merged weight and by the adapter.
-        let start: Vec<(Learned, Vec<f32>)> = drawn(&model, 2, 0.3)
-            .into_iter()
-            .filter(|(learned, _)| names.contains(&learned.name.as_str()))
-            .collect();
+        let start: Vec<(Learned, Vec<f32>)> =
+            drawn(&model, 2, 0.3).into_iter().filter(|(learned, _)| names.contains(&learned.name.as_str())).collect();
         let merged = model.merged(linear, &start[0].1, &start[1].1).unwrap();
         let view = checkpoint.tensor(&format!("{linear}.weight")).unwrap();
         let before = view.to_f32().unwrap();

@@ -23,7 +23,9 @@ use rayon::prelude::*;
 use crate::{
     kernel::{
         SharedMut,
-        activation::{Activation, add, axpy, dot, layer_norm_row, normal_cdf, rms_norm_row, softcap, softmax_row, tanh},
+        activation::{
+            Activation, add, axpy, dot, layer_norm_row, normal_cdf, rms_norm_row, softcap, softmax_row, tanh,
+        },
         attention::{Heads, attention},
     },
     model::rope::Rope,
@@ -313,13 +315,7 @@ impl CustomOp2 for Norm {
         Ok(made(y, l.shape()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        of_y: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, of_y: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (x_values, w, of_y) = (values(x)?, values(weight)?, values(of_y)?);
         let features = w.len();
         let ones = vec![1.0; features];
@@ -330,7 +326,8 @@ impl CustomOp2 for Norm {
         let of_w: Vec<Vec<f32>> = pieces
             .map(|((of_x, x), of_y)| {
                 let (mut of_w, mut unit, mut g) = (vec![0.0; features], zeros.clone(), zeros.clone());
-                let rows = of_x.chunks_exact_mut(features).zip(x.chunks_exact(features)).zip(of_y.chunks_exact(features));
+                let rows =
+                    of_x.chunks_exact_mut(features).zip(x.chunks_exact(features)).zip(of_y.chunks_exact(features));
                 for ((of_x, x), of_y) in rows {
                     let mean = match self.centred {
                         true => x.iter().sum::<f32>() / features as f32,
@@ -513,7 +510,8 @@ impl CustomOp3 for Attend {
         let (mut of_q, mut of_k) = (vec![0.0; q_values.len()], vec![0.0; k_values.len()]);
         let mut of_v = of_k.clone();
         for (head, gradients) in gradients.iter().enumerate() {
-            let places = [(&mut of_q, width, head), (&mut of_k, kv_width, head / shared), (&mut of_v, kv_width, head / shared)];
+            let places =
+                [(&mut of_q, width, head), (&mut of_k, kv_width, head / shared), (&mut of_v, kv_width, head / shared)];
             for (gradient, (to, width, head)) in gradients.iter().zip(places) {
                 for (to, row) in to.chunks_exact_mut(width).zip(gradient.chunks_exact(head_dim)) {
                     axpy(1.0, row, &mut to[head * head_dim..][..head_dim]);

@@ -436,10 +436,8 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     if arguments.dry_run {
         return dry_run(arguments, &plan, &forecast, dropped);
     }
-    let dropped = dropped.map(|dropped| LayersProvenance {
-        source_fingerprint: whole.fingerprint(),
-        ..dropped.provenance.clone()
-    });
+    let dropped = dropped
+        .map(|dropped| LayersProvenance { source_fingerprint: whole.fingerprint(), ..dropped.provenance.clone() });
     if plan.needs_calibration() {
         printer::say(format!(
             "calibrating on {} tokens; their activations take {:.0} MB on disk (bf16)",

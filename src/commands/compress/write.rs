@@ -168,7 +168,13 @@ pub fn write(work: Work<'_>) -> Result<Written> {
 ///
 /// # Errors
 /// As [`Plan::new`] and [`write()`]; a method that needs a `calibration` text and has none.
-pub fn by_recipe(mut recipe: Recipe, located: &Located, name: &str, calibration: Option<&Path>, out: &Path) -> Result<()> {
+pub fn by_recipe(
+    mut recipe: Recipe,
+    located: &Located,
+    name: &str,
+    calibration: Option<&Path>,
+    out: &Path,
+) -> Result<()> {
     if let Some((method, stage)) = Rps::of(&recipe)? {
         shared::carry_out(&method, stage, located, calibration, out, &Run::start("compress"))?;
         return Ok(());
@@ -176,10 +182,9 @@ pub fn by_recipe(mut recipe: Recipe, located: &Located, name: &str, calibration:
     let whole = located.open()?;
     let fewer = layers::take_out(&mut recipe, &whole)?;
     let checkpoint = fewer.as_ref().map_or(&whole, |(checkpoint, _)| checkpoint);
-    let dropped = fewer.as_ref().map(|(_, dropped)| LayersProvenance {
-        source_fingerprint: whole.fingerprint(),
-        ..dropped.provenance.clone()
-    });
+    let dropped = fewer
+        .as_ref()
+        .map(|(_, dropped)| LayersProvenance { source_fingerprint: whole.fingerprint(), ..dropped.provenance.clone() });
     let plan = Plan::new(recipe, checkpoint)?;
     let set = match (plan.calibrated_method(), calibration) {
         (None, _) => None,

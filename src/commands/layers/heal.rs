@@ -258,7 +258,7 @@ fn distil(arguments: &Arguments, models: &Models, clock: &Run) -> Result<Provena
     while distiller.step_number() < distiller.steps() {
         let now = distiller.step()?;
         progress.at(now.step, &format!("{:.4} nats a token from the dense model", now.divergence));
-        if now.step % arguments.learning.save_every == 0 && now.step < now.steps {
+        if now.step.is_multiple_of(arguments.learning.save_every) && now.step < now.steps {
             distiller.save(&state)?;
         }
     }
@@ -274,12 +274,7 @@ fn distil(arguments: &Arguments, models: &Models, clock: &Run) -> Result<Provena
 }
 
 /// Says what was won back; whether anything was is the exit code.
-fn report(
-    arguments: &Arguments,
-    written: &Provenance,
-    without: &Evaluation,
-    with: &Evaluation,
-) -> Result<ExitCode> {
+fn report(arguments: &Arguments, written: &Provenance, without: &Evaluation, with: &Evaluation) -> Result<ExitCode> {
     let kl = |figures: &Evaluation| figures.against.as_ref().map_or(f64::NAN, |against| against.kl_mean.value);
     let helped = kl(with) < kl(without);
     let record = json!({ "provenance": written, "helped": helped, "without": without, "with": with });
