@@ -69,6 +69,13 @@ bench-trust model python:
 bench-layers model text:
     RAYON_NUM_THREADS=1 cargo bench --bench layers_sweep -- --model {{model}} --text {{text}}
 
+# The sweep's losses of every window of layers against models written without them (MODEL in f32; SCRATCH has room for one
+# copy, and a second call goes on there); the record is benches/record/layers_proof.json
+layers-proof model text scratch="target/layers-proof":
+    cargo build --release
+    python3 tests/long/layers_proof.py target/release/scruple {{model}} {{text}} --scratch {{scratch}} \
+        --record benches/record/layers_proof.json
+
 # Images trained on a CPU second, against torch with channels last (a Python with torch and safetensors)
 bench-train python:
     RAYON_NUM_THREADS=1 cargo bench --bench train_step -- --python {{python}}

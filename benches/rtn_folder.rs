@@ -68,6 +68,7 @@ fn main() {
     let model = folder.path().join("model");
     synthesise(&model, blocks);
     let recipe = Recipe {
+        layers: None,
         stages: vec![StageRecipe {
             method: "rtn".into(),
             targets: vec!["*".into()],

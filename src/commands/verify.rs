@@ -15,7 +15,7 @@ use scruple_compress::{
 use scruple_weights::{Checkpoint, source::Located};
 use serde_json::json;
 
-use super::compress::Provenance;
+use super::compress::{Provenance, layers::as_compressed};
 use crate::{
     printer::{self, Progress},
     record::{self, Run},
@@ -100,12 +100,19 @@ pub fn check(folder: &Path, dense: Option<&Path>) -> Result<Findings> {
     if let Some(dense) = dense {
         let source = Checkpoint::open(dense)?;
         let fingerprint = source.fingerprint();
-        if let Some(expected) = provenance.source_fingerprint.as_ref().filter(|expected| **expected != fingerprint) {
+        if let Some(expected) = provenance.dense_fingerprint().filter(|expected| *expected != fingerprint) {
             faults.push(format!(
                 "{}: the dense model's fingerprint is {fingerprint}, the compressed one was made from {expected}",
                 dense.display(),
             ));
         }
+        let source = match as_compressed(source, provenance.layers.as_ref()) {
+            Ok(source) => source,
+            Err(error) => {
+                faults.push(printer::sentence(&error));
+                return Ok(Findings { faults, linears, copied, folded });
+            }
+        };
         let plan = match Plan::new(provenance.recipe.clone(), &source) {
             Ok(plan) => plan,
             // A model of another architecture: the fingerprint has said so, this says how.

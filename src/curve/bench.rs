@@ -319,7 +319,7 @@ impl Bench<'_> {
              model of the sweep",
             self.name
         );
-        let source = provenance.and_then(|provenance| provenance.source_fingerprint.as_ref());
+        let source = provenance.and_then(Provenance::dense_fingerprint);
         let expected = of.unwrap_or(&self.dense.hashes.tensors);
         if let Some(source) = source.filter(|source| *source != expected) {
             anyhow::bail!(

@@ -522,6 +522,7 @@ fn expand(mut table: toml::Table, calibration: &CalibrationKeys, folder: &Path) 
                 for &seed in if calibrates { seeds.as_slice() } else { &[None] } {
                     let usual = CalibrationRecipe::default();
                     let recipe = Recipe {
+                        layers: None,
                         stages: vec![StageRecipe {
                             method: method_name.clone(),
                             targets: targets.clone(),

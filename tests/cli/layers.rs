@@ -8,11 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use scruple_weights::Dtype;
 use serde_json::{Value, json};
 
 use crate::{
     arguments, scruple,
-    support::{self, Model, Place, contents, json_file, names, numbers},
+    support::{self, Model, Place, Run, contents, json_file, names, numbers},
 };
 
 /// Six layers, of which 2 and 3 add nothing to the stream.
@@ -253,6 +254,77 @@ fn healing_says_what_it_wins_back() {
 }
 
 #[test]
+fn distillation_helps_and_a_killed_run_ends_as_one_that_was_not() {
+    let place = Place::new();
+    let model = Model::sized(6, 64, 96).dtype(Dtype::F16).write(place.path("model"));
+    let (text, held) = (place.file("text", support::text(900, 1)), place.file("held", support::text(400, 2)));
+    let pruned = place.out("pruned");
+    scruple!["layers prune", &model, "--drop 2-3 -o", &pruned].succeeds();
+    let heal = |out: &Path, rest: &str| {
+        arguments![
+            "layers heal",
+            &pruned,
+            "--against",
+            &model,
+            "--method distil --calibration",
+            &text,
+            "--holdout",
+            &held,
+            "--window 32 --windows 2 --tokens 3840 --holdout-tokens 256 --learning-rate 0.01 --save-every 2 --json",
+            rest,
+            "-o",
+            out
+        ]
+    };
+    let whole = place.out("whole");
+    let run = support::run(&heal(&whole, "")).succeeds();
+    let record: Value = serde_json::from_str(&run.stdout).unwrap();
+    let kl = |side: &str| record[side]["against"]["kl_mean"]["value"].as_f64().unwrap();
+    assert!(kl("with") < 0.9 * kl("without"), "{run:#?}");
+    assert_eq!(record["provenance"]["healed"]["recipe"]["rank"], 8);
+    assert_eq!(json_file(&whole.join("heal.json")), record);
+    let name = "model.layers.3.mlp.up_proj.weight";
+    assert_ne!(numbers(&whole, name), numbers(&pruned, name));
+    scruple!["layers verify", &whole, "--against", &model].succeeds();
+
+    // Killed again and again, each time after something more is saved; other threads, the same bytes.
+    let killed = place.out("killed");
+    let state = place.out(".killed.heal.safetensors");
+    let saved = || fs::metadata(&state).and_then(|data| data.modified()).ok();
+    let mut kills = 0;
+    for _ in 0..3 {
+        let before = saved();
+        let mut command = support::program();
+        command.args(heal(&killed, "")).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let started = Instant::now();
+        while saved() == before && started.elapsed() < Duration::from_secs(60) {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        if child.kill().is_ok() && !child.wait().unwrap().success() {
+            kills += 1;
+        }
+    }
+    assert!(kills > 0);
+    let other = heal(&place.out("other"), "");
+    let run = Run::of(support::program().args(&other).env("RAYON_NUM_THREADS", "3")).succeeds();
+    assert!(run.stderr.contains("numbers learn in 60 steps"), "{run:#?}");
+    let run = support::run(&heal(&killed, "")).succeeds();
+    assert!(run.stderr.contains("went on after step") || run.stderr.contains("by an earlier run"), "{run:#?}");
+    for folder in [&killed, &place.out("other")] {
+        support::assert_same_files(&whole, folder);
+    }
+    assert!(!state.exists(), "the saved run lies about");
+    // Once more there is nothing to do; another run does not take its folder.
+    let again = support::run(&heal(&whole, "")).succeeds();
+    assert!(again.stderr.contains("written by an earlier run"), "{again:#?}");
+    support::run(&heal(&whole, "--seed 2")).refuses(&["already exists and is not this run's result"]);
+}
+
+#[test]
 fn two_objectives_give_what_no_other_beats() {
     let place = Place::new();
     let model = model(&place);
@@ -332,4 +404,77 @@ fn what_cannot_be_done_is_said_in_one_sentence() {
     let dry = scruple!["layers prune", &folder, "--drop 1 --dry-run --json"].succeeds();
     let record: Value = serde_json::from_str(&dry.stdout).unwrap();
     assert_eq!((&record["output"], &record["provenance"]["kept"]), (&Value::Null, &json!([0, 2, 3, 4, 5])));
+}
+
+#[test]
+fn a_recipe_takes_layers_out_and_quantises_what_is_left() {
+    let place = Place::new();
+    let model = model(&place);
+    let text = place.text("text", 400);
+    let rest =
+        "[[stage]]\nmethod = \"gptq\"\nparams = { group_size = 32 }\n[calibration]\nn_samples = 4\nseq_len = 32\n";
+    let recipe = |name: &str, layers: &str| place.file(name, format!("[[stage]]\n{layers}\n{rest}"));
+    let compress = |model: &Path, recipe: &Path, out: &Path| {
+        scruple!["compress", model, "--recipe", recipe, "--calibration", &text, "--no-speed -o", out].succeeds();
+    };
+    // In two steps, in one, and by what a search found: the same tensors.
+    let (pruned, in_two, in_one) = (place.out("pruned"), place.out("in-two"), place.out("in-one"));
+    scruple!["layers prune", &model, "--drop 1,3-4 -o", &pruned].succeeds();
+    compress(&pruned, &place.file("rest.toml", rest), &in_two);
+    let by_set = recipe("drop.toml", "layers.drop = \"1,3-4\"");
+    let dry = scruple!["compress", &model, "--recipe", &by_set, "--calibration", &text, "--dry-run -o", &in_one];
+    let dry = dry.succeeds();
+    assert!(dry.stdout.contains("without layers 1,3-4 of 6") && dry.stdout.contains("num_hidden_layers"), "{dry:#?}");
+    assert!(!in_one.exists());
+    compress(&model, &by_set, &in_one);
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&in_one) == weights(&in_two));
+    assert_eq!(json_file(&in_one.join("config.json")), json_file(&in_two.join("config.json")));
+    assert_eq!(names(&place.path("out")), ["in-one", "in-two", "pruned"], "nothing lies about");
+    fs::create_dir(place.path("search")).unwrap();
+    let found = json!({ "chosen": [{ "removed": [2] }, { "removed": [1, 3, 4] }], "objective": "kl" });
+    place.file("search/search.json", found.to_string());
+    let searched = place.out("searched");
+    compress(&model, &recipe("from.toml", "layers = { from = \"search\", k = 3 }"), &searched);
+    assert!(weights(&searched) == weights(&in_one));
+
+    // Where it comes from is said of both, and can be checked.
+    let record = json_file(&searched.join("scruple.json"));
+    assert_eq!(record["recipe"]["stage"][0], json!({ "layers": { "drop": "1,3-4" } }));
+    assert_eq!(record["layers"], json_file(&searched.join("layers.json")));
+    assert_eq!(record["layers"]["chosen_by"]["objective"], "kl");
+    assert_eq!(record["layers"]["source_fingerprint"], json_file(&pruned.join("layers.json"))["source_fingerprint"]);
+    assert_eq!(record["source_fingerprint"], json_file(&in_two.join("scruple.json"))["source_fingerprint"]);
+    scruple!["verify", &in_one, "--against", &model].succeeds();
+    assert_eq!(scruple!["verify", &in_one, "--against", &pruned].code, Some(1));
+    scruple!["generate", &in_one, "--prompt w1 --max-tokens 3"].succeeds();
+    let again = Model::sized(6, 64, 96).write(place.path("again"));
+    assert_eq!(scruple!["verify", &in_one, "--against", &again].code, Some(1));
+
+    let odd = Model::sized(6, 64, 96).config("model_type", "none-such").write(place.path("odd"));
+    let after = format!("{rest}[[stage]]\nlayers.drop = \"1\"\n");
+    let cases: Vec<(&Path, String, &[&str])> = vec![
+        (&model, format!("[[stage]]\nlayers.drop = \"6\"\n{rest}"), &["layer 6 cannot be dropped", "numbered 0 to 5"]),
+        (&model, format!("[[stage]]\nlayers.drop = \"0-5\"\n{rest}"), &["stage 1", "keep at least one"]),
+        (&model, format!("[[stage]]\nlayers.drop = \"a\"\n{rest}"), &["(stage 1)", "found `a` in `a`"]),
+        (&model, after, &["stage 2", "make `layers.drop` the first stage"]),
+        (&model, "[[stage]]\nlayers.drop = \"1\"\n".into(), &["no stage follows", "layers prune"]),
+        (&model, format!("[[stage]]\nlayers.drop = \"1\"\nmethod = \"rtn\"\n{rest}"), &["a stage of its own"]),
+        (&model, format!("[[stage]]\nlayers.dorp = \"1\"\n{rest}"), &["unknown field `dorp`", "`drop`"]),
+        (&model, format!("[[stage]]\nlayers = {{ from = \"search\", k = 2 }}\n{rest}"), &["holds no set of 2 layers"]),
+        (&model, format!("[[stage]]\nlayers = {{ drop = \"1\", k = 2 }}\n{rest}"), &["`layers.k`"]),
+        (&model, "[[stage]]\nlayers.drop = \"1\"\n[[stage]]\nmethod = \"rps\"\n".into(), &["stage 2 (`rps`)", "prune"]),
+        (
+            &model,
+            "[[stage]]\nlayers.drop = \"1\"\n[[stage]]\nmethod = \"rtn\"\nparams = { bits = 5 }".into(),
+            &["stage 2"],
+        ),
+        (&odd, format!("[[stage]]\nlayers.drop = \"1\"\n{rest}"), &["stage 1", "none-such"]),
+    ];
+    for (model, recipe, words) in cases {
+        let file = place.file("wrong.toml", recipe);
+        let out = place.out("wrong");
+        scruple!["compress", model, "--recipe", file, "--calibration", &text, "-o", &out].refuses(words);
+        assert!(!out.exists());
+    }
 }

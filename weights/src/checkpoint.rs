@@ -244,6 +244,32 @@ impl Checkpoint {
         }
     }
 
+    /// This checkpoint as one that holds only the tensors of `names`, given as (old name, new name) and in that order, and
+    /// that is configured by `config`: over the same maps, nothing copied. The files beside it are this one's.
+    ///
+    /// # Errors
+    /// If an old name is not there or a new one comes twice.
+    pub fn renamed(&self, names: &[(String, String)], config: Value) -> Result<Self> {
+        let mut tensors = Vec::with_capacity(names.len());
+        let mut by_name = HashMap::with_capacity(names.len());
+        for (old, new) in names {
+            let new: Arc<str> = new.as_str().into();
+            tensors.push(TensorView { name: new.clone(), ..self.tensor(old)? });
+            if by_name.insert(new, tensors.len() - 1).is_some() {
+                return Err(Error::tensor(&self.path, old, "would have a name that another tensor has too"));
+            }
+        }
+        Ok(Self {
+            dir: self.dir.clone(),
+            path: self.path.clone(),
+            shards: self.shards.clone(),
+            tensors,
+            by_name,
+            metadata: self.metadata.clone(),
+            config: OnceLock::from(config),
+        })
+    }
+
     /// The folder that holds the checkpoint.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -384,6 +384,18 @@ dispatch! {
 }
 
 #[inline(always)]
+fn kl_gradient_body(p: &[f32], p_lse: f64, q: &mut [f32], q_lse: f64, scale: f32) {
+    let (p_shift, q_shift) = (p_lse as f32, q_lse as f32);
+    for (q, &p) in q.iter_mut().zip(p) {
+        *q = scale * (exp(*q - q_shift) - exp(p - p_shift));
+    }
+}
+dispatch! {
+    /// `q ← scale · (softmax(q) − softmax(p))`: the gradient in q of `scale` times [`kl_divergence`].
+    pub fn kl_gradient_row(p: &[f32], p_lse: f64, q: &mut [f32], q_lse: f64, scale: f32) = kl_gradient_body
+}
+
+#[inline(always)]
 fn add_body(x: &mut [f32], y: &[f32]) {
     for (x, &y) in x.iter_mut().zip(y) {
         *x += y;

@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use scruple_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
-use super::{rewrite::Stack, sweep::Sequence, write::Provenance};
+use super::{distil, rewrite::Stack, sweep::Sequence, write::Provenance};
 use crate::{
     Error, Result,
     kernel::tensor::with_f32,
@@ -29,10 +29,13 @@ use crate::{
 const RIDGE: f64 = 0.01;
 
 /// What was done to heal a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Healed {
-    /// `norms` or `merge`.
+    /// `norms`, `merge` or `distil`.
     pub method: String,
+    /// How it was distilled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<distil::Recipe>,
     /// SHA-256 of the text it was done on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_digest: Option<String>,

@@ -4,7 +4,8 @@
 //! layer does; a [`sweep`] gives the exact losses of many sets at once on a [`corpus`], [`evaluate`] remembers and
 //! compares them, [`questions`] ask what perplexity does not, and a [`search`] goes by all that ([`mod@encoder`] for models
 //! that make vectors); [`rewrite`] says what a checkpoint without the layers is called and configured like,
-//! [`write`](mod@write) puts it on disk, [`heal`] wins back what it can, [`verify`] proves what is there.
+//! [`write`](mod@write) puts it on disk, [`heal`] wins back what it can in
+//! closed form and [`distil`] what the whole model can teach, [`verify`] proves what is there.
 //!
 //! "Layer" is what the literature calls a decoder or encoder block here: attention and MLP together.
 
@@ -30,10 +31,12 @@ pub mod write;
 
 pub mod heal;
 
+pub mod distil;
+
 pub mod verify;
 
 pub use removal::Removal;
-pub use write::{DropOptions, Dropped, drop_layers};
+pub use write::{DropOptions, Dropped, drop_layers, without_layers};
 
 #[cfg(test)]
 mod tests;

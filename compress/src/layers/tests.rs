@@ -46,7 +46,7 @@ fn write(folder: &Path, config: &Value, tensors: &[(String, Vec<usize>, Vec<f32>
 }
 
 /// A Llama of `layers` layers; those of `idle` add nothing to the stream.
-fn toy(folder: &Path, layers: usize, idle: &[usize]) -> PathBuf {
+pub(super) fn toy(folder: &Path, layers: usize, idle: &[usize]) -> PathBuf {
     let config = json!({
         "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB, "rms_norm_eps": 1e-5,

@@ -1,16 +1,16 @@
 //! A checkpoint without some of its layers, streamed from one folder to another: no tensor is ever whole in memory, and
 //! no model is run.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use half::{bf16, f16};
-use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, WriterOptions};
+use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, TensorView, WriterOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
     Removal,
-    heal::{Healed, Replaced},
+    heal::Healed,
     rewrite::{self, Rewrite},
 };
 use crate::{Error, Result};
@@ -93,6 +93,21 @@ pub fn preview(checkpoint: &Checkpoint, removal: &Removal, options: &DropOptions
     Ok(describe(checkpoint, &rewrite, options, String::new()))
 }
 
+/// `checkpoint` without the layers `removal`, over the same maps: tensor for tensor and byte for byte what [`drop_layers`]
+/// would write, and nothing is written. What it says of itself names no fingerprint, which would read every byte.
+///
+/// # Errors
+/// As [`drop_layers`], but for those of writing.
+pub fn without_layers(
+    checkpoint: &Checkpoint,
+    removal: &Removal,
+    options: &DropOptions,
+) -> Result<(Checkpoint, Dropped)> {
+    let rewrite = rewrite::plan(checkpoint, removal, options.stack.as_deref(), options.force)?;
+    let dropped = describe(checkpoint, &rewrite, options, String::new());
+    Ok((checkpoint.renamed(&rewrite.tensors, rewrite.config)?, dropped))
+}
+
 /// Writes `checkpoint` without the layers `removal` into the folder `out`, which must not exist: tensors renumbered, their
 /// bytes as they were; the configuration rewritten ([`rewrite`](mod@rewrite) says how); tokenizer, licence and other
 /// files beside it as they were; [`PROVENANCE`]. Nothing appears under the name `out` before all of it is on disk.
@@ -147,20 +162,29 @@ pub fn drop_layers(
     Ok(dropped)
 }
 
-/// Writes `pruned`, a checkpoint that [`drop_layers`] wrote, into `out` with other numbers in the tensors `replaced`, each in
-/// the type it has; says so in [`PROVENANCE`].
+/// Writes `pruned`, a checkpoint that [`drop_layers`] wrote, into `out` with other numbers in the tensors that `healed`
+/// names, each in the type it has; says so in [`PROVENANCE`]. `replaced` gives a tensor's numbers, one tensor at a time.
 ///
 /// # Errors
 /// A name that is not there, a number its type cannot hold, an output that exists or does not fit on its disk.
-pub fn write_healed(pruned: &Checkpoint, replaced: &Replaced, healed: Healed, out: &Path) -> Result<Provenance> {
+pub fn write_healed(
+    pruned: &Checkpoint,
+    replaced: &dyn Fn(&TensorView) -> Option<Vec<f32>>,
+    healed: Healed,
+    files: &[(&str, Vec<u8>)],
+    out: &Path,
+) -> Result<Provenance> {
     let mut provenance = provenance(pruned.dir())?;
-    provenance.healed = Some(healed);
+    if let Some(name) = healed.tensors.iter().find(|name| !pruned.contains(name)) {
+        return Err(pruned.tensor(name).map_or_else(Error::from, |view| view.error("cannot be healed").into()));
+    }
+    let named: BTreeSet<&str> = healed.tensors.iter().map(String::as_str).collect();
     let specs =
         pruned.tensors().map(|view| TensorSpec::new(view.name(), view.dtype(), view.shape().to_vec())).collect();
     let options = WriterOptions { metadata: pruned.metadata().clone(), ..WriterOptions::default() };
     let mut writer = CheckpointWriter::create(out, specs, options)?;
     for view in pruned.tensors() {
-        let Some(values) = replaced.get(view.name()) else {
+        let Some(values) = named.contains(view.name()).then(|| replaced(view)).flatten() else {
             let mut offset = 0;
             for bytes in view.bytes().chunks(BYTES_AT_ONCE) {
                 writer.write_at(view.name(), offset, bytes)?;
@@ -172,14 +196,18 @@ pub fn write_healed(pruned: &Checkpoint, replaced: &Replaced, healed: Healed, ou
         if values.len() != view.elements() {
             return Err(view.error(format!("has {} elements, {} were made", view.elements(), values.len())).into());
         }
-        writer.write(view.name(), &encode(view.dtype(), values).map_err(|what| view.error(what))?)?;
+        writer.write(view.name(), &encode(view.dtype(), &values).map_err(|what| view.error(what))?)?;
     }
+    provenance.healed = Some(healed);
     pruned.expect_unchanged()?;
     for file in pruned.side_files() {
         writer.copy_beside(pruned.dir(), &file)?;
     }
     writer.add_file("config.json", &pretty(pruned.config()?)?)?;
     writer.add_file(PROVENANCE, &pretty(&provenance)?)?;
+    for (name, bytes) in files {
+        writer.add_file(name, bytes)?;
+    }
     writer.finish()?;
     Ok(provenance)
 }

@@ -208,7 +208,7 @@ impl Plan {
             .enumerate()
             .map(|(index, stage)| {
                 PathFilter::new(stage.targets.clone(), stage.ignore.clone())
-                    .map_err(|error| Error::Recipe(format!("stage {} (`{}`): {error}", index + 1, stage.method)))
+                    .map_err(|error| Error::Recipe(format!("{}: {error}", recipe.stage_name(index))))
             })
             .collect::<Result<Vec<_>>>()?;
         let stages = Stages { recipe: &recipe, methods: &methods, filters, format, float_dtype };
@@ -251,7 +251,7 @@ impl Plan {
             if linears.iter().any(|linear| linear.methods.contains(&index)) {
                 continue;
             }
-            let stage_name = format!("stage {} (`{}`)", index + 1, stage.method);
+            let stage_name = recipe.stage_name(index);
             let targets = &stage.targets;
             let taken =
                 candidates.iter().any(|candidate| stages.names(index, candidate) && !stages.of(candidate).is_empty());

@@ -156,7 +156,10 @@ impl Rps {
     /// As [`Self::build`], and if the recipe has more than this stage, a format or a budget, which do not go with it.
     pub fn of(recipe: &Recipe) -> Result<Option<(Self, &StageRecipe)>> {
         let Some(at) = recipe.stages.iter().position(|stage| stage.method == NAME) else { return Ok(None) };
-        let refuse = |what: &str| Err(Error::Recipe(format!("stage {} (`{NAME}`): {what}", at + 1)));
+        let refuse = |what: &str| Err(Error::Recipe(format!("{}: {what}", recipe.stage_name(at))));
+        if recipe.layers.is_some() {
+            return refuse("takes a model that lies on disk; take the layers out with `scruple layers prune` first");
+        }
         if recipe.stages.len() > 1 {
             return refuse("all matrices share one pool, so it is the only stage of its recipe");
         }
@@ -168,7 +171,7 @@ impl Rps {
         }
         let stage = &recipe.stages[at];
         let method = Self::build(stage.params.clone())
-            .map_err(|error| Error::Recipe(format!("stage {} (`{NAME}`): {error}", at + 1)))?;
+            .map_err(|error| Error::Recipe(format!("{}: {error}", recipe.stage_name(at))))?;
         Ok(Some((method, stage)))
     }
 

@@ -1,7 +1,7 @@
 //! What stands beside the weights of a compressed model: its configuration, its provenance, its card.
 
 use anyhow::Result;
-use scruple_compress::plan::Plan;
+use scruple_compress::{layers::write::PROVENANCE, plan::Plan};
 use scruple_weights::{Checkpoint, CheckpointWriter};
 use serde_json::{Value, json};
 
@@ -38,6 +38,9 @@ pub(super) fn side_files(
         }
     }
     writer.add_file("README.md", model_card(name, plan, provenance, source_card.as_deref()).as_bytes())?;
+    if let Some(layers) = &provenance.layers {
+        writer.add_file(PROVENANCE, &record::pretty(layers)?)?;
+    }
     writer.add_file("scruple.json", &record::pretty(provenance)?)?;
     Ok(())
 }
@@ -58,7 +61,7 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
     card.push_str(&format!("base_model: {name}\ntags:\n- scruple\n- {}\n---\n\n", plan.format));
     card.push_str(&format!("# {name}, compressed\n\n"));
     let commit = provenance.source.as_ref().map(|origin| format!("commit `{}`", origin.commit));
-    let fingerprint = provenance.source_fingerprint.as_ref().map(|hash| format!("tensors' fingerprint `{hash}`"));
+    let fingerprint = provenance.dense_fingerprint().map(|hash| format!("tensors' fingerprint `{hash}`"));
     let known: Vec<String> = commit.into_iter().chain(fingerprint).collect();
     card.push_str(&format!(
         "Made from the dense checkpoint `{name}`{} by scruple {}.\n\n",
@@ -80,10 +83,16 @@ fn model_card(name: &str, plan: &Plan, provenance: &Provenance, source: Option<&
             false => "",
         }
     ));
+    if let Some(layers) = &provenance.layers {
+        card.push_str(&format!(
+            "* stage 1: without layers {} of {} (`layers.json`)\n",
+            layers.removed, layers.source_layers
+        ));
+    }
     for (index, stage) in plan.recipe.stages.iter().enumerate() {
         card.push_str(&format!(
             "* stage {}: `{}`, {}\n",
-            index + 1,
+            plan.recipe.stage_number(index),
             stage.method,
             Value::from_iter(stage.params.iter().map(|(key, value)| (key.clone(), value.to_string())))
         ));

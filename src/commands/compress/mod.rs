@@ -12,6 +12,7 @@ use scruple_compress::{
     calibration::{self, CalibrationSet, Sampling},
     device::DeviceName,
     export::Format,
+    layers::{Dropped, write::Provenance as LayersProvenance},
     memory,
     model::text::Text,
     plan::{Around, Forecast, Network, Plan},
@@ -29,6 +30,8 @@ mod card;
 mod cost;
 
 mod seeds;
+
+pub mod layers;
 
 pub mod write;
 
@@ -150,6 +153,9 @@ pub struct Provenance {
     /// Where a dense model of a hub came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Origin>,
+    /// Which layers of which model the recipe took out first; `source_fingerprint` is then of what was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<LayersProvenance>,
     /// What was asked for.
     pub recipe: Recipe,
     /// Samples, their length, and the SHA-256 of the token ids.
@@ -169,6 +175,14 @@ pub struct Provenance {
     /// What was done to their inputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scalings: Vec<ScalingRecord>,
+}
+
+impl Provenance {
+    /// Hash of the tensors of the model that was given, before layers were taken out of it.
+    pub fn dense_fingerprint(&self) -> Option<&str> {
+        let before = self.layers.as_ref().map(|layers| &layers.source_fingerprint);
+        before.or(self.source_fingerprint.as_ref()).map(String::as_str)
+    }
 }
 
 impl Arguments {
@@ -206,6 +220,7 @@ impl Arguments {
         let stage = StageRecipe { method: self.method.clone(), targets: vec!["*".into()], ignore: Vec::new(), params };
         let format = self.format.as_ref().map(|name| name.parse::<Format>()).transpose().map_err(anyhow::Error::msg)?;
         let recipe = Recipe {
+            layers: None,
             stages: vec![stage],
             calibration: CalibrationRecipe {
                 n_samples: self.n_samples,
@@ -318,7 +333,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// One compression; `tell` prints its account.
 fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     let mut clock = Run::start("compress");
-    let recipe = arguments.recipe()?;
+    let mut recipe = arguments.recipe()?;
     let embedded = match &arguments.model {
         None => Some(Fixture::tiny_world()?),
         Some(_) => None,
@@ -357,8 +372,14 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         return shared::compress(&method, stage, &located, &asked, &clock);
     }
 
-    let checkpoint = located.open()?;
-    let plan = Plan::new(recipe, &checkpoint);
+    let whole = located.open()?;
+    let fewer = layers::take_out(&mut recipe, &whole);
+    let fewer = match &arguments.recipe {
+        Some(file) => fewer.with_context(|| format!("in recipe `{}`", file.display()))?,
+        None => fewer?,
+    };
+    let checkpoint = fewer.as_ref().map_or(&whole, |(checkpoint, _)| checkpoint);
+    let plan = Plan::new(recipe, checkpoint);
     let mut plan = match &arguments.recipe {
         Some(file) => plan.with_context(|| file.display().to_string())?,
         None => plan?,
@@ -371,7 +392,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         (Some(text), Network::Encoder(_)) => drop(cost::lines(text)?),
         (Some(text), Network::Decoder(config)) => {
             anyhow::ensure!(arguments.max_tokens > 0, "--max-tokens should be at least 1, found 0");
-            eval::expect_text(&checkpoint, text, config.vocab_size)?;
+            eval::expect_text(checkpoint, text, config.vocab_size)?;
         }
         (Some(_), Network::Named(network)) => {
             anyhow::bail!(
@@ -392,7 +413,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         }
     }
     let set = match &calibration_file {
-        Some(file) if plan.needs_calibration() => Some(calibration_set(&checkpoint, &plan, file)?),
+        Some(file) if plan.needs_calibration() => Some(calibration_set(checkpoint, &plan, file)?),
         _ if plan.needs_calibration() => {
             let method = plan.calibrated_method().map_or("of the recipe", |method| method.name());
             anyhow::bail!("method `{method}` needs a text to calibrate on; give --calibration FILE")
@@ -401,10 +422,10 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     let widths = match plan.recipe.budget.clone() {
         Some(budget) => {
-            let offers = measure_widths(arguments, &checkpoint, &plan, set.as_ref())?;
+            let offers = measure_widths(arguments, checkpoint, &plan, set.as_ref())?;
             let recipe = budget::explicit(&plan, &budget, &offers)?;
             let left_because = plan.left_because.take();
-            plan = Plan::new(recipe, &checkpoint)?;
+            plan = Plan::new(recipe, checkpoint)?;
             plan.allow_nonfinite = arguments.allow_nonfinite;
             plan.proof = !arguments.no_proof;
             plan.calibrate_on(arguments.device)?;
@@ -415,8 +436,8 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     let runs = plan.network.decoder();
     let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
-    let forecast = plan.forecast(
-        &checkpoint,
+    let mut forecast = plan.forecast(
+        checkpoint,
         Around {
             n_samples,
             seq_len,
@@ -425,9 +446,13 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
             evaluates: text.is_some(),
         },
     );
+    forecast.dense_bytes = whole.bytes();
+    let dropped = fewer.as_ref().map(|(_, dropped)| dropped);
     if arguments.dry_run {
-        return dry_run(arguments, &plan, &forecast);
+        return dry_run(arguments, &plan, &forecast, dropped);
     }
+    let dropped = dropped
+        .map(|dropped| LayersProvenance { source_fingerprint: whole.fingerprint(), ..dropped.provenance.clone() });
     if plan.needs_calibration() {
         printer::say(format!(
             "calibrating on {} tokens; their activations take {:.0} MB on disk (bf16)",
@@ -441,8 +466,9 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
     let Written { outcome, bytes: written, source_hash_seconds } = write::write(Work {
-        checkpoint: &checkpoint,
+        checkpoint,
         plan: &plan,
+        layers: dropped.as_ref(),
         set,
         bits_per_weight: forecast.bits_per_weight,
         name: &name,
@@ -490,7 +516,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     };
     warn_of_experts(&outcome.linears);
     if tell {
-        report(arguments, &plan, &outcome, &checkpoint, (written, checked), &cost, &out)?;
+        report(arguments, &plan, &outcome, &whole, (written, checked), &cost, &out)?;
     }
     Ok(())
 }
@@ -517,7 +543,7 @@ fn measure_widths(
     Ok(offers?)
 }
 
-fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<()> {
+fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast, dropped: Option<&Dropped>) -> Result<()> {
     if arguments.json {
         let linears: Vec<Value> = plan
             .linears
@@ -532,10 +558,21 @@ fn dry_run(arguments: &Arguments, plan: &Plan, forecast: &Forecast) -> Result<()
                 })
             })
             .collect();
-        printer::json(&json!({
+        let mut record = json!({
             "forecast": forecast, "format": plan.format, "linears": linears, "left_dense": plan.left_dense,
-        }))?;
-        return Ok(());
+        });
+        if let Some(dropped) = dropped {
+            record["layers"] = serde_json::to_value(dropped)?;
+        }
+        return printer::json(&record);
+    }
+    if let Some(Dropped { provenance, .. }) = dropped {
+        printer::data(format!(
+            "without layers {} of {}; what is left is numbered anew, as the names below are",
+            provenance.removed, provenance.source_layers
+        ));
+        provenance.config_changes.iter().for_each(|change| printer::data(format!("config.json: {change}")));
+        printer::data("");
     }
     let mut table = Table::new(["linear", "method", "shape", "stored as"]);
     for linear in &plan.linears {

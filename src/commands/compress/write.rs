@@ -11,6 +11,7 @@ use scruple_compress::{
     Error,
     budget::{Budget, Offer},
     calibration::CalibrationSet,
+    layers::write::Provenance as LayersProvenance,
     memory,
     plan::{Around, Plan},
     recipe::Recipe,
@@ -20,7 +21,7 @@ use scruple_compress::{
 use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin, source::Located};
 use serde_json::{Value, json};
 
-use super::{Provenance, calibration_set, card};
+use super::{Provenance, calibration_set, card, layers};
 use crate::{
     commands::share::recipe as shared,
     plot,
@@ -35,6 +36,8 @@ pub struct Work<'a> {
     pub checkpoint: &'a Checkpoint,
     /// What becomes of it.
     pub plan: &'a Plan,
+    /// Which layers the recipe took out of the dense model first; `checkpoint` lacks them already.
+    pub layers: Option<&'a LayersProvenance>,
     /// The text to calibrate on, where a method needs one.
     pub set: Option<CalibrationSet>,
     /// What its linears will take, as forecast.
@@ -68,7 +71,7 @@ pub struct Written {
 /// Weights that are not finite, a model that changes meanwhile, a folder that exists, a full disk; what a full disk leaves
 /// is gone on with by the next run.
 pub fn write(work: Work<'_>) -> Result<Written> {
-    let Work { checkpoint, plan, set, bits_per_weight, name, source, read_again, widths, out } = work;
+    let Work { checkpoint, plan, layers, set, bits_per_weight, name, source, read_again, widths, out } = work;
     if !plan.allow_nonfinite && plan.needs_calibration() {
         // Before the work: in the last block it would show after hours. Without calibration it shows in seconds.
         for view in checkpoint.tensors() {
@@ -138,6 +141,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         version: env!("CARGO_PKG_VERSION").into(),
         source_fingerprint,
         source: source.cloned(),
+        layers: layers.cloned(),
         recipe: plan.recipe.clone(),
         calibration,
         device,
@@ -170,24 +174,36 @@ pub fn write(work: Work<'_>) -> Result<Written> {
 ///
 /// # Errors
 /// As [`Plan::new`] and [`write()`]; a method that needs a `calibration` text and has none.
-pub fn by_recipe(recipe: Recipe, located: &Located, name: &str, calibration: Option<&Path>, out: &Path) -> Result<()> {
+pub fn by_recipe(
+    mut recipe: Recipe,
+    located: &Located,
+    name: &str,
+    calibration: Option<&Path>,
+    out: &Path,
+) -> Result<()> {
     if let Some((method, stage)) = Rps::of(&recipe)? {
         shared::carry_out(&method, stage, located, calibration, out, &Run::start("compress"))?;
         return Ok(());
     }
-    let checkpoint = located.open()?;
-    let plan = Plan::new(recipe, &checkpoint)?;
+    let whole = located.open()?;
+    let fewer = layers::take_out(&mut recipe, &whole)?;
+    let checkpoint = fewer.as_ref().map_or(&whole, |(checkpoint, _)| checkpoint);
+    let dropped = fewer
+        .as_ref()
+        .map(|(_, dropped)| LayersProvenance { source_fingerprint: whole.fingerprint(), ..dropped.provenance.clone() });
+    let plan = Plan::new(recipe, checkpoint)?;
     let set = match (plan.calibrated_method(), calibration) {
         (None, _) => None,
-        (Some(_), Some(file)) => Some(calibration_set(&checkpoint, &plan, file)?),
+        (Some(_), Some(file)) => Some(calibration_set(checkpoint, &plan, file)?),
         (Some(method), None) => anyhow::bail!("method `{}` needs a text to calibrate on", method.name()),
     };
     let (n_samples, seq_len) = set.as_ref().map_or((0, 0), |set| (set.n_samples(), set.seq_len));
     let around = Around { n_samples, seq_len, text_bytes: 0, speed_bytes: 0, evaluates: false };
-    let bits_per_weight = plan.forecast(&checkpoint, around).bits_per_weight;
+    let bits_per_weight = plan.forecast(checkpoint, around).bits_per_weight;
     write(Work {
-        checkpoint: &checkpoint,
+        checkpoint,
         plan: &plan,
+        layers: dropped.as_ref(),
         set,
         bits_per_weight,
         name,

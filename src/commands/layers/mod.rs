@@ -12,7 +12,7 @@ mod search;
 
 mod report;
 
-mod prune;
+pub(crate) mod prune;
 
 mod heal;
 
@@ -35,7 +35,7 @@ enum Verb {
     Search(Box<search::Arguments>),
     /// Write a checkpoint without some of its layers; the model is not run
     Prune(prune::Arguments),
-    /// Win back what can be without training, and say how much that is
+    /// Win back what can be, in closed form or by distillation, and say how much that is
     Heal(heal::Arguments),
     /// Prove that a checkpoint is another without some of its layers
     Verify(verify::Arguments),

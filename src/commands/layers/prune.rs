@@ -54,7 +54,7 @@ pub struct Arguments {
 }
 
 /// The set that `from`, a file of `layers search` or its folder, holds for `k`; and how it was found.
-fn read_set(from: &Path, k: Option<usize>) -> Result<(Removal, Value)> {
+pub(crate) fn read_set(from: &Path, k: Option<usize>) -> Result<(Removal, Value)> {
     let mut file = if from.is_dir() { from.join("search.json") } else { from.to_path_buf() };
     let read = |file: &Path| -> Result<Value> {
         let text = std::fs::read(file).with_context(|| format!("{}: cannot read the set of layers", file.display()))?;
@@ -90,6 +90,17 @@ fn read_set(from: &Path, k: Option<usize>) -> Result<(Removal, Value)> {
     Ok((removal, by))
 }
 
+/// Warns where what was found `by` a search was found on another model than `checkpoint`.
+pub(crate) fn expect_searched(checkpoint: &Checkpoint, by: &Value) {
+    let searched = by.get("model_fingerprint").and_then(Value::as_str);
+    if let Some(searched) = searched.filter(|searched| *searched != checkpoint.fingerprint()) {
+        printer::warn(format!(
+            "{}: its tensors' fingerprint is not {searched}, of the model that was searched; the set may not suit it",
+            checkpoint.path().display()
+        ));
+    }
+}
+
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let clock = Run::start("layers prune");
@@ -103,12 +114,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         (None, None) => anyhow::bail!("give --drop or --from"),
     };
-    let searched = chosen_by.as_ref().and_then(|by| by.get("model_fingerprint")).and_then(Value::as_str);
-    if let Some(searched) = searched.filter(|searched| *searched != checkpoint.fingerprint()) {
-        printer::warn(format!(
-            "{}: its tensors' fingerprint is not {searched}, of the model that was searched; the set may not suit it",
-            located.path().display()
-        ));
+    if let Some(by) = &chosen_by {
+        expect_searched(&checkpoint, by);
     }
     let mut options = DropOptions {
         stack: arguments.stack.clone(),
