@@ -77,6 +77,10 @@ bench-train python:
 bench-probe python:
     RAYON_NUM_THREADS=1 cargo bench --bench probe_train -- --python {{python}}
 
+# Models classified a CPU second, against reading their layers
+bench-classify:
+    cargo bench --bench classify
+
 # A matrix read from a pool against the dense one and against independent hashes
 bench-share:
     RAYON_NUM_THREADS=1 cargo bench --bench share_kernels

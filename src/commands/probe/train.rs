@@ -10,6 +10,7 @@ use scruple_compress::{model::encoder::SentenceEncoder, zoo::build::NO_TREE};
 use scruple_weights::{
     probex::{
         Expert,
+        cache::Copies,
         damage::Damage,
         expert::{Candidate, Radius},
         fit::{ClassTexts, Job},
@@ -63,6 +64,9 @@ pub struct Arguments {
     /// Learn from compressed copies too: int8, int4, prune50 …, with commas between
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     augment: Vec<String>,
+    /// Make each compressed copy once, instead of anew (rounded by chance, pruned by a share near the named one) in each pass
+    #[arg(long, requires = "augment")]
+    keep_copies: bool,
     /// Models of each tree to learn from at most
     #[arg(long, value_name = "N")]
     models: Option<usize>,
@@ -244,7 +248,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             ranks: ranks(arguments.ranks.as_deref())?,
             input: input(arguments.input.as_deref())?,
             training: arguments.training()?,
-            augment: damages(&arguments.augment)?,
+            augment: Copies { damages: damages(&arguments.augment)?, anew: !arguments.keep_copies },
             most: arguments.models,
             shuffle: arguments.shuffle_labels,
             texts: texts.clone(),

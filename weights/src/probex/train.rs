@@ -22,9 +22,6 @@ use crate::random::Stream;
 const BETAS: (f32, f32) = (0.9, 0.999);
 const EPSILON: f32 = 1e-8;
 
-/// Models looked at together where nothing is learnt.
-const LOOKED_AT: usize = 128;
-
 /// How a probe is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Training {
@@ -64,6 +61,28 @@ pub trait Models: Sync {
 
     /// Forms each model has: itself, and its compressed copies.
     fn copies(&self) -> usize;
+
+    /// Makes form `copy` of model `at` anew in `out`, by `stream`; `None` where [`Models::layer`] has the form.
+    fn drawn<'a>(&self, _at: usize, _copy: usize, _stream: &mut Stream, _out: &'a mut Vec<f32>) -> Option<Operand<'a>> {
+        None
+    }
+}
+
+/// The layers of a batch of (model, form); forms that are made anew, each by the step's number and the model's, lie in
+/// `buffers`.
+fn gather<'a>(
+    models: &'a dyn Models,
+    batch: &[(usize, usize)],
+    (seed, step): (u64, u64),
+    buffers: &'a mut Vec<Vec<f32>>,
+) -> Vec<Operand<'a>> {
+    buffers.resize_with(batch.len(), Vec::new);
+    let layers = batch.par_iter().zip(buffers.par_iter_mut()).map(|(&(at, copy), buffer)| {
+        let mut stream = Stream::new(seed, "probe/copies", (step << 32) + at as u64);
+        let drawn = if copy == 0 { None } else { models.drawn(at, copy, &mut stream, buffer) };
+        drawn.unwrap_or_else(|| models.layer(at, copy))
+    });
+    layers.collect()
 }
 
 /// A labelled part of the models.
@@ -216,19 +235,6 @@ impl Learner {
     }
 }
 
-impl Net {
-    /// Logits (models, classes) and representations (models, r_T) of `models`.
-    pub fn look_at(&self, models: &[Operand<'_>], texts: Texts<'_>) -> (Vec<f32>, Vec<f32>) {
-        let (mut logits, mut representations, mut trace) = (Vec::new(), Vec::new(), Trace::default());
-        for models in models.chunks(LOOKED_AT) {
-            self.represent(models, &mut trace);
-            logits.extend(self.logits(&trace, models.len(), texts));
-            representations.extend_from_slice(&trace.representation);
-        }
-        (logits, representations)
-    }
-}
-
 /// Share of right decisions of `logits`: of all where several classes may hold, of models where one does.
 pub fn right(choice: Choice, logits: &[f32], truths: &[f32], classes: usize) -> f64 {
     match choice {
@@ -263,6 +269,7 @@ pub fn train(
     let mut order: Vec<usize> = (0..train.models.len()).collect();
     let mut best: Option<(f64, f64, usize, Vec<f32>)> = None;
     let mut costs = Vec::with_capacity(training.epochs);
+    let (mut steps, mut buffers) = (0, Vec::new());
     let seen: Vec<Operand<'_>> = validation.models.iter().map(|&at| models.layer(at, 0)).collect();
     for epoch in 0..training.epochs {
         let mut stream = Stream::new(training.seed, "probe/order", epoch as u64);
@@ -273,10 +280,12 @@ pub fn train(
             truths.clear();
             for &at in chosen {
                 let copy = if models.copies() > 1 { stream.below(models.copies()) } else { 0 };
-                batch.push(models.layer(train.models[at], copy));
+                batch.push((train.models[at], copy));
                 truths.extend_from_slice(train.truth(at));
             }
-            sum += learner.step(&batch, &truths, texts, choice, training) * chosen.len() as f64;
+            let layers = gather(models, &batch, (training.seed, steps), &mut buffers);
+            steps += 1;
+            sum += learner.step(&layers, &truths, texts, choice, training) * chosen.len() as f64;
         }
         costs.push(sum / order.len() as f64);
         told(epoch, sum / order.len() as f64);
