@@ -96,6 +96,10 @@ bench-cuda folder model text device="cuda:0" cap="90":
         LD_LIBRARY_PATH="$kit/lib64:${LD_LIBRARY_PATH:-}" \
         cargo bench --features cuda --target-dir target-cuda --bench cuda -- --device {{device}} --model {{model}} --text {{text}}
 
+# Models classified a CPU second, against reading their layers
+bench-classify:
+    cargo bench --bench classify
+
 # A matrix read from a pool against the dense one and against independent hashes
 bench-share:
     RAYON_NUM_THREADS=1 cargo bench --bench share_kernels

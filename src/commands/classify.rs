@@ -63,7 +63,8 @@ pub struct Arguments {
     /// Print a record as JSON
     #[arg(long)]
     json: bool,
-    /// Write `classify.json` and `run.json` into this folder, and with `--registry` the page `card.html`
+    /// Write `classify.json` and `run.json` into this folder, and with `--registry` the page `card.html` and a picture of
+    /// each of the first models (`card.png`)
     #[arg(short, long)]
     output: Option<PathBuf>,
 }

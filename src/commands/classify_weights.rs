@@ -2,15 +2,20 @@
 
 mod card;
 
+mod columns;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result};
-use scruple_weights::{
-    Checkpoint,
-    probex::registry::{Distance, Registry},
+use rayon::prelude::*;
+use scruple_weights::probex::{
+    Answer as Said, Expert,
+    neighbours::Members,
+    registry::{Distance, Registry, Route},
 };
 use serde::Serialize;
 
@@ -20,8 +25,11 @@ use crate::{
     source,
 };
 
-/// Models looked at before their answers are on disk.
+/// Models looked at before their answers are on disk, at most:
 const TOGETHER: usize = 64;
+
+/// as many as have layers of so many bytes.
+const MEMORY: usize = 256 << 20;
 
 /// The options that weights alone take.
 #[derive(Debug, clap::Args)]
@@ -42,6 +50,21 @@ pub struct Options {
     /// gets a line with the reason, and the program then ends with 1
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub jsonl: Option<PathBuf>,
+    /// Write the same columns as Parquet when all answers are there; the lines it is made of, from which a later run goes
+    /// on, stand in `--jsonl`, or without it beside the file with `.jsonl` behind its name
+    #[arg(long, value_name = "FILE", requires = "registry")]
+    pub parquet: Option<PathBuf>,
+}
+
+impl Options {
+    /// Where answers go line by line.
+    fn lines(&self) -> Option<PathBuf> {
+        self.jsonl.clone().or_else(|| {
+            let mut beside = self.parquet.clone()?.into_os_string();
+            beside.push(".jsonl");
+            Some(beside.into())
+        })
+    }
 }
 
 /// A label with its probability.
@@ -59,6 +82,16 @@ struct Near {
     labels: Vec<String>,
 }
 
+/// How a model would fit among those of a label.
+#[derive(Debug, Serialize)]
+struct Belonging {
+    label: String,
+    /// Mean distance to the two nearest models with the label among those the expert learnt from.
+    distance: f32,
+    /// Share of validation models that lie at least as far from a label they have: small where the model does not belong.
+    p: f64,
+}
+
 /// What one expert says.
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -74,6 +107,10 @@ struct Finding {
     probabilities: Vec<Probability>,
     /// Documented models, nearest first.
     nearest: Vec<Near>,
+    /// Labels that those have by their majority.
+    vote: Vec<String>,
+    /// How the model would fit among the documented models of each label that at least two of them have.
+    belongs: Vec<Belonging>,
     /// Share of right answers on the expert's own test models (validation models where it had none).
     expert_accuracy: f64,
 }
@@ -109,6 +146,17 @@ struct Record {
     answers: Vec<Answer>,
 }
 
+/// What is said of many models, whose answers stand in lines of their own.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    coverage: f64,
+    experts: usize,
+    known: usize,
+    unknown: usize,
+    /// Models that could not be read.
+    unread: usize,
+}
+
 /// Which part of the models is taken: (i, n).
 fn shard(text: Option<&str>) -> Result<(usize, usize)> {
     let Some(text) = text else { return Ok((0, 1)) };
@@ -119,39 +167,83 @@ fn shard(text: Option<&str>) -> Result<(usize, usize)> {
     }
 }
 
-fn answer(registry: &Registry, options: &Options, path: &Path, checkpoint: &Checkpoint) -> Result<Answer> {
-    let route = registry.route(checkpoint)?;
-    let mut findings = Vec::new();
-    let mut tree = None;
-    for (at, values) in route.known {
-        let expert = &registry.experts[at].1;
-        let about = &expert.about;
-        tree.get_or_insert_with(|| about.tree.clone());
-        let names = |classes: &[usize]| classes.iter().map(|&class| about.classes[class].clone()).collect();
-        for said in expert.answers(vec![values], options.coverage, options.nearest) {
-            let with_names = about.classes.iter().zip(&said.probabilities);
-            findings.push(Finding {
-                label: about.label.clone(),
-                layer: about.layer.name.clone(),
-                predicted: names(&said.decided),
-                set: names(&said.set),
-                probabilities: with_names
-                    .map(|(label, &probability)| Probability { label: label.clone(), probability })
-                    .collect(),
-                nearest: said
-                    .nearest
-                    .iter()
-                    .map(|&(near, distance)| {
-                        let (model, classes) = &about.documented[near];
-                        Near { model: model.clone(), distance, labels: names(classes) }
-                    })
-                    .collect(),
-                expert_accuracy: about.test.as_ref().unwrap_or(&about.validation).accuracy.value,
-            });
-        }
+/// The experts at work.
+struct Experts<'a> {
+    registry: &'a Registry,
+    options: &'a Options,
+    /// How far models lie from the labels they have, of each expert from when it is first asked.
+    members: Vec<OnceLock<Members>>,
+    /// Models looked at together.
+    together: usize,
+}
+
+impl<'a> Experts<'a> {
+    fn new(registry: &'a Registry, options: &'a Options) -> Self {
+        let bytes = registry.experts.iter().map(|(_, expert)| 4 * expert.about.layer.elements()).max().unwrap_or(4);
+        let together = (MEMORY / bytes.max(1)).clamp(1, TOGETHER);
+        Self { registry, options, members: registry.experts.iter().map(|_| OnceLock::new()).collect(), together }
     }
-    let model = path.display().to_string();
-    Ok(Answer { model, tree, unknown: route.why, distances: route.distances, findings })
+
+    /// What is said of the models, each on its own: the answer to a model does not depend on those it is asked with.
+    fn answers(&self, paths: &[&PathBuf]) -> Vec<Result<Answer>> {
+        let route = |path: &&PathBuf| -> Result<Route> { Ok(self.registry.route(&source::locate(path)?.open()?)?) };
+        let mut routes: Vec<Result<Route>> = paths.par_iter().map(route).collect();
+        let mut findings: Vec<Vec<Finding>> = paths.iter().map(|_| Vec::new()).collect();
+        let mut trees = vec![None; paths.len()];
+        // An expert reads all its models at once.
+        for (number, (_, expert)) in self.registry.experts.iter().enumerate() {
+            let (mut models, mut layers) = (Vec::new(), Vec::new());
+            for (model, route) in routes.iter_mut().enumerate() {
+                let Ok(route) = route else { continue };
+                if let Some(at) = route.known.iter().position(|(expert, _)| *expert == number) {
+                    models.push(model);
+                    layers.push(route.known.swap_remove(at).1);
+                }
+            }
+            if models.is_empty() {
+                continue;
+            }
+            let members = self.members[number].get_or_init(|| expert.members());
+            let said = expert.answers(layers, self.options.coverage, self.options.nearest);
+            for (model, said) in models.into_iter().zip(said) {
+                trees[model].get_or_insert_with(|| expert.about.tree.clone());
+                findings[model].push(finding(expert, members, said));
+            }
+        }
+        let all = routes.into_iter().zip(paths).zip(findings.into_iter().zip(trees));
+        all.map(|((route, path), (findings, tree))| {
+            let Route { distances, why, .. } = route?;
+            Ok(Answer { model: path.display().to_string(), tree, unknown: why, distances, findings })
+        })
+        .collect()
+    }
+}
+
+fn finding(expert: &Expert, members: &Members, said: Said) -> Finding {
+    let about = &expert.about;
+    let names = |classes: &[usize]| classes.iter().map(|&class| about.classes[class].clone()).collect();
+    let near = |&(near, distance): &(usize, f32)| {
+        let (model, classes) = &about.documented[near];
+        Near { model: model.clone(), distance, labels: names(classes) }
+    };
+    let belonging = |(class, label): (usize, &String)| {
+        let fit = members.fit(said.to_classes[class]?)?;
+        Some(Belonging { label: label.clone(), distance: fit.distance, p: fit.p })
+    };
+    let with_names = about.classes.iter().zip(&said.probabilities);
+    Finding {
+        label: about.label.clone(),
+        layer: about.layer.name.clone(),
+        predicted: names(&said.decided),
+        set: names(&said.set),
+        probabilities: with_names
+            .map(|(label, &probability)| Probability { label: label.clone(), probability })
+            .collect(),
+        nearest: said.nearest.iter().map(near).collect(),
+        vote: names(&said.vote),
+        belongs: about.classes.iter().enumerate().filter_map(belonging).collect(),
+        expert_accuracy: about.test.as_ref().unwrap_or(&about.validation).accuracy.value,
+    }
 }
 
 /// Runs the verb on weights.
@@ -164,23 +256,42 @@ pub fn run(models: &[PathBuf], options: &Options, json: bool, output: Option<&Pa
         options.coverage
     );
     let (part, parts) = shard(options.shard.as_deref())?;
+    if let Some(parquet) = options.parquet.as_ref().filter(|path| path.is_dir()) {
+        anyhow::bail!("{}: is a folder; --parquet takes the name of a file", parquet.display());
+    }
     let registry = Registry::open(folder)?;
     let mine: Vec<&PathBuf> = models.iter().skip(part).step_by(parts).collect();
-    if let Some(file) = &options.jsonl {
-        return stream(&registry, options, &mine, file);
+    clock.extra.insert("registry".into(), folder.display().to_string().into());
+    if let Some(file) = options.lines() {
+        let summary = stream(&registry, options, &mine, &file)?;
+        if let Some(parquet) = &options.parquet {
+            columns::write(&file, parquet)?;
+        }
+        if let Some(out) = output {
+            record::save(out, "classify", &summary, &clock)?;
+        }
+        if json {
+            printer::json(&summary)?;
+        }
+        if summary.unread > 0 {
+            printer::warn(format!("{} models could not be read; their lines say why", summary.unread));
+        }
+        return Ok(ExitCode::from(u8::from(summary.unread > 0)));
     }
+    let experts = Experts::new(&registry, options);
     let mut answers = Vec::with_capacity(mine.len());
-    for path in mine {
-        let checkpoint = source::locate(path)?.open()?;
-        answers.push(answer(&registry, options, path, &checkpoint)?);
+    for paths in mine.chunks(experts.together) {
+        for answer in experts.answers(paths) {
+            answers.push(answer?);
+        }
     }
     let known = answers.iter().filter(|answer| answer.tree.is_some()).count();
     let unknown = answers.len() - known;
     let record = Record { coverage: options.coverage, experts: registry.experts.len(), known, unknown, answers };
-    clock.extra.insert("registry".into(), folder.display().to_string().into());
     if let Some(out) = output {
         record::save(out, "classify", &record, &clock)?;
         record::write_whole(&out.join("card.html"), card::page(&record).as_bytes())?;
+        card::pictures(&record, out)?;
     }
     if json {
         printer::json(&record)?;
@@ -190,8 +301,8 @@ pub fn run(models: &[PathBuf], options: &Options, json: bool, output: Option<&Pa
     Ok(ExitCode::SUCCESS)
 }
 
-/// Answers line by line, behind those that are there.
-fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Path) -> Result<ExitCode> {
+/// Answers line by line, behind those that are there; what all lines say.
+fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Path) -> Result<Summary> {
     use std::io::Write;
     let fail = || format!("{}: cannot write the answers", file.display());
     let before = match std::fs::read_to_string(file) {
@@ -201,28 +312,36 @@ fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Pa
     };
     // A line that was cut by a kill is done again.
     let whole = &before[..before.rfind('\n').map_or(0, |end| end + 1)];
+    let mut summary = Summary { coverage: options.coverage, experts: registry.experts.len(), ..Summary::default() };
     let mut done = std::collections::HashSet::new();
     for (number, line) in whole.lines().enumerate() {
         let value: serde_json::Value = serde_json::from_str(line)
             .with_context(|| format!("{}: line {} is no answer", file.display(), number + 1))?;
+        match (value.get("error"), value.get("tree").and_then(serde_json::Value::as_str)) {
+            (Some(_), _) => summary.unread += 1,
+            (None, Some(_)) => summary.known += 1,
+            (None, None) => summary.unknown += 1,
+        }
         done.extend(value["model"].as_str().map(str::to_string));
     }
     let mut out = std::fs::OpenOptions::new().create(true).write(true).truncate(false).open(file).with_context(fail)?;
     out.set_len(whole.len() as u64).with_context(fail)?;
     std::io::Seek::seek(&mut out, std::io::SeekFrom::End(0)).with_context(fail)?;
-    let left: Vec<&&PathBuf> = models.iter().filter(|path| !done.contains(&path.display().to_string())).collect();
-    let mut unread = 0;
+    let left: Vec<&PathBuf> =
+        models.iter().copied().filter(|path| !done.contains(&path.display().to_string())).collect();
     let mut progress = printer::Progress::new("classify", left.len() as u64);
-    for (chunk, paths) in left.chunks(TOGETHER).enumerate() {
-        use rayon::prelude::*;
-        let answers: Vec<Result<Answer>> =
-            paths.par_iter().map(|path| answer(registry, options, path, &source::locate(path)?.open()?)).collect();
+    let experts = Experts::new(registry, options);
+    let mut written = 0;
+    for paths in left.chunks(experts.together) {
         let mut lines = Vec::new();
-        for (path, answer) in paths.iter().zip(answers) {
+        for (path, answer) in paths.iter().zip(experts.answers(paths)) {
             match answer {
-                Ok(answer) => serde_json::to_writer(&mut lines, &answer)?,
+                Ok(answer) => {
+                    *(if answer.tree.is_some() { &mut summary.known } else { &mut summary.unknown }) += 1;
+                    serde_json::to_writer(&mut lines, &answer)?;
+                }
                 Err(error) => {
-                    unread += 1;
+                    summary.unread += 1;
                     let (model, error) = (path.display().to_string(), printer::sentence(&error));
                     serde_json::to_writer(&mut lines, &Unread { model, error })?;
                 }
@@ -230,14 +349,12 @@ fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Pa
             lines.push(b'\n');
         }
         out.write_all(&lines).and_then(|()| out.sync_data()).with_context(fail)?;
-        progress.at((chunk * TOGETHER + paths.len()) as u64, "models");
+        written += paths.len();
+        progress.at(written as u64, "models");
     }
     progress.finish();
     printer::say(format!("{} answers, {} of them from before", models.len(), models.len() - left.len()));
-    if unread > 0 {
-        printer::warn(format!("{unread} models could not be read; their lines say why"));
-    }
-    Ok(ExitCode::from(u8::from(unread > 0)))
+    Ok(summary)
 }
 
 fn print(answer: &Answer) {
@@ -260,18 +377,34 @@ fn print(answer: &Answer) {
     for finding in &answer.findings {
         let right = 100.0 * finding.expert_accuracy;
         printer::data(format!("  {} (read from {}, {right:.1} % right on test models)", finding.label, finding.layer));
-        let mut table = Table::new(["  label", "probability", "predicted", "in the set"]);
+        let mut table = Table::new(["  label", "probability", "predicted", "in the set", "belongs (p)"]);
         let mut order: Vec<&Probability> = finding.probabilities.iter().collect();
         order.sort_by(|a, b| b.probability.total_cmp(&a.probability));
         for p in order.into_iter().take(20) {
             let yes = |list: &[String]| if list.contains(&p.label) { "yes" } else { "" }.to_string();
-            let probability = format!("{:.3}", p.probability);
-            table.row([format!("  {}", p.label), probability, yes(&finding.predicted), yes(&finding.set)]);
+            let (probability, belongs) = (format!("{:.3}", p.probability), finding.belongs(&p.label));
+            let belongs = belongs.map_or("-".into(), |fit| format!("{:.3}", fit.p));
+            table.row([format!("  {}", p.label), probability, yes(&finding.predicted), yes(&finding.set), belongs]);
         }
         table.print();
         for near in &finding.nearest {
             printer::data(format!("  near {} ({:.3}): {}", near.model, near.distance, near.labels.join(", ")));
         }
+        if !finding.nearest.is_empty() {
+            printer::data(format!("  {}", finding.vote()));
+        }
+    }
+}
+
+impl Finding {
+    fn belongs(&self, label: &str) -> Option<&Belonging> {
+        self.belongs.iter().find(|fit| fit.label == label)
+    }
+
+    /// What the nearest documented models are, as a sentence.
+    fn vote(&self) -> String {
+        let labels = if self.vote.is_empty() { "no label in common".into() } else { self.vote.join(", ") };
+        format!("vote of the {} nearest documented models: {labels}", self.nearest.len())
     }
 }
 

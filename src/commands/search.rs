@@ -12,6 +12,9 @@ use crate::{
     record::{self, Run},
 };
 
+/// Labels of the models found that are told.
+const SHOWN: usize = 5;
+
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -49,6 +52,29 @@ struct Found {
 struct Record {
     words: String,
     models: Vec<Found>,
+    /// What those have, the commonest first.
+    vote: Vec<Share>,
+}
+
+/// A label of the models found.
+#[derive(Debug, PartialEq, Serialize)]
+struct Share {
+    label: String,
+    /// Of the models found, those that have it.
+    models: usize,
+}
+
+/// The labels of `models` by how many have them; of equally many the one found first.
+fn vote(models: &[Found]) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    for label in models.iter().flat_map(|found| &found.labels) {
+        match shares.iter_mut().find(|share| share.label == *label) {
+            Some(share) => share.models += 1,
+            None => shares.push(Share { label: label.clone(), models: 1 }),
+        }
+    }
+    shares.sort_by_key(|share| std::cmp::Reverse(share.models));
+    shares
 }
 
 /// Runs the verb.
@@ -84,7 +110,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     );
     models.sort_by(|a, b| b.likeness.total_cmp(&a.likeness).then_with(|| a.model.cmp(&b.model)));
     models.truncate(arguments.limit);
-    let record = Record { words: arguments.words.clone(), models };
+    let vote = vote(&models);
+    let record = Record { words: arguments.words.clone(), models, vote };
     if let Some(out) = &arguments.output {
         record::save(out, "search", &record, &clock)?;
     }
@@ -97,6 +124,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             table.row([found.model.clone(), found.tree.clone(), likeness, found.labels.join(" | ")]);
         }
         table.print();
+        let most = record.vote.iter().take(SHOWN).map(|share| format!("{} ({})", share.label, share.models));
+        printer::data(format!("of {} models: {}", record.models.len(), most.collect::<Vec<_>>().join(", ")));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_counted_the_commonest_first() {
+        let found = |labels: &[&str]| Found {
+            model: "m".into(),
+            tree: "t".into(),
+            likeness: 0.5,
+            labels: labels.iter().map(|label| label.to_string()).collect(),
+        };
+        let share = |label: &str, models| Share { label: label.into(), models };
+        let models = [found(&["a", "b"]), found(&["c"]), found(&["b", "c"]), found(&["c"])];
+        assert_eq!(vote(&models), [share("c", 3), share("b", 2), share("a", 1)]);
+    }
 }

@@ -7,6 +7,8 @@ use plotters::{coord::Shift, prelude::*, style::register_font};
 
 pub mod bands;
 
+pub mod card;
+
 pub mod diff;
 
 pub mod family;

@@ -6,6 +6,10 @@ use std::{
     sync::OnceLock,
 };
 
+use parquet::{
+    file::reader::SerializedFileReader,
+    record::{Field, Row},
+};
 use scruple_weights::Dtype;
 use serde_json::Value;
 
@@ -57,6 +61,7 @@ fn a_model_is_classified_from_its_weights_alone() {
     let found = crate::support::run(&arguments).json();
     assert_eq!(found["known"], 40, "every test model is of a known tree");
     let (mut right, mut covered) = (0, 0);
+    let (mut members, mut strangers) = (Vec::new(), Vec::new());
     for (answer, model) in found["answers"].as_array().unwrap().iter().zip(&chosen) {
         assert_eq!(answer["tree"], model["tree"]);
         let finding = &answer["findings"][0];
@@ -69,7 +74,24 @@ fn a_model_is_classified_from_its_weights_alone() {
         covered += usize::from(held.iter().all(|label| set.contains(label)));
         assert!(all.iter().all(|p| (0.0..=1.0).contains(&p["probability"].as_f64().unwrap())));
         assert_eq!(finding["nearest"].as_array().unwrap().len(), 5);
+        // By hand: what more than two of the five nearest have.
+        let near = |label: &Value| {
+            let all = finding["nearest"].as_array().unwrap().iter();
+            all.filter(|near| near["labels"].as_array().unwrap().contains(label)).count()
+        };
+        let voted = finding["vote"].as_array().unwrap();
+        assert!(all.iter().all(|p| voted.contains(&p["label"]) == (near(&p["label"]) > 2)), "{finding:#}");
+        for fit in finding["belongs"].as_array().unwrap() {
+            let (p, distance) = (fit["p"].as_f64().unwrap(), fit["distance"].as_f64().unwrap());
+            assert!(p > 0.0 && p <= 1.0 && distance >= finding["nearest"][0]["distance"].as_f64().unwrap());
+            (if held.contains(&fit["label"]) { &mut members } else { &mut strangers }).push(p);
+        }
     }
+    // Models lie nearer those of their own classes; a p below 0.1 is as rare among them as it says.
+    let mean = |list: &[f64]| list.iter().sum::<f64>() / list.len() as f64;
+    assert!(mean(&members) > mean(&strangers), "{} {}", mean(&members), mean(&strangers));
+    let low = members.iter().filter(|p| **p <= 0.1).count();
+    assert!(low * 5 < members.len(), "{low} of {} are said not to belong", members.len());
     // Half is chance, with a deviation of 10 decisions; few models are enough for the first layer.
     assert!(right > 320, "{right} of 400 decisions are right");
     assert!(covered >= 32, "sets of 90 % hold all labels of {covered} of 40 models");
@@ -129,12 +151,111 @@ fn many_models_are_answered_line_by_line_in_parts_and_resumed() {
 }
 
 #[test]
+fn many_answers_become_one_parquet_file() {
+    let Made { zoo, registry, .. } = made();
+    let place = Place::new();
+    let broken = place.file("broken.safetensors", "no");
+    let mut paths: Vec<PathBuf> =
+        models(zoo, |model| model["split"] == "test").iter().map(|m| zoo.join(m["path"].as_str().unwrap())).collect();
+    paths.insert(3, broken);
+    let run = |options: &str| {
+        let (table, out) = (place.path("a.parquet"), place.path("out"));
+        let mut arguments = crate::arguments!["classify --registry", registry, options, "--parquet", table, "-o", out];
+        arguments.extend(paths.iter().map(Into::into));
+        crate::support::run(&arguments)
+    };
+    let said = run("--threads 1");
+    assert_eq!(said.code, Some(1), "one model cannot be read: {}", said.stderr);
+    let summary = json_file(&place.path("out/classify.json"));
+    assert_eq!(summary["unread"], 1);
+    let whole = fs::read_to_string(place.path("a.parquet.jsonl")).unwrap();
+    let lines: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let known = lines.iter().filter(|line| line["tree"].is_string()).count();
+    assert_eq!((lines.len(), summary["known"].as_u64()), (paths.len(), Some(known as u64)));
+    let bytes = fs::read(place.path("a.parquet")).unwrap();
+    let rows: Vec<Row> = SerializedFileReader::try_from(place.path("a.parquet").as_path())
+        .unwrap()
+        .into_iter()
+        .map(|row| row.unwrap())
+        .collect();
+    assert_eq!(rows.len(), lines.len());
+    for (row, line) in rows.iter().zip(&lines) {
+        let columns: Vec<(&String, &Field)> = row.get_column_iter().collect();
+        let column = |name: &str| columns.iter().find(|(column, _)| *column == name).unwrap().1;
+        let text = |field: &Field| if let Field::Str(text) = field { Some(text.clone()) } else { None };
+        for name in ["model", "error", "tree", "unknown"] {
+            assert_eq!(text(column(name)).as_deref(), line[name].as_str(), "{name}");
+        }
+        let Field::ListInternal(findings) = column("findings") else { continue };
+        assert_eq!(findings.elements().len(), line["findings"].as_array().unwrap().len());
+        let Some(Field::Group(finding)) = findings.elements().first() else { continue };
+        let expected = &line["findings"][0];
+        let (_, Field::ListInternal(found)) =
+            finding.get_column_iter().find(|(name, _)| *name == "probabilities").unwrap()
+        else {
+            panic!("probabilities are a list")
+        };
+        for (found, expected) in found.elements().iter().zip(expected["probabilities"].as_array().unwrap()) {
+            let Field::Group(found) = found else { panic!("{found:?} is no label") };
+            let fields: Vec<&Field> = found.get_column_iter().map(|(_, field)| field).collect();
+            assert_eq!(fields[0], &Field::Str(expected["label"].as_str().unwrap().into()));
+            assert_eq!(fields[1], &Field::Float(expected["probability"].as_f64().unwrap() as f32));
+        }
+    }
+    // Resumed from half of the lines, on more threads: the same bytes.
+    let half: String = whole.split_inclusive('\n').take(30).collect();
+    fs::write(place.path("a.parquet.jsonl"), half).unwrap();
+    fs::remove_file(place.path("a.parquet")).unwrap();
+    run("--threads 3");
+    assert_eq!(fs::read(place.path("a.parquet")).unwrap(), bytes);
+}
+
+#[test]
+fn a_card_is_a_page_and_a_picture() {
+    let Made { zoo, registry, .. } = made();
+    let place = Place::new();
+    let chosen = models(zoo, |model| is(model, "full", "test"));
+    let path = |at: usize| zoo.join(chosen[at]["path"].as_str().unwrap());
+    scruple!["classify", path(0), "--registry", registry, "-o", place.path("one")].succeeds();
+    let page = fs::read_to_string(place.path("one/card.html")).unwrap();
+    assert!(page.contains("belongs") && page.contains("vote of the 5 nearest"), "{page}");
+    assert_eq!(&fs::read(place.path("one/card.png")).unwrap()[1..4], b"PNG");
+    scruple!["classify", path(0), path(1), "--registry", registry, "-o", place.path("two")].succeeds();
+    let two = [1, 2].map(|at| fs::read(place.path(&format!("two/card-{at}.png"))).unwrap());
+    assert_ne!(two[0], two[1]);
+    assert_eq!(fs::read(place.path("one/card.png")).unwrap(), two[0], "the same model has the same picture");
+}
+
+#[test]
+fn models_are_told_by_their_neighbours() {
+    let Made { zoo, .. } = made();
+    let study = |options: &str| {
+        let options = format!("--part neighbours --layer fc1.weight --epochs 20 {options}");
+        scruple!["probe study --json", zoo, options.as_str()].json()
+    };
+    let found = study("--neighbours 5");
+    let value = |what: &str| {
+        let all = found["findings"].as_array().unwrap();
+        let of = all.iter().find(|f| f["tree"] == "tree0" && f["what"].as_str().unwrap() == what);
+        of.unwrap_or_else(|| panic!("{what} is not in {found:#}"))["accuracy"]["value"].as_f64().unwrap()
+    };
+    // Half is chance; a deviation of 320 decisions is 0.03.
+    assert!(value("mvprobe, vote of the 5 nearest") > 0.6);
+    assert!((value("mvprobe, shuffled labels, vote of the 5 nearest") - 0.5).abs() < 0.1);
+    for score in ["the distance to the two nearest of a class", "the deviations from a class"] {
+        assert!(value(&format!("mvprobe, AUROC of {score}")) > 0.6, "{score}");
+        assert!((value(&format!("mvprobe, shuffled labels, AUROC of {score}")) - 0.5).abs() < 0.12, "{score}");
+    }
+    assert_eq!(study("--neighbours 5 --threads 3"), found);
+}
+
+#[test]
 fn experts_do_not_depend_on_the_number_of_threads() {
     let Made { zoo, .. } = made();
     let place = Place::new();
     let registries = ["1", "3"].map(|threads| {
         let registry = place.out(threads);
-        train(zoo, &registry, &format!("--tree tree1 --preset mvprobe --threads {threads}"));
+        train(zoo, &registry, &format!("--tree tree1 --preset mvprobe --augment int4,prune50 --threads {threads}"));
         registry
     });
     assert_same_files(&registries[0], &registries[1]);
@@ -200,6 +321,8 @@ fn what_is_no_zoo_no_registry_or_no_expert_is_said_so() {
     scruple!["classify", model, "--registry", empty].refuses(&["holds no experts"]);
     scruple!["classify", model, "--registry", zoo.join("models")].refuses(&["is no expert"]);
     scruple!["classify", model, "--registry", registry, "--coverage 1.5"].refuses(&["--coverage", "between 0 and 1"]);
+    scruple!["classify", model, "--registry", registry, "--parquet", empty].refuses(&["empty: is a folder"]);
+    scruple!["probe study --neighbours 0", zoo].refuses(&["--neighbours should be at least 1"]);
     scruple!["classify", model, model].refuses(&["one model at a time"]);
     scruple!["probe train", zoo, "--preset best -o", place.out("b")].refuses(&["no preset `best`", "mvprobe"]);
     scruple!["probe train", zoo, "--label colour -o", place.out("c")].refuses(&["no label `colour`", "classes"]);

@@ -1,9 +1,25 @@
-//! The findings as one page that needs nothing beside it.
+//! The findings as one page that needs nothing beside it, and as pictures, one a model.
 
-use super::{Answer, Finding, Record};
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{Answer, Distance, Finding, Probability, Record};
+use crate::{
+    plot::card::{self, Bar, Card, Section},
+    printer,
+};
 
 /// Labels shown of each finding, the most likely first.
 const SHOWN: usize = 24;
+
+/// Pictures drawn.
+const PICTURES: usize = 20;
+
+/// Labels and trees in a picture, and what its experts say.
+const IN_PICTURE: usize = 12;
+const TREES_IN_PICTURE: usize = 8;
+const FINDINGS_IN_PICTURE: usize = 3;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}\
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;overflow-wrap:anywhere}table{border-collapse:collapse}\
@@ -67,7 +83,7 @@ fn model(answer: &Answer, out: &mut String) {
 fn finding(found: &Finding, out: &mut String) {
     out.push_str(&format!(
         "<p>{}, read from <code>{}</code> <span class=\"quiet\">({:.1} % right on test models)</span></p>\n<table>\
-         <tr><th>label</th><th></th><th>probability</th><th>predicted</th><th>in the set</th></tr>\n",
+         <tr><th>label</th><th></th><th>probability</th><th>predicted</th><th>in the set</th><th>belongs (p)</th></tr>\n",
         text(&found.label),
         text(&found.layer),
         100.0 * found.expert_accuracy
@@ -78,13 +94,14 @@ fn finding(found: &Finding, out: &mut String) {
         let mark = |list: &[String]| if list.contains(&p.label) { "●" } else { "" };
         out.push_str(&format!(
             "<tr><td{}>{}</td><td><div class=\"bar\"><div style=\"width:{:.1}%\"></div></div></td><td>{:.3}</td>\
-             <td>{}</td><td>{}</td></tr>\n",
+             <td>{}</td><td>{}</td><td>{}</td></tr>\n",
             if found.predicted.contains(&p.label) { " class=\"in\"" } else { "" },
             text(&p.label),
             100.0 * p.probability,
             p.probability,
             mark(&found.predicted),
-            mark(&found.set)
+            mark(&found.set),
+            found.belongs(&p.label).map_or("–".into(), |fit| format!("{:.3}", fit.p))
         ));
     }
     out.push_str("</table>\n");
@@ -98,7 +115,83 @@ fn finding(found: &Finding, out: &mut String) {
                 near.distance
             ));
         }
-        out.push_str("</ul>\n");
+        out.push_str(&format!("</ul>\n<p>{}</p>\n", text(&found.vote())));
+    }
+}
+
+/// Pictures of the first answers: `card.png` of one model, else `card-1.png` and so on.
+pub fn pictures(record: &Record, folder: &Path) -> Result<()> {
+    for (at, answer) in record.answers.iter().take(PICTURES).enumerate() {
+        let name = if record.answers.len() == 1 { "card.png".into() } else { format!("card-{}.png", at + 1) };
+        card::draw(&folder.join(name), &picture(answer, record.coverage))?;
+    }
+    if record.answers.len() > PICTURES {
+        printer::say(format!("pictures of the first {PICTURES} models; the page has all {}", record.answers.len()));
+    }
+    Ok(())
+}
+
+fn picture(answer: &Answer, coverage: f64) -> Card {
+    let mut near: Vec<&Distance> = answer.distances.iter().collect();
+    near.sort_by(|a, b| {
+        let share = |d: &Distance| d.share().unwrap_or(f64::INFINITY);
+        share(a).total_cmp(&share(b))
+    });
+    near.dedup_by(|a, b| (&a.tree, &a.layer) == (&b.tree, &b.layer));
+    let own = near.first().filter(|_| answer.tree.is_some());
+    let why = match (own, &answer.unknown) {
+        (Some(own), _) => format!(
+            "{:.4} from the tree's middle at {}; up to {:.4} is accepted",
+            own.distance.unwrap_or(f64::NAN),
+            own.layer,
+            own.limit
+        ),
+        (None, why) => why.clone().unwrap_or_else(|| "no expert knows it".into()),
+    };
+    let distances = near.iter().take(TREES_IN_PICTURE).map(|d| card::Distance {
+        tree: d.tree.clone(),
+        text: d.distance.map_or("no such layer".into(), |distance| format!("{distance:.4} of {:.4}", d.limit)),
+        share: d.share(),
+    });
+    Card {
+        model: answer.model.clone(),
+        tree: answer.tree.clone(),
+        why,
+        distances: distances.collect(),
+        sections: answer.findings.iter().take(FINDINGS_IN_PICTURE).map(section).collect(),
+        footer: format!(
+            "Read from the weights; the model was not run. Predictions hold inside a registered tree only, for models \
+             fine-tuned as the documented ones were. Sets hold all true labels with a chance of {:.0} %. Belongs: the \
+             share of validation models that lie as far from a label of their own as this one does.",
+            100.0 * coverage
+        ),
+    }
+}
+
+fn section(found: &Finding) -> Section {
+    let mut order: Vec<&Probability> = found.probabilities.iter().collect();
+    order.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    let bar = |p: &&Probability| Bar {
+        name: p.label.clone(),
+        probability: f64::from(p.probability),
+        predicted: found.predicted.contains(&p.label),
+        in_set: found.set.contains(&p.label),
+        belongs: found.belongs(&p.label).map(|fit| fit.p),
+    };
+    let vote = found.vote();
+    let (first, rest) = vote.split_at(1);
+    Section {
+        title: found.label.clone(),
+        note: format!("read from {}, {:.1} % right on test models", found.layer, 100.0 * found.expert_accuracy),
+        bars: order.iter().take(IN_PICTURE).map(bar).collect(),
+        more: order.len().saturating_sub(IN_PICTURE),
+        near: found
+            .nearest
+            .iter()
+            .take(IN_PICTURE)
+            .map(|near| (near.model.clone(), format!("{:.3}", near.distance), near.labels.join(", ")))
+            .collect(),
+        vote: format!("{}{rest}", first.to_uppercase()),
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod left_out;
 
+mod neighbours;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
@@ -13,7 +15,7 @@ use scruple_weights::{
     probex::{
         Expert,
         baseline::{Features, boosted, logistic, spectrum, statistics},
-        cache::mean,
+        cache::{Copies, mean},
         damage::Damage,
         evaluate::{Outcome, judge},
         fit::{Job, Members, base_has, common_layers},
@@ -51,8 +53,8 @@ pub struct Arguments {
     /// Layers looked at; all that the models have in common without it
     #[arg(long, value_name = "NAME")]
     layer: Vec<String>,
-    /// Parts of the study: presets, baselines, other-trees, left-out, controls, router, joint, compression, sizes; all
-    /// without it
+    /// Parts of the study: presets, baselines, other-trees, left-out, controls, router, joint, compression, sizes,
+    /// neighbours; all without it
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     part: Vec<String>,
     /// Trainings of each probe, from different starts
@@ -61,6 +63,9 @@ pub struct Arguments {
     /// Passes over the training models
     #[arg(long, default_value_t = 200)]
     epochs: usize,
+    /// Nearest models that vote, one number or several
+    #[arg(long, value_name = "K", value_delimiter = ',', default_values_t = [2, 5, 15])]
+    neighbours: Vec<usize>,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
@@ -69,8 +74,18 @@ pub struct Arguments {
     output: Option<PathBuf>,
 }
 
-const PARTS: [&str; 9] =
-    ["presets", "baselines", "other-trees", "left-out", "controls", "router", "joint", "compression", "sizes"];
+const PARTS: [&str; 10] = [
+    "presets",
+    "baselines",
+    "other-trees",
+    "left-out",
+    "controls",
+    "router",
+    "joint",
+    "compression",
+    "sizes",
+    "neighbours",
+];
 
 /// One figure of the study.
 #[derive(Debug, Serialize)]
@@ -104,6 +119,7 @@ struct Study<'a> {
     layers: Vec<Layer>,
     seeds: u64,
     epochs: usize,
+    neighbours: Vec<usize>,
     work: tempfile::TempDir,
     findings: Vec<Finding>,
 }
@@ -116,7 +132,7 @@ struct Want {
     layer: String,
     preset: Preset,
     input: Option<Input>,
-    augment: Vec<Damage>,
+    augment: Copies,
     most: Option<usize>,
     shuffle: bool,
 }
@@ -129,7 +145,7 @@ impl Study<'_> {
             layer: layer.name.clone(),
             preset,
             input: None,
-            augment: Vec::new(),
+            augment: Copies::default(),
             most: None,
             shuffle: false,
         }
@@ -388,26 +404,39 @@ impl Study<'_> {
         for layer in self.layers.clone() {
             for preset in [Preset::Probex, Preset::Delta, Preset::Mvprobe] {
                 let plain = self.want(&tree, &layer, preset);
-                let augmented = Want { augment: COPIES.to_vec(), ..plain.clone() };
-                let (plain, augmented) = (self.experts(&plain)?, self.experts(&augmented)?);
+                let on =
+                    |anew| self.experts(&Want { augment: Copies { damages: COPIES.to_vec(), anew }, ..plain.clone() });
+                let learnt = [("learnt on kept copies", on(false)?), ("learnt on copies", on(true)?)];
+                let plain = self.experts(&plain)?;
                 let whole = self.judged(&plain, 0, (&tree, "full"), None, None)?;
                 let before = whole.0.clone();
-                self.note("compression", &tree, &layer.name, format!("{}, f32", preset.name()), whole);
-                let found = self.judged(&augmented, 0, (&tree, "full"), None, None)?;
-                self.note("compression", &tree, &layer.name, format!("{} learnt on copies, f32", preset.name()), found);
+                let name = preset.name();
+                self.note("compression", &tree, &layer.name, format!("{name}, f32"), whole);
+                for (how, experts) in &learnt {
+                    let found = self.judged(experts, 0, (&tree, "full"), None, None)?;
+                    self.note("compression", &tree, &layer.name, format!("{name} {how}, f32"), found);
+                }
                 for damage in DAMAGES {
                     let lost = self.judged(&plain, 0, (&tree, "full"), Some(damage), None)?;
-                    let won = self.judged(&augmented, 0, (&tree, "full"), Some(damage), None)?;
-                    let share = recovered(&average(&before), &average(&lost.0), &average(&won.0), 0);
-                    let name = preset.name();
+                    let gone = average(&lost.0);
                     self.note("compression", &tree, &layer.name, format!("{name}, {damage}"), lost);
-                    self.note("compression", &tree, &layer.name, format!("{name} learnt on copies, {damage}"), won);
-                    if let Some(accuracy) = share {
-                        let (what, tree) = (format!("{name}, {damage}: share of the loss won back"), tree.clone());
-                        printer::say(format!("compression: {tree}, {}, {what}: {}", layer.name, shown(&accuracy)));
-                        let (layer, figures) = (layer.name.clone(), None);
-                        let part = "compression";
-                        self.findings.push(Finding { part, tree, layer, what, parameters: None, accuracy, figures });
+                    for (how, experts) in &learnt {
+                        let won = self.judged(experts, 0, (&tree, "full"), Some(damage), None)?;
+                        let share = recovered(&average(&before), &gone, &average(&won.0), 0);
+                        self.note("compression", &tree, &layer.name, format!("{name} {how}, {damage}"), won);
+                        let Some(accuracy) = share else { continue };
+                        let (part, tree, layer) = ("compression", tree.clone(), layer.name.clone());
+                        let what = format!("{name} {how}, {damage}: share of the loss won back");
+                        printer::say(format!("{part}: {tree}, {layer}, {what}: {}", shown(&accuracy)));
+                        self.findings.push(Finding {
+                            part,
+                            tree,
+                            layer,
+                            what,
+                            parameters: None,
+                            accuracy,
+                            figures: None,
+                        });
                     }
                 }
             }
@@ -446,6 +475,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (label, of) = zoo.label(arguments.label.as_deref())?;
     anyhow::ensure!(arguments.seeds > 0, "--seeds should be at least 1, found 0");
     anyhow::ensure!(arguments.epochs > 0, "--epochs should be at least 1, found 0");
+    anyhow::ensure!(!arguments.neighbours.contains(&0), "--neighbours should be at least 1, found 0");
     anyhow::ensure!(!(of.choice == Choice::One && of.classes.len() < 2), "label `{label}` has fewer than two classes");
     if let Some(wrong) = arguments.part.iter().find(|part| !PARTS.contains(&part.as_str())) {
         anyhow::bail!("there is no part `{}`; there are {}", wrong.escape_debug(), PARTS.join(", "));
@@ -461,7 +491,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     layers.retain(|layer| arguments.layer.is_empty() || arguments.layer.contains(&layer.name));
     let work = tempfile::tempdir().context("cannot create a folder for layer caches")?;
     let (seeds, epochs) = (arguments.seeds, arguments.epochs);
-    let mut study = Study { zoo: &zoo, label, of, trees, layers, seeds, epochs, work, findings: Vec::new() };
+    let (neighbours, findings) = (arguments.neighbours.clone(), Vec::new());
+    let mut study = Study { zoo: &zoo, label, of, trees, layers, seeds, epochs, neighbours, work, findings };
     for part in PARTS.iter().filter(|part| arguments.part.is_empty() || arguments.part.iter().any(|p| p == **part)) {
         match *part {
             "presets" => study.presets()?,
@@ -472,6 +503,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             "router" => study.router()?,
             "joint" => study.joint()?,
             "compression" => study.compression()?,
+            "neighbours" => study.by_example()?,
             _ => study.sizes()?,
         }
     }

@@ -10,6 +10,7 @@ use scruple_compress::{device::DeviceName, model::encoder::SentenceEncoder, prob
 use scruple_weights::{
     probex::{
         Expert,
+        cache::Copies,
         damage::Damage,
         expert::{Candidate, Radius},
         fit::{ClassTexts, Job},
@@ -63,6 +64,9 @@ pub struct Arguments {
     /// Learn from compressed copies too: int8, int4, prune50 …, with commas between
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     augment: Vec<String>,
+    /// Make each compressed copy once, instead of anew (rounded by chance, pruned by a share near the named one) in each pass
+    #[arg(long, requires = "augment")]
+    keep_copies: bool,
     /// Models of each tree to learn from at most
     #[arg(long, value_name = "N")]
     models: Option<usize>,
@@ -221,6 +225,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         trainer.is_none() || presets(&arguments.preset)?.iter().any(|preset| *preset != Preset::Ridge),
         "the preset ridge is solved in closed form on the processor; leave --device out"
     );
+    anyhow::ensure!(
+        trainer.is_none() || arguments.augment.is_empty() || arguments.keep_copies,
+        "compressed copies are made anew on the processor; on a device give --keep-copies, or leave --device out"
+    );
     let zoo = Zoo::open(&arguments.zoo)?;
     let (label, of) = zoo.label(arguments.label.as_deref())?;
     let trees: Vec<String> = match arguments.tree.as_slice() {
@@ -253,7 +261,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             ranks: ranks(arguments.ranks.as_deref())?,
             input: input(arguments.input.as_deref())?,
             training: arguments.training()?,
-            augment: damages(&arguments.augment)?,
+            augment: Copies { damages: damages(&arguments.augment)?, anew: !arguments.keep_copies },
             most: arguments.models,
             shuffle: arguments.shuffle_labels,
             texts: texts.clone(),

@@ -1,8 +1,8 @@
 //! One layer of many models in one memory-mapped file: what training reads, instead of a thousand checkpoints an epoch.
 //!
-//! The file holds f32, form after form (the model itself, then its compressed copies), model after model: X − centre
-//! (rows, columns), or the factors of an adapter, B (rows, r) then A (r, columns), padded with zeros to the largest rank
-//! of the set. It belongs to one run and lies where the caller says.
+//! The file holds f32, form after form (the model itself, then its compressed copies where those are kept), model after
+//! model: X − centre (rows, columns), or the factors of an adapter, B (rows, r) then A (r, columns), padded with zeros to
+//! the largest rank of the set. It belongs to one run and lies where the caller says.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use super::{
     operand::Operand,
     train::Models,
 };
-use crate::{Checkpoint, Error, Result, Shard};
+use crate::{Checkpoint, Error, Result, Shard, random::Stream};
 
 /// Models read at a time.
 const TOGETHER: usize = 64;
@@ -34,13 +34,25 @@ pub enum Centre {
     Given(Vec<f32>),
 }
 
+/// Compressed copies to learn from beside each model.
+#[derive(Debug, Clone, Default)]
+pub struct Copies {
+    /// Which.
+    pub damages: Vec<Damage>,
+    /// Whether a copy is made anew each time it is asked for ([`Damage::apply_anew`]); else it is made once and kept.
+    pub anew: bool,
+}
+
+/// A model of a cache: its file, and how it was made small where it was.
+pub type Model = (PathBuf, Option<Damage>);
+
 /// The cache.
 #[derive(Debug)]
 pub struct LayerCache {
     layer: Layer,
     rank: usize,
     models: usize,
-    copies: usize,
+    copies: Copies,
     shard: Shard,
     /// What was taken off (rows · columns); empty where nothing was.
     pub centre: Vec<f32>,
@@ -69,7 +81,7 @@ pub fn mean(layer: &Layer, files: &[PathBuf]) -> Result<Vec<f32>> {
 }
 
 impl LayerCache {
-    /// Writes `layer` of `files` to `place` and maps it. `training` are the numbers of the models whose mean and deviation
+    /// Writes `layer` of `models` to `place` and maps it. `training` are the numbers of the models whose mean and deviation
     /// count; `copies` are further forms of each model.
     ///
     /// # Errors
@@ -77,11 +89,12 @@ impl LayerCache {
     pub fn build(
         place: &Path,
         layer: &Layer,
-        files: &[PathBuf],
+        models: &[Model],
         training: &[usize],
         centre: Centre,
-        copies: &[Damage],
+        copies: &Copies,
     ) -> Result<Self> {
+        let files: Vec<PathBuf> = models.iter().map(|(file, _)| file.clone()).collect();
         let centre = match centre {
             Centre::Zero => Vec::new(),
             Centre::Given(centre) => centre,
@@ -105,11 +118,14 @@ impl LayerCache {
         let mut is_training = vec![false; files.len()];
         training.iter().for_each(|&at| is_training[at] = true);
         let (mut squares, mut counted) = (0.0f64, 0usize);
-        for form in 0..=copies.len() {
+        let kept: &[Damage] = if copies.anew { &[] } else { &copies.damages };
+        for form in 0..=kept.len() {
             for (chunk, files) in files.chunks(TOGETHER).enumerate() {
                 for (at, values) in read(layer, files)?.into_iter().enumerate() {
-                    let values = prepared(values, layer, rank, &centre, form.checked_sub(1).map(|form| copies[form]));
-                    if form == 0 && is_training[chunk * TOGETHER + at] {
+                    let at = chunk * TOGETHER + at;
+                    let damage = if form == 0 { models[at].1 } else { Some(kept[form - 1]) };
+                    let values = prepared(values, layer, rank, &centre, damage);
+                    if form == 0 && is_training[at] {
                         squares += operand(&values, layer, rank).squares((layer.rows, layer.columns));
                         counted += layer.elements();
                     }
@@ -123,7 +139,7 @@ impl LayerCache {
         drop(out);
         let shard = Shard::open(place)?;
         let deviation = (squares / counted.max(1) as f64).sqrt() as f32;
-        let (models, copies) = (files.len(), 1 + copies.len());
+        let (models, copies) = (files.len(), copies.clone());
         Ok(Self { layer: layer.clone(), rank, models, copies, shard, centre, deviation })
     }
 
@@ -201,7 +217,33 @@ impl Models for LayerCache {
     }
 
     fn copies(&self) -> usize {
-        self.copies
+        1 + self.copies.damages.len()
+    }
+
+    fn drawn<'a>(&self, at: usize, copy: usize, stream: &mut Stream, out: &'a mut Vec<f32>) -> Option<Operand<'a>> {
+        let damage = *self.copies.damages.get(copy.checked_sub(1)?)?;
+        if !self.copies.anew {
+            return None;
+        }
+        out.clear();
+        match Models::layer(self, at, 0) {
+            Operand::Dense(x) => {
+                // It is the layer that is made small, not what fine-tuning changed.
+                out.extend_from_slice(x);
+                out.iter_mut().zip(&self.centre).for_each(|(x, centre)| *x += centre);
+                damage.apply_anew(out, self.layer.columns, stream);
+                out.iter_mut().zip(&self.centre).for_each(|(x, centre)| *x -= centre);
+            }
+            // Zeros that pad a factor are among the smallest elements, and what is pruned of the others is less.
+            Operand::LowRank { up, down, rank } => {
+                out.extend_from_slice(up);
+                damage.apply_anew(out, rank, stream);
+                let end = out.len();
+                out.extend_from_slice(down);
+                damage.apply_anew(&mut out[end..], self.layer.columns, stream);
+            }
+        }
+        Some(operand(out, &self.layer, self.rank))
     }
 
     fn layer(&self, at: usize, copy: usize) -> Operand<'_> {
@@ -222,6 +264,16 @@ impl Models for Joined<'_> {
 
     fn copies(&self) -> usize {
         self.0.iter().map(|cache| cache.copies()).min().unwrap_or(1)
+    }
+
+    fn drawn<'a>(&self, mut at: usize, copy: usize, stream: &mut Stream, out: &'a mut Vec<f32>) -> Option<Operand<'a>> {
+        for cache in &self.0 {
+            if at < cache.len() {
+                return cache.drawn(at, copy, stream, out);
+            }
+            at -= cache.len();
+        }
+        None
     }
 
     fn layer(&self, mut at: usize, copy: usize) -> Operand<'_> {

@@ -4,6 +4,13 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::Stream;
+
+/// Of the share that is asked for, what a copy drawn anew may have: from this
+const LEAST: f64 = 0.5;
+/// to this.
+const MOST: f64 = 1.2;
+
 /// One way to make a layer small; the result is the decoded layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -18,32 +25,49 @@ impl Damage {
     /// `x` (rows of `columns`), made small in place.
     pub fn apply(self, x: &mut [f32], columns: usize) {
         match self {
-            Self::Bits(bits) => {
-                let top = ((1u32 << (bits - 1)) - 1) as f32;
-                for row in x.chunks_exact_mut(columns) {
-                    let scale = row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / top;
-                    if scale > 0.0 {
-                        row.iter_mut().for_each(|x| *x = (*x / scale).round_ties_even() * scale);
-                    }
-                }
-            }
+            Self::Bits(bits) => round(x, columns, bits, |x| x.round_ties_even()),
+            Self::Prune(percent) => prune(x, x.len() * percent as usize / 100),
+        }
+    }
+
+    /// The same as another model of its kind might have had it: rounded up or down by chance, each as often as its nearness
+    /// says; a share near the one named. A probe that learns from such copies cannot learn one copy's errors by heart.
+    pub fn apply_anew(self, x: &mut [f32], columns: usize, stream: &mut Stream) {
+        match self {
+            Self::Bits(bits) => round(x, columns, bits, |x| (x + stream.unit() as f32).floor()),
             Self::Prune(percent) => {
-                let count = x.len() * percent as usize / 100;
-                if count == 0 {
-                    return;
-                }
-                let mut sizes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
-                let (_, &mut limit, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
-                // Of elements as large as the limit, the first ones go, so that the count is exact.
-                let below = x.iter().filter(|x| x.abs() < limit).count();
-                let mut ties = count - below;
-                for x in x.iter_mut() {
-                    if x.abs() < limit || (x.abs() == limit && ties > 0) {
-                        ties -= usize::from(x.abs() == limit);
-                        *x = 0.0;
-                    }
-                }
+                let share = stream.between(LEAST, MOST) * f64::from(percent) / 100.0;
+                prune(x, ((x.len() as f64 * share) as usize).min(x.len().saturating_sub(1)));
             }
+        }
+    }
+}
+
+/// Rounds each row to multiples of its largest element over 2^(bits − 1) − 1, by `whole`.
+fn round(x: &mut [f32], columns: usize, bits: u32, mut whole: impl FnMut(f32) -> f32) {
+    let top = ((1u32 << (bits - 1)) - 1) as f32;
+    for row in x.chunks_exact_mut(columns) {
+        let scale = row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / top;
+        if scale > 0.0 {
+            row.iter_mut().for_each(|x| *x = whole(*x / scale).clamp(-top, top) * scale);
+        }
+    }
+}
+
+/// Sets the `count` smallest elements to zero.
+fn prune(x: &mut [f32], count: usize) {
+    if count == 0 {
+        return;
+    }
+    let mut sizes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+    let (_, &mut limit, _) = sizes.select_nth_unstable_by(count - 1, f32::total_cmp);
+    // Of elements as large as the limit, the first ones go, so that the count is exact.
+    let below = x.iter().filter(|x| x.abs() < limit).count();
+    let mut ties = count - below;
+    for x in x.iter_mut() {
+        if x.abs() < limit || (x.abs() == limit && ties > 0) {
+            ties -= usize::from(x.abs() == limit);
+            *x = 0.0;
         }
     }
 }
@@ -106,6 +130,35 @@ mod tests {
         let mut x = [1.0, -1.0, 1.0, 1.0, 5.0, 0.5, -3.0, 1.0];
         Damage::Prune(50).apply(&mut x, 4);
         assert_eq!(x, [0.0, 0.0, 0.0, 1.0, 5.0, 0.0, -3.0, 1.0]);
+    }
+
+    #[test]
+    fn copies_drawn_anew_differ_and_are_right_on_average() {
+        let mut stream = Stream::new(3, "test", 0);
+        let x = [7.0, 3.25, -0.5, 0.0];
+        let mut sums = [0.0; 4];
+        for _ in 0..4000 {
+            let mut copy = x;
+            Damage::Bits(4).apply_anew(&mut copy, 4, &mut stream);
+            assert!(
+                copy[0] == 7.0 && copy[3] == 0.0 && [3.0, 4.0].contains(&copy[1]) && [-1.0, 0.0].contains(&copy[2])
+            );
+            sums.iter_mut().zip(copy).for_each(|(sum, x)| *sum += x / 4000.0);
+        }
+        // Deviations of a mean of 4,000 draws between two neighbouring levels are below 0.008.
+        assert!(sums.iter().zip(x).all(|(mean, x)| (mean - x).abs() < 0.03), "{sums:?}");
+        let counts: Vec<usize> = (0..200)
+            .map(|_| {
+                let mut copy: Vec<f32> = (1..=1000).map(|x| x as f32).collect();
+                Damage::Prune(50).apply_anew(&mut copy, 10, &mut stream);
+                copy.iter().filter(|x| **x == 0.0).count()
+            })
+            .collect();
+        assert!(counts.iter().all(|count| (250..=600).contains(count)));
+        assert!(counts.iter().any(|count| *count < 300) && counts.iter().any(|count| *count > 550));
+        let mut all = [1.0, 2.0];
+        Damage::Prune(99).apply_anew(&mut all, 2, &mut stream);
+        assert_ne!(all, [0.0, 0.0], "something is left");
     }
 
     #[test]

@@ -62,12 +62,29 @@ pub fn judge(
     damage: Option<Damage>,
     centre: Option<&[f32]>,
 ) -> Result<Outcome> {
-    let layer = &expert.about.layer;
     let (_, label) = zoo.label(Some(&expert.about.label))?;
     let classes = expert.about.classes.len();
-    let centre = centre.unwrap_or(&expert.centre);
     let files: Vec<PathBuf> = places.iter().map(|&at| zoo.path(&zoo.index.models[members.all[at]])).collect();
-    let mut all = Vec::with_capacity(files.len() * classes);
+    let (logits, _) = look(expert, &files, damage, centre)?;
+    let probabilities = probabilities(expert.about.choice, &logits, classes, expert.about.temperature);
+    let truths = members.truths(zoo, (&expert.about.label, label), places);
+    Ok(Outcome { choice: expert.about.choice, probabilities, truths, classes })
+}
+
+/// Logits (models, classes) and representations (models, r_T) that `expert` gives the models in `files`, each made small by
+/// `damage` first and read as a model of the tree whose centre is `centre` (the expert's own where `None`).
+///
+/// # Errors
+/// If a model cannot be read.
+pub fn look(
+    expert: &Expert,
+    files: &[PathBuf],
+    damage: Option<Damage>,
+    centre: Option<&[f32]>,
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let layer = &expert.about.layer;
+    let centre = centre.unwrap_or(&expert.centre);
+    let (mut logits, mut representations) = (Vec::new(), Vec::new());
     for files in files.chunks(TOGETHER) {
         let read = |file: &PathBuf| -> Result<Values> {
             let values = layer.read(&Checkpoint::open(file)?)?;
@@ -75,9 +92,9 @@ pub fn judge(
         };
         let values: Vec<Values> = files.par_iter().map(read).collect::<Result<_>>()?;
         let operands: Vec<_> = values.iter().map(Values::operand).collect();
-        let (logits, _) = expert.net.look_at(&operands, expert.class_texts());
-        all.extend(probabilities(expert.about.choice, &logits, classes, expert.about.temperature));
+        let found = expert.net.look_at(&operands, expert.class_texts());
+        logits.extend(found.0);
+        representations.extend(found.1);
     }
-    let truths = members.truths(zoo, (&expert.about.label, label), places);
-    Ok(Outcome { choice: expert.about.choice, probabilities: all, truths, classes })
+    Ok((logits, representations))
 }

@@ -1,5 +1,6 @@
 //! An expert: a trained probe with all that is needed to use it on a model nobody documented.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -8,6 +9,7 @@ use super::{
     head::{Choice, Texts, probabilities},
     layer::{Layer, Values},
     metrics::Figures,
+    neighbours::{self, Members},
     net::Net,
     spec::{Input, Preset, Spec},
     train::Training,
@@ -132,6 +134,10 @@ pub struct Answer {
     pub set: Vec<usize>,
     /// Documented models, nearest first, with the distance of their representation.
     pub nearest: Vec<(usize, f32)>,
+    /// Classes that those have by their majority.
+    pub vote: Vec<usize>,
+    /// Mean distance to the two nearest of the models of each class that the probe learnt from; none where it has fewer.
+    pub to_classes: Vec<Option<f32>>,
     /// The model's own representation.
     #[serde(skip)]
     pub representation: Vec<f32>,
@@ -140,13 +146,7 @@ pub struct Answer {
 impl Expert {
     /// ‖X − centroid‖ of a model's layer.
     pub fn distance(&self, values: &Values) -> f64 {
-        let square: f64 = match values {
-            Values::Dense(x) if !self.centroid.is_empty() => {
-                x.iter().zip(&self.centroid).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum()
-            }
-            other => other.operand().squares((self.about.layer.rows, self.about.layer.columns)),
-        };
-        square.sqrt()
+        values.distance((self.about.layer.rows, self.about.layer.columns), &self.centroid)
     }
 
     /// The class texts.
@@ -156,39 +156,55 @@ impl Expert {
     }
 
     /// What the expert says of models' layers; `coverage` is that of the sets, `nearest` how many documented models are
-    /// named.
+    /// named and vote.
     pub fn answers(&self, models: Vec<Values>, coverage: f64, nearest: usize) -> Vec<Answer> {
         let classes = self.about.classes.len();
         let layers: Vec<Values> =
-            models.into_iter().map(|values| centred(values, &self.about.layer, &self.centre)).collect();
+            models.into_par_iter().map(|values| centred(values, &self.about.layer, &self.centre)).collect();
         let operands: Vec<_> = layers.iter().map(Values::operand).collect();
         let (logits, representations) = self.net.look_at(&operands, self.class_texts());
         let threshold = calibration::threshold(&self.about.conformal, coverage);
         let p = probabilities(self.about.choice, &logits, classes, self.about.temperature);
         let width = self.net.spec().representation();
-        let rows = p.chunks_exact(classes).zip(representations.chunks_exact(width));
-        rows.map(|(p, e)| Answer {
-            decided: match self.about.choice {
-                Choice::Several => (0..classes).filter(|&class| p[class] > 0.5).collect(),
-                Choice::One => vec![super::metrics::largest(p)],
-            },
-            set: (0..classes).filter(|&class| 1.0 - p[class] <= threshold).collect(),
-            probabilities: p.to_vec(),
-            nearest: self.nearest(e, nearest),
-            representation: e.to_vec(),
+        let rows = p.par_chunks_exact(classes).zip(representations.par_chunks_exact(width));
+        rows.map(|(p, e)| {
+            let distances = neighbours::distances(&self.representations, e);
+            let nearest = neighbours::nearest(&distances, nearest);
+            let held: Vec<&[usize]> = nearest.iter().map(|&(at, _)| self.about.documented[at].1.as_slice()).collect();
+            let to_class = |class| neighbours::to_class(&distances[..self.learnt()], self.held(), class, None);
+            Answer {
+                decided: match self.about.choice {
+                    Choice::Several => (0..classes).filter(|&class| p[class] > 0.5).collect(),
+                    Choice::One => vec![super::metrics::largest(p)],
+                },
+                set: (0..classes).filter(|&class| 1.0 - p[class] <= threshold).collect(),
+                probabilities: p.to_vec(),
+                vote: neighbours::vote(self.about.choice, &held, classes),
+                nearest,
+                to_classes: (0..classes).map(to_class).collect(),
+                representation: e.to_vec(),
+            }
         })
         .collect()
     }
 
-    /// The documented models whose representations are nearest (Euclidean).
-    pub fn nearest(&self, representation: &[f32], count: usize) -> Vec<(usize, f32)> {
-        let rows = self.representations.chunks_exact(representation.len().max(1)).enumerate();
-        let mut found: Vec<(usize, f32)> = rows
-            .map(|(at, row)| (at, row.iter().zip(representation).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()))
-            .collect();
-        found.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
-        found.truncate(count);
-        found
+    /// The classes of each documented model.
+    pub fn held(&self) -> impl Iterator<Item = &[usize]> {
+        self.about.documented.iter().map(|(_, classes)| classes.as_slice())
+    }
+
+    /// How far the documented models that the probe did not learn from lie from their classes: what
+    /// [`Answer::to_classes`] is held against.
+    pub fn members(&self) -> Members {
+        let (held, width): (Vec<&[usize]>, usize) = (self.held().collect(), self.net.spec().representation());
+        let learnt = self.learnt();
+        let (known, models) = self.representations.split_at(learnt * width);
+        Members::of(width, (known, &held[..learnt]), (models, &held[learnt..]))
+    }
+
+    /// Documented models that the probe learnt from: they stand first.
+    fn learnt(&self) -> usize {
+        self.about.trained_on.min(self.about.documented.len())
     }
 
     /// The documented models most like a text, by the cosine of their representations to what the head makes of the text's
@@ -204,15 +220,6 @@ impl Expert {
         found.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         found.truncate(count);
         found
-    }
-
-    /// How unlike class `class` a representation is: the mean distance to the two nearest documented models of that class
-    /// (the paper's one-class score); `None` where fewer than two are documented.
-    pub fn one_class(&self, representation: &[f32], class: usize) -> Option<f32> {
-        let near = self.nearest(representation, self.about.documented.len());
-        let of_class = near.into_iter().filter(|(at, _)| self.about.documented[*at].1.contains(&class));
-        let two: Vec<f32> = of_class.take(2).map(|(_, distance)| distance).collect();
-        (two.len() == 2).then(|| (two[0] + two[1]) / 2.0)
     }
 }
 

@@ -11,8 +11,7 @@ use std::{
 };
 
 use super::{
-    cache::{Centre, Joined, LayerCache},
-    damage::Damage,
+    cache::{Centre, Copies, Joined, LayerCache, Model},
     expert::{Candidate, Expert},
     head::{Choice, Texts},
     layer::{Layer, layers},
@@ -50,8 +49,8 @@ pub struct Job<'a> {
     pub input: Option<Input>,
     /// How to train.
     pub training: Training,
-    /// Compressed copies to train on too.
-    pub augment: Vec<Damage>,
+    /// Compressed copies to train on too. The copies of the validation models choose as the models themselves do.
+    pub augment: Copies,
     /// Models to train on at most, of each tree.
     pub most: Option<usize>,
     /// Whether the training labels change places between models: a control that must come out as chance.
@@ -326,7 +325,12 @@ impl Job<'_> {
             let place = self.work.join(format!("layer-{number}-{}", input.name().replace(' ', "-")));
             let _ = std::fs::remove_file(&place);
             let training = &tree.members.training;
-            let cache = LayerCache::build(&place, layer, &tree.files, training, centre, &self.augment)?;
+            // Behind the models stand the copies that choose, in the order of `fit`.
+            let mut models: Vec<Model> = tree.files.iter().map(|file| (file.clone(), None)).collect();
+            for &damage in &self.augment.damages {
+                models.extend(tree.members.selection.iter().map(|&at| (tree.files[at].clone(), Some(damage))));
+            }
+            let cache = LayerCache::build(&place, layer, &models, training, centre, &self.augment)?;
             // The map holds on to the file; its name is not needed any more.
             std::fs::remove_file(&place).map_err(|source| Error::io(&place, "delete the layer cache", source))?;
             *(if input == Input::Raw { &mut tree.raw } else { &mut tree.change }) = Some(cache);
@@ -356,7 +360,14 @@ impl Job<'_> {
                     part.1.extend(seen.iter().map(|&class| row[class]));
                 }
             }
-            before += members.all.len();
+            let (models, selected) = (members.all.len(), members.selection.len());
+            let copies = selected * self.augment.damages.len();
+            selection.0.extend((0..copies).map(|copy| before + models + copy));
+            let own = selection.1.len() - selected * seen.len();
+            for _ in &self.augment.damages {
+                selection.1.extend_from_within(own..own + selected * seen.len());
+            }
+            before += models + copies;
         }
         let classes = seen.len();
         if self.shuffle {

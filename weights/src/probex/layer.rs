@@ -57,6 +57,33 @@ impl Values {
             Self::LowRank { up, down, rank } => Operand::LowRank { up, down, rank: *rank },
         }
     }
+
+    /// ‖X − centre‖ of a layer of `shape`; `centre` (rows, columns) is 0 where it is empty, as it is for adapters.
+    pub fn distance(&self, shape: (usize, usize), centre: &[f32]) -> f64 {
+        match self {
+            Self::Dense(x) if !centre.is_empty() => square_distance(x, centre).sqrt(),
+            other => other.operand().squares(shape).sqrt(),
+        }
+    }
+}
+
+crate::kernel::dispatch! {
+    /// Σ (x − c)², in f64.
+    pub(super) fn square_distance(x: &[f32], c: &[f32]) -> f64 = square_distance_body
+}
+
+#[inline(always)]
+fn square_distance_body(x: &[f32], c: &[f32]) -> f64 {
+    let ((x16, x_rest), (c16, c_rest)) = (x.as_chunks::<16>(), c.as_chunks::<16>());
+    let mut sums = [0.0f64; 16];
+    for (x, c) in x16.iter().zip(c16) {
+        for lane in 0..16 {
+            let d = f64::from(x[lane]) - f64::from(c[lane]);
+            sums[lane] += d * d;
+        }
+    }
+    let rest = x_rest.iter().zip(c_rest).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2));
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// (rows, columns) of a tensor of that shape.
@@ -189,6 +216,22 @@ fn finite(view: &TensorView) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_distance_is_the_root_of_all_squares() {
+        let mut stream = crate::random::Stream::new(1, "test", 0);
+        for side in [1, 5, 40] {
+            let mut draw = || (0..side * side).map(|_| stream.between(-3.0, 3.0) as f32).collect::<Vec<f32>>();
+            let (x, c) = (draw(), draw());
+            let of = |c: &dyn Fn(usize) -> f32| -> f64 {
+                (0..x.len()).map(|at| (f64::from(x[at]) - f64::from(c(at))).powi(2)).sum::<f64>().sqrt()
+            };
+            let (to_centre, to_zero) = (of(&|at| c[at]), of(&|_| 0.0));
+            let values = Values::Dense(x.clone());
+            assert!((values.distance((side, side), &c) - to_centre).abs() < 1e-12 * to_centre);
+            assert!((values.distance((side, side), &[]) - to_zero).abs() < 1e-12 * to_zero);
+        }
+    }
 
     #[test]
     fn shapes_become_matrices() {

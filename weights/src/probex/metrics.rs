@@ -125,7 +125,8 @@ impl Judged<'_> {
         }
     }
 
-    fn auroc(&self, seed: u64) -> Option<Figure> {
+    /// The mean of the classes' AUROC, for scores that need not be probabilities.
+    pub fn auroc(&self, seed: u64) -> Option<Figure> {
         /// AUROC sorts; fewer resamples do.
         const SAMPLES: usize = 200;
         let models = self.probabilities.len() / self.classes;

@@ -6,7 +6,8 @@
 //!
 //! In the order the data flows: a [`layer`] is read from checkpoints into a [`cache`]; a probe's [`spec`] says which sides
 //! of it are looked at; the [`net`] turns an [`operand`] into a representation and the [`head`] that into logits; [`mod@train`]
-//! (or [`ridge`], in closed form) finds the numbers; [`metrics`] and [`calibration`] say what its probabilities are worth;
+//! (or [`ridge`], in closed form) finds the numbers; [`metrics`] and [`calibration`] say what its probabilities are worth,
+//! and [`neighbours`] what models near by are;
 //! an [`expert`] is all of that in one [`file`](mod@file); [`fit`] makes experts of a zoo, and a [`registry`] routes models
 //! to experts. [`baseline`]s and [`damage`] are what it is held against.
 //!
@@ -36,6 +37,8 @@ pub mod ridge;
 pub mod metrics;
 
 pub mod calibration;
+
+pub mod neighbours;
 
 pub mod expert;
 

@@ -11,6 +11,8 @@
 //! Models are independent up to H; gradients of the probes and projections are summed within 16 parts of a batch,
 //! then part by part, so the sums do not depend on the number of threads.
 
+mod look;
+
 use faer::MatMut;
 use rayon::prelude::*;
 

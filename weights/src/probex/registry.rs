@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{expert::Expert, layer::Values};
+use super::{
+    expert::Expert,
+    layer::{Layer, Values},
+};
 use crate::{Checkpoint, Error, Result};
 
 /// Shares closer to one another than this are equal.
@@ -82,15 +85,17 @@ impl Registry {
     /// If a layer that an expert reads cannot be decoded.
     pub fn route(&self, checkpoint: &Checkpoint) -> Result<Route> {
         let mut distances = Vec::with_capacity(self.experts.len());
-        let mut layers: Vec<Option<Values>> = Vec::with_capacity(self.experts.len());
-        for (at, (_, expert)) in self.experts.iter().enumerate() {
+        // Experts of several trees and labels often read one layer: it is read once.
+        let mut layers: Vec<(&Layer, Option<Values>)> = Vec::new();
+        let mut place = Vec::with_capacity(self.experts.len());
+        for (_, expert) in &self.experts {
             let layer = &expert.about.layer;
-            let before = self.experts[..at].iter().position(|(_, other)| other.about.layer == *layer);
-            let values = match before {
-                Some(before) => layers[before].clone(),
-                None if layer.is_in(checkpoint) => Some(layer.read(checkpoint)?),
-                None => None,
-            };
+            let known = layers.iter().position(|(other, _)| *other == layer).unwrap_or(layers.len());
+            if known == layers.len() {
+                layers.push((layer, layer.is_in(checkpoint).then(|| layer.read(checkpoint)).transpose()?));
+            }
+            place.push(known);
+            let values = &layers[known].1;
             distances.push(Distance {
                 tree: expert.about.tree.clone(),
                 label: expert.about.label.clone(),
@@ -98,7 +103,6 @@ impl Registry {
                 distance: values.as_ref().map(|values| expert.distance(values)),
                 limit: expert.about.radius.limit,
             });
-            layers.push(values);
         }
         let mut order: Vec<(f64, usize)> =
             distances.iter().enumerate().filter_map(|(at, d)| Some((d.share()?, at))).collect();
@@ -128,11 +132,16 @@ impl Registry {
                         distances[*rival].tree
                     )),
                     None => {
+                        let near = |at: &usize| {
+                            distances[*at].tree == *tree && distances[*at].share().is_some_and(|share| share <= 1.0)
+                        };
+                        let near: Vec<usize> = (0..distances.len()).filter(near).collect();
                         let mut known: Vec<(usize, Values)> = Vec::new();
-                        for (at, distance) in distances.iter().enumerate() {
-                            if distance.tree == *tree && distance.share().is_some_and(|share| share <= 1.0) {
-                                known.extend(layers[at].take().map(|values| (at, values)));
-                            }
+                        for (number, &at) in near.iter().enumerate() {
+                            let is_read_again = near[number + 1..].iter().any(|&later| place[later] == place[at]);
+                            let values = &mut layers[place[at]].1;
+                            let values = if is_read_again { values.clone() } else { values.take() };
+                            known.extend(values.map(|values| (at, values)));
                         }
                         (known, None)
                     }

@@ -70,6 +70,28 @@ pub trait Models: Sync {
 
     /// Forms each model has: itself, and its compressed copies.
     fn copies(&self) -> usize;
+
+    /// Makes form `copy` of model `at` anew in `out`, by `stream`; `None` where [`Models::layer`] has the form.
+    fn drawn<'a>(&self, _at: usize, _copy: usize, _stream: &mut Stream, _out: &'a mut Vec<f32>) -> Option<Operand<'a>> {
+        None
+    }
+}
+
+/// The layers of a batch of (model, form); forms that are made anew, each by the step's number and the model's, lie in
+/// `buffers`.
+fn gather<'a>(
+    models: &'a dyn Models,
+    batch: &[(usize, usize)],
+    (seed, step): (u64, u64),
+    buffers: &'a mut Vec<Vec<f32>>,
+) -> Vec<Operand<'a>> {
+    buffers.resize_with(batch.len(), Vec::new);
+    let layers = batch.par_iter().zip(buffers.par_iter_mut()).map(|(&(at, copy), buffer)| {
+        let mut stream = Stream::new(seed, "probe/copies", (step << 32) + at as u64);
+        let drawn = if copy == 0 { None } else { models.drawn(at, copy, &mut stream, buffer) };
+        drawn.unwrap_or_else(|| models.layer(at, copy))
+    });
+    layers.collect()
 }
 
 /// A labelled part of the models.
@@ -278,19 +300,6 @@ impl Learner {
     }
 }
 
-impl Net {
-    /// Logits (models, classes) and representations (models, r_T) of `models`.
-    pub fn look_at(&self, models: &[Operand<'_>], texts: Texts<'_>) -> (Vec<f32>, Vec<f32>) {
-        let (mut logits, mut representations, mut trace) = (Vec::new(), Vec::new(), Trace::default());
-        for models in models.chunks(LOOKED_AT) {
-            self.represent(models, &mut trace);
-            logits.extend(self.logits(&trace, models.len(), texts));
-            representations.extend_from_slice(&trace.representation);
-        }
-        (logits, representations)
-    }
-}
-
 /// Share of right decisions of `logits`: of all where several classes may hold, of models where one does.
 pub fn right(choice: Choice, logits: &[f32], truths: &[f32], classes: usize) -> f64 {
     match choice {
@@ -311,16 +320,19 @@ struct Kernels<'a> {
     task: Task<'a>,
     learner: Learner,
     seen: Vec<Operand<'a>>,
-    batch: Vec<Operand<'a>>,
     truths: Vec<f32>,
+    /// Room for copies that are made anew.
+    buffers: Vec<Vec<f32>>,
+    /// Steps taken.
+    steps: u64,
     costs: f64,
 }
 
 impl<'a> Kernels<'a> {
     fn new(start: Net, task: Task<'a>) -> Self {
         let seen = task.validation.models.iter().map(|&at| task.models.layer(at, 0)).collect();
-        let (batch, truths) = (Vec::new(), Vec::new());
-        Self { task, learner: Learner::new(start), seen, batch, truths, costs: 0.0 }
+        let (truths, buffers) = (Vec::new(), Vec::new());
+        Self { task, learner: Learner::new(start), seen, truths, buffers, steps: 0, costs: 0.0 }
     }
 }
 
@@ -329,13 +341,12 @@ impl Steps for Kernels<'_> {
 
     fn step(&mut self, batch: &[(usize, usize)]) -> Result<(), Infallible> {
         let Task { models, train, texts, choice, training, .. } = self.task;
-        self.batch.clear();
         self.truths.clear();
-        for &(entry, copy) in batch {
-            self.batch.push(models.layer(train.models[entry], copy));
-            self.truths.extend_from_slice(train.truth(entry));
-        }
-        self.costs += self.learner.step(&self.batch, &self.truths, texts, choice, training) * batch.len() as f64;
+        batch.iter().for_each(|&(entry, _)| self.truths.extend_from_slice(train.truth(entry)));
+        let forms: Vec<(usize, usize)> = batch.iter().map(|&(entry, copy)| (train.models[entry], copy)).collect();
+        let layers = gather(models, &forms, (training.seed, self.steps), &mut self.buffers);
+        self.steps += 1;
+        self.costs += self.learner.step(&layers, &self.truths, texts, choice, training) * batch.len() as f64;
         Ok(())
     }
 

@@ -100,7 +100,7 @@ impl Job<'_> {
                 encoder: self.texts.as_ref().map(|texts| texts.encoder.clone()),
                 trained_on: members.training.len(),
                 training: self.training.clone(),
-                augmented: self.augment.clone(),
+                augmented: self.augment.damages.clone(),
                 seen: seen.to_vec(),
                 candidates: candidates.to_vec(),
             };
@@ -121,12 +121,7 @@ impl Job<'_> {
             if !layer.is_in(&checkpoint) {
                 return Ok(None);
             }
-            let x = layer.read(&checkpoint)?.operand().dense((layer.rows, layer.columns));
-            let square: f64 = match centroid.is_empty() {
-                true => x.iter().map(|x| f64::from(*x).powi(2)).sum(),
-                false => x.iter().zip(&centroid).map(|(x, c)| (f64::from(*x) - f64::from(*c)).powi(2)).sum(),
-            };
-            Ok(Some(square.sqrt()))
+            Ok(Some(layer.read(&checkpoint)?.distance((layer.rows, layer.columns), &centroid)))
         };
         let all = |files: Vec<PathBuf>| -> Result<Vec<f64>> {
             Ok(files.iter().map(distance).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())

@@ -7,16 +7,19 @@ use crate::{
     Checkpoint,
     probex::{
         Expert,
+        cache::{Centre, Copies, Joined, LayerCache, Model},
         damage::Damage,
         evaluate::judge,
         file::write_arrays,
         fit::{ClassTexts, Job, Members},
         head::Choice,
         layer::{Layer, Values},
+        operand::Operand,
         registry::Registry,
         spec::{Input, Preset},
-        train::Training,
+        train::{Models, Training},
     },
+    random::Stream,
     zoo::{Entry, INDEX, Index, Label, Split, Zoo, splits},
 };
 
@@ -67,7 +70,7 @@ fn job<'a>(zoo: &'a Zoo, trees: &[&str], preset: Preset, work: &'a Path) -> Job<
         ranks: None,
         input: None,
         training: Training { rate: 3e-3, batch: 32, epochs: 30, every: 10, ..Training::default() },
-        augment: Vec::new(),
+        augment: Copies::default(),
         most: None,
         shuffle: false,
         texts: None,
@@ -152,6 +155,61 @@ fn trees_learnt_together_share_a_probe_and_keep_their_centres() {
     for expert in &experts {
         assert!(expert.about.test.as_ref().unwrap().accuracy.value > 0.9, "{:?}", expert.about.test);
     }
+}
+
+#[test]
+fn copies_are_kept_or_drawn_anew_from_the_layer_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let zoo = zoo(folder.path());
+    let members = Members::of(&zoo, "oak", &["full".into()], None);
+    let layer = Layer { name: "hidden.weight".into(), rows: SIDE, columns: SIDE, adapter: false };
+    let models: Vec<Model> = members.files(&zoo).into_iter().take(5).map(|file| (file, None)).collect();
+    let centre = normal(SIDE * SIDE, 9);
+    let damages = vec![Damage::Bits(3), Damage::Prune(50)];
+    let place = folder.path().join("cache");
+    let cache = |anew, models: &[Model]| {
+        let copies = Copies { damages: damages.clone(), anew };
+        LayerCache::build(&place, &layer, models, &[0, 1], Centre::Given(centre.clone()), &copies).unwrap()
+    };
+    let dense = |operand: Operand<'_>| operand.dense((SIDE, SIDE));
+    let expected = |at: usize, damage: &dyn Fn(&mut [f32])| -> Vec<f32> {
+        let values = layer.read(&Checkpoint::open(&models[at].0).unwrap()).unwrap();
+        let mut x = dense(values.operand());
+        damage(&mut x);
+        x.iter().zip(&centre).map(|(x, c)| x - c).collect()
+    };
+    let kept = cache(false, &models);
+    assert_eq!((kept.len(), kept.copies()), (5, 3));
+    for (at, copy) in (0..5).flat_map(|at| [(at, 1), (at, 2)]) {
+        let expected = expected(at, &|x| damages[copy - 1].apply(x, SIDE));
+        assert_eq!(dense(Models::layer(&kept, at, copy)), expected);
+        assert!(kept.drawn(at, copy, &mut Stream::new(1, "test", 0), &mut Vec::new()).is_none());
+    }
+    let mut marked = models.clone();
+    marked[3].1 = Some(damages[1]);
+    let anew = cache(true, &marked);
+    assert_eq!(dense(Models::layer(&anew, 3, 0)), expected(3, &|x| damages[1].apply(x, SIDE)));
+    let draw = |number: u64| {
+        let mut out = Vec::new();
+        dense(Joined(vec![&anew]).drawn(1, 1, &mut Stream::new(number, "test", 0), &mut out).unwrap())
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+    // The cache gives the layer back by adding what was taken off, so that a level may be missed by a rounding error.
+    let by_hand = expected(1, &|x| damages[0].apply_anew(x, SIDE, &mut Stream::new(1, "test", 0)));
+    let same = draw(1).iter().zip(&by_hand).filter(|(a, b)| (*a - *b).abs() < 1e-4).count();
+    assert!(same + 2 >= by_hand.len(), "{same} of {}", by_hand.len());
+
+    let train = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let mut job = job(&zoo, &["oak", "elm"], Preset::Delta, work.path());
+        (job.augment, job.training.epochs) = (Copies { damages: damages.clone(), anew: true }, 5);
+        pool.install(|| job.run(&mut |_| {})).unwrap()
+    };
+    let experts = train(1);
+    assert_eq!(experts, train(3));
+    assert_eq!(experts[0].about.augmented, damages);
 }
 
 #[test]

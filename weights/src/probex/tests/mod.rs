@@ -4,10 +4,10 @@ mod experts;
 mod naive;
 
 use super::{
-    head::{Choice, Texts},
+    head::{Choice, Texts, cost},
     net::Net,
     operand::Operand,
-    spec::{ALL_VIEWS, Activation, Body, Head, Spec, View},
+    spec::{ALL_VIEWS, Activation, Body, Head, PRESETS, Spec, View},
     train::{Learner, Models, Part, Training, train},
 };
 use crate::random::Stream;
@@ -97,6 +97,46 @@ fn cost_and_gradient_match_the_definition() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_model_is_looked_at_the_same_alone_and_among_others() {
+    let (rows, columns, count, classes) = (24, 40, 70, 7);
+    let layers = normal(count * rows * columns, 5);
+    let models: Vec<Operand<'_>> = layers.chunks_exact(rows * columns).map(Operand::Dense).collect();
+    let embeddings = normal(classes * 6, 6);
+    let truths: Vec<f32> = (0..count * classes).map(|at| f32::from(u8::from(at % 3 == 0))).collect();
+    for preset in PRESETS {
+        for head in [Head::Labels { classes }, Head::Text { width: 6, temperature: true }] {
+            let texts = match head {
+                Head::Text { .. } => Texts { values: &embeddings, classes },
+                Head::Labels { .. } => Texts::default(),
+            };
+            let spec = Spec { rows, columns, body: preset.body((6, 6, 12)), head };
+            if spec.check().is_err() {
+                continue;
+            }
+            let net = Net::start(spec, 3, 0.9);
+            let width = net.spec().representation();
+            let (logits, representations) = net.look_at(&models, texts);
+            assert_eq!((logits.len(), representations.len()), (count * classes, count * width));
+            // What training computes, in other products.
+            let expected = Learner::new(net.clone()).gradient(&models, &truths, texts, Choice::Several).0;
+            let found = cost(Choice::Several, &mut logits.clone(), &truths, classes);
+            assert!((found - expected).abs() < 1e-5 * expected, "{preset:?} {head:?}: {found}, {expected}");
+            let turned: Vec<Operand<'_>> = models[1..].iter().rev().copied().collect();
+            let (turned_logits, turned_representations) = net.look_at(&turned, texts);
+            for (place, at) in (1..count).rev().enumerate() {
+                assert_eq!(turned_logits[place * classes..][..classes], logits[at * classes..][..classes]);
+                assert_eq!(turned_representations[place * width..][..width], representations[at * width..][..width]);
+            }
+            let (alone, represented) = net.look_at(&models[17..18], texts);
+            assert_eq!(
+                (alone.as_slice(), represented.as_slice()),
+                (&logits[17 * classes..18 * classes], &representations[17 * width..18 * width])
+            );
         }
     }
 }
