@@ -180,8 +180,8 @@ mod tests {
     fn rows(count: usize, seed: u64) -> Vec<f32> {
         let mut stream = Stream::new(seed, "test", 0);
         // Two of five lie close together, so that nearest ones are of one kind often enough.
-        let mut row = |at: usize| [0, 1, 2].map(|_| (stream.between(-1.0, 1.0) + (at % 5 / 3) as f64) as f32);
-        (0..count).flat_map(|at| row(at)).collect()
+        let row = |at: usize| [0, 1, 2].map(|_| (stream.between(-1.0, 1.0) + (at % 5 / 3) as f64) as f32);
+        (0..count).flat_map(row).collect()
     }
 
     /// Distances by the definition, all of them, sorted whole.
