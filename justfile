@@ -8,6 +8,11 @@ ci:
 test:
     cargo test --release --workspace
 
+# The property tests on other cases than those of every run: seeds FROM to TO
+properties from="2" to="20":
+    for seed in $(seq {{from}} {{to}}); do PROPTEST_RNG_SEED=$seed cargo test --release --workspace --lib --test round_trip \
+        --test lineage --quiet || exit 1; done
+
 # Train the embedded model anew from its seed
 fixture out="fixtures/tiny-world":
     cargo run --release -p scruple-compress --example train_fixture -- --seed 1 --out {{out}}

@@ -7,48 +7,20 @@
 //!
 //! Whatever its name says, the weight is the code *times* `weight_scale_inv`.
 
-use scruple_weights::{Dtype, TensorSpec};
+use scruple_weights::Dtype;
 use serde_json::Value;
 
-use super::{GptqVersion, Layout, More, QuantisedModel, Result, Rules, Setting, Source, error, expect_scales, field};
+use super::{More, Result, Rules, Source, error, expect_scales, field};
 use crate::{
-    Error,
     grid::ScaleDtype,
     weight::{CompressedWeight, Float8Scales, Float8Weight, float8},
 };
 
 pub(super) struct Fp8;
 
-/// How formats that are only read refuse to be written.
-pub(super) const READ_ONLY: &str = "the format is read here, not written; write compressed-tensors or dense";
-
 impl Rules for Fp8 {
     fn name(&self) -> &'static str {
         "fp8"
-    }
-
-    fn scale_dtype(&self, _: ScaleDtype) -> ScaleDtype {
-        ScaleDtype::F32
-    }
-
-    fn check(&self, _: &Layout) -> Result<(), String> {
-        Err(READ_ONLY.into())
-    }
-
-    fn specs(&self, _: &str, _: &Layout) -> Vec<TensorSpec> {
-        Vec::new()
-    }
-
-    fn encode(&self, linear: &str, _: &CompressedWeight, _: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
-        Err(Error::Recipe(format!("`{linear}` cannot be written: {READ_ONLY}")))
-    }
-
-    fn config(&self, _: &QuantisedModel<'_>) -> Result<Option<Value>> {
-        Err(Error::Recipe(READ_ONLY.into()))
-    }
-
-    fn settings(&self, _: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
-        Ok((Vec::new(), None))
     }
 
     fn more(&self, config: &Value) -> Result<More, String> {

@@ -349,20 +349,36 @@ impl QuantisedModel<'_> {
     }
 }
 
+/// How formats that are only read refuse to be written.
+const READ_ONLY: &str = "the format is read here, not written; write compressed-tensors or dense";
+
 /// One format's file.
 trait Rules: Sync {
     fn name(&self) -> &'static str;
-    fn scale_dtype(&self, dtype: ScaleDtype) -> ScaleDtype;
-    /// What [`Format::check`] has not refused for every format.
-    fn check(&self, layout: &Layout) -> Result<(), String>;
-    fn specs(&self, linear: &str, layout: &Layout) -> Vec<TensorSpec>;
-    fn encode(&self, linear: &str, weight: &CompressedWeight, dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>>;
-    fn config(&self, model: &QuantisedModel<'_>) -> Result<Option<Value>>;
+    fn scale_dtype(&self, _dtype: ScaleDtype) -> ScaleDtype {
+        ScaleDtype::F32
+    }
+    /// What [`Format::check`] has not refused for every format. A format that is only read leaves this and the next three
+    /// as they stand.
+    fn check(&self, _layout: &Layout) -> Result<(), String> {
+        Err(READ_ONLY.into())
+    }
+    fn specs(&self, _linear: &str, _layout: &Layout) -> Vec<TensorSpec> {
+        Vec::new()
+    }
+    fn encode(&self, linear: &str, _weight: &CompressedWeight, _dtype: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
+        Err(Error::Recipe(format!("`{linear}` cannot be written: {READ_ONLY}")))
+    }
+    fn config(&self, _model: &QuantisedModel<'_>) -> Result<Option<Value>> {
+        Err(Error::Recipe(READ_ONLY.into()))
+    }
     fn side_files(&self, _model: &QuantisedModel<'_>) -> Result<Vec<(String, Value)>> {
         Ok(Vec::new())
     }
     /// The settings in `config`, a `quantization_config` of this format's `quant_method`.
-    fn settings(&self, config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String>;
+    fn settings(&self, _config: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
+        Ok((Vec::new(), None))
+    }
     /// What `config` says beyond that.
     fn more(&self, _config: &Value) -> Result<More, String> {
         Ok(More::default())

@@ -9,17 +9,10 @@
 //! A number is E2M1: a sign, two bits of exponent, one of mantissa. `X` is (experts, in, out) in the dense model, each
 //! expert's weight transposed.
 
-use scruple_weights::{Dtype, TensorSpec, TensorView};
-use serde_json::Value;
+use scruple_weights::{Dtype, TensorView};
 
-use super::{
-    GptqVersion, Layout, More, QuantisedModel, Result, Rules, Setting, Source, error, expect_shape, fp8::READ_ONLY,
-};
-use crate::{
-    Error,
-    grid::ScaleDtype,
-    weight::{CompressedWeight, DenseWeight},
-};
+use super::{Result, Rules, Source, error, expect_shape};
+use crate::weight::{CompressedWeight, DenseWeight};
 
 pub(super) struct Mxfp4;
 
@@ -32,34 +25,6 @@ static E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1
 impl Rules for Mxfp4 {
     fn name(&self) -> &'static str {
         "mxfp4"
-    }
-
-    fn scale_dtype(&self, _: ScaleDtype) -> ScaleDtype {
-        ScaleDtype::F32
-    }
-
-    fn check(&self, _: &Layout) -> Result<(), String> {
-        Err(READ_ONLY.into())
-    }
-
-    fn specs(&self, _: &str, _: &Layout) -> Vec<TensorSpec> {
-        Vec::new()
-    }
-
-    fn encode(&self, linear: &str, _: &CompressedWeight, _: ScaleDtype) -> Result<Vec<(String, Vec<u8>)>> {
-        Err(Error::Recipe(format!("`{linear}` cannot be written: {READ_ONLY}")))
-    }
-
-    fn config(&self, _: &QuantisedModel<'_>) -> Result<Option<Value>> {
-        Err(Error::Recipe(READ_ONLY.into()))
-    }
-
-    fn settings(&self, _: &Value) -> Result<(Vec<Setting>, Option<GptqVersion>), String> {
-        Ok((Vec::new(), None))
-    }
-
-    fn more(&self, _: &Value) -> Result<More, String> {
-        Ok(More::default())
     }
 
     fn decode(&self, source: &Source<'_>) -> Result<CompressedWeight> {

@@ -15,7 +15,7 @@ use super::{
     Sharing,
     fold::Fold,
     modules::Module,
-    pool::{accumulate, dot, recover},
+    pool::{accumulate, dots, recover},
 };
 use crate::{
     Error, Result,
@@ -149,9 +149,8 @@ impl SharedMatrix {
         match t {
             0 => {}
             1 => y.par_chunks_mut(ROWS).enumerate().for_each(|(chunk, y)| {
-                for (row, y) in y.iter_mut().enumerate() {
-                    *y = scale * dot(fold, pool, first + (chunk * ROWS + row) * columns, x);
-                }
+                dots(fold, pool, first + chunk * ROWS * columns, x, y);
+                y.iter_mut().for_each(|y| *y *= scale);
             }),
             _ => product_with(x, &Recovered { matrix: self, pool }, y, t, rows, columns),
         }

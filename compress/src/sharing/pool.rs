@@ -15,6 +15,11 @@ use rayon::prelude::*;
 
 use super::fold::{Fold, WORD, Words};
 use crate::kernel::dispatch;
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::{Isa, isa};
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Slots that a thread owns while weights are added up.
 const OWNED: usize = 1 << 15;
@@ -23,6 +28,7 @@ const OWNED: usize = 1 << 15;
 const WORTH_THREADS: usize = 1 << 16;
 
 /// Lanes of a 512-bit register of f32.
+#[cfg(target_arch = "x86_64")]
 const LANES: usize = 16;
 
 /// `value`, negated if the highest bit of `sign` is set; the others are not.
@@ -54,8 +60,17 @@ pub fn recover(fold: &Fold, pool: &[f32], scale: f32, first: usize, out: &mut [f
     }
 }
 
+fn recover_run(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        // SAFETY: AVX-512 was detected.
+        return unsafe { avx512::recover(pool, scale, weight, signs, out) };
+    }
+    recover_plain(pool, scale, weight, signs, out);
+}
+
 dispatch! {
-    fn recover_run(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut [f32]) = recover_body
+    fn recover_plain(pool: &[f32], scale: f32, weight: usize, signs: Words, out: &mut [f32]) = recover_body
 }
 
 #[inline(always)]
@@ -116,8 +131,17 @@ pub fn accumulate_f64(fold: &Fold, values: &[f32], scale: f32, first: usize, sum
     add(fold, values, scale, first, sums, add_f64);
 }
 
+fn add_f32(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        // SAFETY: AVX-512 was detected.
+        return unsafe { avx512::add(values, scale, weight, signs, sums) };
+    }
+    add_plain(values, scale, weight, signs, sums);
+}
+
 dispatch! {
-    fn add_f32(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f32]) = add_body::<f32>
+    fn add_plain(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f32]) = add_body::<f32>
 }
 dispatch! {
     fn add_f64(values: &[f32], scale: f32, weight: usize, signs: Words, sums: &mut [f64]) = add_body::<f64>
@@ -174,40 +198,54 @@ fn add_body<T: Sum>(values: &[f32], scale: f32, weight: usize, signs: Words, sum
     }
 }
 
-/// Σ x_i · sign(i) · ψ_slot(i) over the weights `first..first + x.len()`: one row of a shared matrix times `x`, before its
-/// scale.
+/// Σ_i x_i · sign · ψ of row after row: `out.len()` rows of `x.len()` weights each, which follow each other from `first` on,
+/// times `x`, before their scale.
 ///
 /// # Panics
 /// If the pool is of another size, or the weights leave the array.
-pub fn dot(fold: &Fold, pool: &[f32], first: usize, x: &[f32]) -> f32 {
+pub fn dots(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32]) {
     assert_eq!(pool.len(), fold.slots(), "the pool is of another fold");
     let mut sums = [0.0; WORD];
-    for run in fold.runs(first..first + x.len()) {
-        let x = &x[run.weight - first..][..run.len];
-        dot_run(&pool[run.slot..][..run.len], x, run.weight, fold.signs(), &mut sums);
+    let (mut row, mut column) = (0, 0);
+    for run in fold.runs(first..first + out.len() * x.len()) {
+        let mut at = 0;
+        while at < run.len {
+            let len = (x.len() - column).min(run.len - at);
+            dot_run(&pool[run.slot + at..][..len], &x[column..][..len], run.weight + at, fold.signs(), &mut sums);
+            (at, column) = (at + len, column + len);
+            if column == x.len() {
+                out[row] = total(&sums);
+                (sums, row, column) = ([0.0; WORD], row + 1, 0);
+            }
+        }
     }
-    let mut lanes = [0.0f32; LANES];
-    for lane in 0..LANES {
-        lanes[lane] = (sums[lane] + sums[LANES + lane]) + (sums[2 * LANES + lane] + sums[3 * LANES + lane]);
-    }
-    let mut half = LANES / 2;
+    out[row..].fill(0.0); // of rows without weights
+}
+
+/// The sum of `sums`, by halves.
+fn total(sums: &[f32; WORD]) -> f32 {
+    let mut sums = *sums;
+    let mut half = WORD / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            sums[lane] += sums[lane + half];
         }
         half /= 2;
     }
-    lanes[0]
+    sums[0]
+}
+
+fn dot_run(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        // SAFETY: AVX-512 was detected.
+        return unsafe { avx512::dot(pool, x, weight, signs, sums) };
+    }
+    dot_plain(pool, x, weight, signs, sums);
 }
 
 dispatch! {
-    fn dot_run(
-        pool: &[f32],
-        x: &[f32],
-        weight: usize,
-        signs: Words,
-        sums: &mut [f32; WORD],
-    ) = dot_body
+    fn dot_plain(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) = dot_body
 }
 
 #[inline(always)]
@@ -226,8 +264,7 @@ fn dot_body(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f3
             }
         } else {
             for i in 0..len {
-                let sum = &mut kept[i % LANES];
-                *sum = x[i].mul_add(flip(from[i], ((word >> i) as u32) << 31), *sum);
+                kept[i] = x[i].mul_add(flip(from[i], ((word >> i) as u32) << 31), kept[i]);
             }
         }
         at += len;
@@ -271,11 +308,19 @@ mod tests {
             prop_assert_eq!(sums, expected);
             prop_assert_eq!(wide, expected_wide);
 
-            let exact: f64 = range.clone().zip(&values).map(|(i, &x)| {
-                f64::from(x) * f64::from(sign(&fold, i) * pool[fold.slot(i)])
-            }).sum();
-            let found = f64::from(dot(&fold, &pool, range.start, &values));
-            prop_assert!((found - exact).abs() < 1e-4, "{} against {}", found, exact);
+            // As one row, and as rows of as many weights as go into the range.
+            for columns in [range.len(), 1 + range.len() / 3] {
+                let rows = range.len() / columns.max(1);
+                let mut found = vec![f32::NAN; rows];
+                dots(&fold, &pool, range.start, &values[..columns.min(range.len())], &mut found);
+                for (row, found) in found.into_iter().enumerate() {
+                    let exact: f64 = (0..columns).map(|column| {
+                        let i = range.start + row * columns + column;
+                        f64::from(values[column]) * f64::from(sign(&fold, i) * pool[fold.slot(i)])
+                    }).sum();
+                    prop_assert!((f64::from(found) - exact).abs() < 1e-4, "{} against {}", found, exact);
+                }
+            }
         }
     }
 
@@ -283,19 +328,24 @@ mod tests {
     fn the_instruction_sets_give_the_same_bits() {
         let fold = Fold::new(5_000, 1_000, 1, 9).unwrap();
         let (signs, pool, x) = (fold.signs(), uniform(900, 1), uniform(900, 2));
-        for (weight, len) in [(0, 900), (17, 700), (63, 1), (64, 64), (100, 129)] {
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        for (weight, len) in [(0, 900), (17, 700), (63, 1), (64, 64), (100, 129), (5, 20), (70, 58), (1, 63)] {
             let (pool, x) = (&pool[..len], &x[..len]);
-            let (mut fast, mut plain) = (vec![0.0; len], vec![0.0; len]);
+            // Through the fastest there is, through what compilers make of the loops for it, and one number at a time.
+            let [mut fast, mut compiled, mut plain] = [(); 3].map(|()| vec![0.0; len]);
             recover_run(pool, 0.3, weight, signs, &mut fast);
+            recover_plain(pool, 0.3, weight, signs, &mut compiled);
             recover_body(pool, 0.3, weight, signs, &mut plain);
-            assert_eq!(fast, plain);
+            assert_eq!((bits(&fast), bits(&compiled)), (bits(&plain), bits(&plain)));
             add_f32(x, 0.7, weight, signs, &mut fast);
+            add_plain(x, 0.7, weight, signs, &mut compiled);
             add_body(x, 0.7, weight, signs, &mut plain);
-            assert_eq!(fast, plain);
-            let (mut fast, mut plain) = ([0.5; WORD], [0.5; WORD]);
+            assert_eq!((bits(&fast), bits(&compiled)), (bits(&plain), bits(&plain)));
+            let [mut fast, mut compiled, mut plain] = [(); 3].map(|()| [0.5; WORD]);
             dot_run(pool, x, weight, signs, &mut fast);
+            dot_plain(pool, x, weight, signs, &mut compiled);
             dot_body(pool, x, weight, signs, &mut plain);
-            assert_eq!(fast, plain);
+            assert_eq!((bits(&fast), bits(&compiled)), (bits(&plain), bits(&plain)));
         }
     }
 
