@@ -87,7 +87,7 @@ fn at_rate(rate: usize, x: &[f32], dense: &mut [f32]) -> Value {
             }
             black_box(&sums);
         };
-        race(2, product, scatter)
+        race(5, product, scatter)
     };
     let mut sums = vec![0.0f32; fold.slots()];
     let mut scratch = vec![0.0f32; SIDE * SIDE];

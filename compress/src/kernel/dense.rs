@@ -318,9 +318,6 @@ fn dots<T: Copy>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x: &[f32], out: &mut [
     }
 }
 
-/// Bytes ahead of a product that weights are asked for: hardware follows a row only to the end of its page.
-const AHEAD: usize = 4096;
-
 /// The dot products of `w` with each of `x`, each in four times sixteen partial sums whatever N (1 to 4) is.
 #[inline(always)]
 fn row_dots<T: Copy, const N: usize>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x: [&[f32]; N]) -> [f32; N] {
@@ -328,7 +325,7 @@ fn row_dots<T: Copy, const N: usize>(w: &[T], wide: impl Fn(T) -> f32 + Copy, x:
     let inputs = x.map(|x| &x.as_chunks::<{ 4 * LANES }>().0[..steps.len()]);
     let mut sums = [[0.0f32; 4 * LANES]; N];
     for (step, w) in steps.iter().enumerate() {
-        super::prefetch(w, AHEAD);
+        super::prefetch(w);
         for n in 0..N {
             let x = &inputs[n][step];
             for lane in 0..4 * LANES {

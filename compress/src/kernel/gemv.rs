@@ -168,6 +168,7 @@ fn dots<T: Stored, const N: usize>(x: [&[f32]; N], w: &[T]) -> [f32; N] {
     let whole = w.len() / STEP * STEP;
     let mut at = 0;
     while at < whole {
+        super::prefetch(&w[at..][..STEP]);
         for part in 0..4 {
             let from = at + part * LANES;
             let w = &w[from..][..LANES];

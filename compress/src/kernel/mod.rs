@@ -32,17 +32,21 @@ pub mod image;
 
 pub(crate) use scruple_weights::kernel::{Isa, dispatch, isa};
 
-/// Asks for the cache lines `ahead` bytes after those of `values`, whether or not anything lies there.
+/// Bytes ahead of a product that weights are asked for where they are read once: the machine itself follows a row only to
+/// the end of its page.
+pub(crate) const AHEAD: usize = 4096;
+
+/// Asks for the cache lines [`AHEAD`] of those of `values`, whether or not anything lies there.
 #[inline(always)]
-pub(crate) fn prefetch<T>(values: &[T], ahead: usize) {
+pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..size_of_val(values)).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: every x86-64 has SSE, and a prefetch of any address is allowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(ahead + line)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(AHEAD + line)) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, ahead);
+    let _ = values;
 }
 
 /// A pointer that threads may share because each writes a part of its own.

@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::data::Data;
 use crate::{
     Error, Result,
+    data::random::Stream,
     nn::{
         Architecture, Input, Recipe, Spec, Weights,
-        graph::{Graph, Layout},
+        graph::Graph,
         optimiser::{Curve, Rule, Schedule},
         saliency::prunable,
         train::{Augmentation, fingerprint},
@@ -130,7 +131,7 @@ impl Ground {
     /// What distinguishes these runs from others: images, net and schedule.
     pub fn identity(&self) -> Identity {
         let images = [&self.data.train, &self.data.test, &self.data.fit].map(fingerprint);
-        Identity { data: self.data.name.clone(), images, schooling: self.schooling.clone() }
+        Identity { data: self.data.name.clone(), images, schooling: self.schooling.clone(), start: START.into() }
     }
 }
 
@@ -144,7 +145,12 @@ pub struct Identity {
     pub images: [String; 3],
     /// The schedule.
     pub schooling: Schooling,
+    /// How weights begin.
+    pub start: String,
 }
+
+/// What [`start`] draws.
+const START: &str = "he-normal";
 
 /// Numbers of a net that no method makes fewer: vectors, and the moments of norms.
 pub fn rest(graph: &Graph) -> usize {
@@ -152,14 +158,15 @@ pub fn rest(graph: &Graph) -> usize {
     vectors + graph.running().len()
 }
 
-/// The weights of a net before training, those of linears with the variance of He et al. (2015), 2 / inputs, which nets
-/// without norms need: √6 times those the engine begins with.
+/// The weights of a net before training. Those of linears are normal with the variance of He et al. (2015), 2 / inputs,
+/// where no norm would make up for another: as convolutions begin, and as the published comparison begins.
 pub fn start(graph: &Graph, seed: u64) -> Weights {
     let mut weights = Weights::start(graph, seed);
     if graph.running().is_empty() {
-        let layout: &Layout = graph.layout();
-        for entry in layout.entries().iter().filter(|entry| entry.shape.len() == 2) {
-            weights.values[entry.range()].iter_mut().for_each(|value| *value *= 6f32.sqrt());
+        for entry in graph.layout().entries().iter().filter(|entry| entry.shape.len() == 2) {
+            let mut stream = Stream::new(seed, &format!("sharing/start/{}", entry.name), 0);
+            let deviation = (2.0 / entry.shape[1] as f64).sqrt();
+            weights.values[entry.range()].fill_with(|| (deviation * stream.normal()) as f32);
         }
     }
     weights

@@ -6,9 +6,7 @@ use std::arch::x86_64::{
 };
 
 use super::{LANES, WORD, Words};
-
-/// How many values ahead of the product the pool is asked for: hardware follows a run only to the end of its page.
-const AHEAD: usize = 1024;
+use crate::kernel::AHEAD;
 
 /// The lanes of vector `nth` of `len` ≤ 64 values.
 #[inline(always)]
@@ -70,7 +68,7 @@ pub(super) fn add(values: &[f32], scale: f32, weight: usize, signs: Words, sums:
     by_words(weight, sums.len(), signs, |at, here, word| {
         for nth in 0..WORD / LANES {
             let (mask, at) = (lanes(nth, here), at + nth * LANES);
-            _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(at + AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(at).cast::<i8>().wrapping_add(AHEAD));
             // SAFETY: the lanes of the mask lie in both slices, and the others are not touched.
             unsafe {
                 let values = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(mask, values.wrapping_add(at)));
@@ -93,7 +91,7 @@ pub(super) fn dot(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &m
     by_words(weight, x.len(), signs, |at, here, word| {
         for (nth, kept) in kept.iter_mut().enumerate() {
             let (mask, at) = (lanes(nth, here), at + nth * LANES);
-            _mm_prefetch::<_MM_HINT_T0>(pool.wrapping_add(at + AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(pool.wrapping_add(at).cast::<i8>().wrapping_add(AHEAD));
             // SAFETY: the lanes of the mask lie in both slices, and the others are not touched.
             unsafe {
                 let weights = _mm512_maskz_loadu_ps(mask, pool.wrapping_add(at));
