@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::data::Failure;
-use crate::record;
+use crate::{commands::share::finetune::saved_run, record};
 
 /// `name` with what does not belong into a file's name replaced.
 pub fn file_name(name: &str) -> String {
@@ -214,6 +214,7 @@ impl Place {
         let partial = scruple_weights::CheckpointWriter::work_folder(&model)?;
         // The key goes first: without it, the next run begins by removing what is left.
         self.remove(&self.stamp_of(name))?;
+        self.remove(&saved_run(&model)?)?;
         for folder in [model, partial, self.whole(name)] {
             gone(&folder, fs::remove_dir_all(&folder))?;
         }

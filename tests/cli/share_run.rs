@@ -1,12 +1,18 @@
 //! Models whose weights share a pool: run from it, trained further, made by recipes and sweeps, and damaged.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
 use crate::{
     scruple,
-    support::{Model, Place, Run, assert_same_files, json_file},
+    support::{Model, Place, Run, assert_same_files, json_file, program},
 };
 
 const PROJECT: &str = "share project --min-values 1 --allow-lossy";
@@ -167,6 +173,36 @@ fn sharing_is_a_method_of_recipes_with_the_honest_words() {
     let methods = scruple!["methods --json"].json();
     let rps = methods.as_array().unwrap().iter().find(|method| method["name"] == "rps").unwrap();
     assert_eq!((&rps["kind"], &rps["parameters"]["rate"]), (&json!("shares"), &json!(8.0)));
+}
+
+#[test]
+fn a_killed_recipe_goes_on_with_its_training() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 300);
+    let params = "rate = 4\nmin_values = 1\nsteps = 400\nwindows = 2\nwindow = 16\nlearning_rate = 0.01\n";
+    let recipe = place.file("r.toml", format!("[[stage]]\nmethod = \"rps\"\n[stage.params]\n{params}"));
+    let command = |out: &Path| {
+        let mut command = program();
+        command.arg("compress").arg(&model).arg("--recipe").arg(&recipe).arg("--calibration").arg(&text);
+        command.arg("--text").arg(&text).args(["--max-tokens", "96", "-o"]).arg(out);
+        command
+    };
+    let (whole, killed) = (place.out("whole"), place.out("killed"));
+    Run::of(&mut command(&whole)).succeeds();
+    let state = killed.with_file_name(".killed.finetune.safetensors");
+    let mut child = command(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !state.is_file() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it was saved once");
+        sleep(Duration::from_micros(200));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!killed.exists() && state.is_file(), "the run ended before it was killed");
+    let resumed = Run::of(&mut command(&killed)).succeeds();
+    assert!(resumed.stderr.contains("of 400"), "{}", resumed.stderr);
+    assert_same_files(&whole, &killed);
+    assert!(!state.exists());
 }
 
 #[test]

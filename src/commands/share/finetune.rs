@@ -41,6 +41,9 @@ use crate::{
 /// Share of a language model's steps in which the learning rate rises.
 const WARMUP: f64 = 0.1;
 
+/// Steps between savings of a run, where nobody asks for another number.
+pub const SAVE_EVERY: u64 = 50;
+
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -101,7 +104,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Steps between savings of the run, which the same command goes on with after a stop
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = SAVE_EVERY, value_parser = clap::value_parser!(u64).range(1..))]
     save_every: u64,
     /// Stop after this many steps, save the run and write no model yet
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
@@ -142,14 +145,30 @@ struct Record {
     report: Report,
 }
 
-impl Arguments {
-    /// Where the run is saved while it goes on.
-    fn state(&self) -> Result<PathBuf> {
-        let name = self.output.file_name().and_then(|name| name.to_str());
-        let name = name.with_context(|| format!("{}: the output has no name", self.output.display()))?;
-        Ok(self.output.with_file_name(format!(".{name}.finetune.safetensors")))
-    }
+/// Where a run that is to end in `out` is saved while it goes on.
+///
+/// # Errors
+/// If `out` has no name.
+pub fn saved_run(out: &Path) -> Result<PathBuf> {
+    let name = out.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{}: the output has no name", out.display()))?;
+    Ok(out.with_file_name(format!(".{name}.finetune.safetensors")))
+}
 
+/// Removes a saved run, if there is one.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn forget(state: &Path) -> Result<()> {
+    match fs::remove_file(state) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot remove the saved run", state.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Arguments {
     fn distillation(&self) -> Option<Distillation> {
         let distillation = Distillation { share: self.teacher_share, temperature: self.temperature };
         self.teacher.is_some().then_some(distillation)
@@ -181,12 +200,7 @@ impl Arguments {
     /// Puts the record into the written folder and prints it.
     fn finish(&self, found: &Record, state: &Path, lines: &[String]) -> Result<ExitCode> {
         record::write_whole(&self.output.join("share.json"), &record::pretty(found)?)?;
-        match fs::remove_file(state) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("{}: cannot remove the saved run", state.display()));
-            }
-            _ => {}
-        }
+        forget(state)?;
         if self.json {
             printer::json(found)?;
         } else {
@@ -245,7 +259,7 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
     };
     let before = judge(file.checkpoint().path(), None)?;
 
-    let state = arguments.state()?;
+    let state = saved_run(&arguments.output)?;
     if state.exists() {
         tuner.resume(&state)?;
         printer::say(format!("went on after step {} of {}", tuner.step_number(), tuner.steps()));
@@ -342,7 +356,7 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
     if let Some(distil) = &mut distil {
         trainer = trainer.with_criterion(distil as &mut dyn Criterion);
     }
-    let state = arguments.state()?;
+    let state = saved_run(&arguments.output)?;
     if state.exists() {
         trainer.resume(&state)?;
         printer::say(format!("went on after step {} of {}", trainer.step_number(), trainer.steps()));

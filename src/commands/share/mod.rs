@@ -8,7 +8,7 @@ mod train;
 
 mod project;
 
-mod finetune;
+pub mod finetune;
 
 pub mod recipe;
 

@@ -13,7 +13,10 @@ use scruple_weights::source::Located;
 use serde::Serialize;
 use serde_json::json;
 
-use super::train;
+use super::{
+    finetune::{SAVE_EVERY, forget, saved_run},
+    train,
+};
 use crate::{
     commands::eval,
     printer::{self, Progress},
@@ -36,7 +39,8 @@ pub struct Made {
 }
 
 /// Makes the model that `method` and its `stage` ask for of the one at `located`, in the folder `out`, which must not
-/// exist. Whether that may be is the caller's to know ([`Rps::expect_allowed`]).
+/// exist. Fine-tuning goes on from where a run into the same folder was stopped. Whether the model may be is the caller's
+/// to know ([`Rps::expect_allowed`]).
 ///
 /// # Errors
 /// As [`project()`]; where it is fine-tuned, a missing `text`, and as [`language::Tuner`].
@@ -86,17 +90,27 @@ pub fn carry_out(
     let (teacher, fingerprint) = (Decoder::open(&checkpoint)?, checkpoint.fingerprint());
     let teacher = language::Teacher { decoder: &teacher, fingerprint: &fingerprint };
     let mut tuner = language::Tuner::new(&file, recipe, &tokens, Some(teacher))?;
+    // The projection is the same each time; what took steps is kept.
+    let state = saved_run(out)?;
+    if state.exists() {
+        tuner.resume(&state)?;
+        printer::say(format!("went on after step {} of {}", tuner.step_number(), tuner.steps()));
+    }
     let mut progress = Progress::new("finetune", tuner.steps());
     let mut train_loss = None;
     while tuner.step_number() < tuner.steps() {
         let now = tuner.step()?;
         train_loss = Some(now.nll);
         progress.at(now.step, &format!("{:.4} nats a token", now.nll));
+        if now.step.is_multiple_of(SAVE_EVERY) && now.step < now.steps {
+            tuner.save(&state)?;
+        }
     }
     progress.finish();
     let made = made(&projected, train_loss);
     let files = [("share.json", record::pretty(&made)?), ("run.json", record::pretty(&clock.to_json())?)];
     tuner.write(out, &files)?;
+    forget(&state)?;
     drop(tuner);
     memory::give_back();
     Ok(made)
