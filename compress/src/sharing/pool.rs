@@ -205,16 +205,43 @@ fn add_body<T: Sum>(values: &[f32], scale: f32, weight: usize, signs: Words, sum
 /// If the pool is of another size, or the weights leave the array.
 pub fn dots(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32]) {
     assert_eq!(pool.len(), fold.slots(), "the pool is of another fold");
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        // SAFETY: AVX-512 was detected.
+        return unsafe { avx512::dots(fold, pool, first, x, out) };
+    }
+    dots_plain(fold, pool, first, x, out);
+}
+
+dispatch! {
+    fn dots_plain(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32]) = dots_body
+}
+
+#[inline(always)]
+fn dots_body(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32]) {
+    by_rows(fold, pool, first, x, out, dot_body);
+}
+
+/// [`dots`], with `dot` to add the products of the weights of one run to [`WORD`] sums.
+#[inline(always)]
+fn by_rows(
+    fold: &Fold,
+    pool: &[f32],
+    first: usize,
+    x: &[f32],
+    out: &mut [f32],
+    dot: impl Fn(&[f32], &[f32], usize, Words, &mut [f32; WORD]),
+) {
     let mut sums = [0.0; WORD];
     let (mut row, mut column) = (0, 0);
     for run in fold.runs(first..first + out.len() * x.len()) {
         let mut at = 0;
         while at < run.len {
             let len = (x.len() - column).min(run.len - at);
-            dot_run(&pool[run.slot + at..][..len], &x[column..][..len], run.weight + at, fold.signs(), &mut sums);
+            dot(&pool[run.slot + at..][..len], &x[column..][..len], run.weight + at, fold.signs(), &mut sums);
             (at, column) = (at + len, column + len);
             if column == x.len() {
-                out[row] = total(&sums);
+                out[row] = total(sums);
                 (sums, row, column) = ([0.0; WORD], row + 1, 0);
             }
         }
@@ -223,8 +250,8 @@ pub fn dots(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32])
 }
 
 /// The sum of `sums`, by halves.
-fn total(sums: &[f32; WORD]) -> f32 {
-    let mut sums = *sums;
+#[inline(always)]
+fn total(mut sums: [f32; WORD]) -> f32 {
     let mut half = WORD / 2;
     while half > 0 {
         for lane in 0..half {
@@ -233,19 +260,6 @@ fn total(sums: &[f32; WORD]) -> f32 {
         half /= 2;
     }
     sums[0]
-}
-
-fn dot_run(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa() == Isa::Avx512 {
-        // SAFETY: AVX-512 was detected.
-        return unsafe { avx512::dot(pool, x, weight, signs, sums) };
-    }
-    dot_plain(pool, x, weight, signs, sums);
-}
-
-dispatch! {
-    fn dot_plain(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) = dot_body
 }
 
 #[inline(always)]
@@ -341,10 +355,14 @@ mod tests {
             add_plain(x, 0.7, weight, signs, &mut compiled);
             add_body(x, 0.7, weight, signs, &mut plain);
             assert_eq!((bits(&fast), bits(&compiled)), (bits(&plain), bits(&plain)));
-            let [mut fast, mut compiled, mut plain] = [(); 3].map(|()| [0.5; WORD]);
-            dot_run(pool, x, weight, signs, &mut fast);
-            dot_plain(pool, x, weight, signs, &mut compiled);
-            dot_body(pool, x, weight, signs, &mut plain);
+        }
+        // Rows that end within runs, and the other way round.
+        let pool = uniform(1_000, 3);
+        for (weight, columns, rows) in [(0, 900, 5), (17, 700, 6), (63, 1, 40), (64, 64, 9), (1, 65, 70), (5, 20, 0)] {
+            let [mut fast, mut compiled, mut plain] = [(); 3].map(|()| vec![f32::NAN; rows]);
+            dots(&fold, &pool, weight, &x[..columns], &mut fast);
+            dots_plain(&fold, &pool, weight, &x[..columns], &mut compiled);
+            dots_body(&fold, &pool, weight, &x[..columns], &mut plain);
             assert_eq!((bits(&fast), bits(&compiled)), (bits(&plain), bits(&plain)));
         }
     }

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
 };
 
-use super::{LANES, WORD, Words};
+use super::{Fold, LANES, WORD, Words};
 use crate::kernel::AHEAD;
 
 /// The lanes of vector `nth` of `len` ≤ 64 values.
@@ -80,9 +80,16 @@ pub(super) fn add(values: &[f32], scale: f32, weight: usize, signs: Words, sums:
     });
 }
 
-/// [`super::dot_plain`].
+/// [`super::dots_plain`].
 #[target_feature(enable = "avx512f,avx512dq")]
-pub(super) fn dot(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) {
+pub(super) fn dots(fold: &Fold, pool: &[f32], first: usize, x: &[f32], out: &mut [f32]) {
+    super::by_rows(fold, pool, first, x, out, |pool, x, weight, signs, sums| dot(pool, x, weight, signs, sums));
+}
+
+/// [`super::dot_body`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn dot(pool: &[f32], x: &[f32], weight: usize, signs: Words, sums: &mut [f32; WORD]) {
     assert_eq!(pool.len(), x.len());
     // SAFETY: there are four times sixteen sums.
     let mut kept: [__m512; WORD / LANES] =
