@@ -23,20 +23,22 @@ fn flip(values: __m512, signs: u16) -> __m512 {
 }
 
 /// For every word of signs of `len` weights from `weight` on: where its weights begin, how many they are, and their signs.
+/// Whole words are apart, so that they need no masks.
 #[inline(always)]
 fn by_words(weight: usize, len: usize, signs: Words, mut each: impl FnMut(usize, usize, u64)) {
-    let mut at = 0;
-    while at < len {
-        let place = (weight + at) % WORD;
-        let here = (WORD - place).min(len - at);
-        let word = signs.word((weight + at) / WORD) >> place;
-        // Apart, so that whole words need no masks.
-        if here == WORD {
-            each(at, WORD, word)
-        } else {
-            each(at, here, word)
-        }
-        at += here;
+    let (mut at, mut word) = (0, weight / WORD);
+    let place = weight % WORD;
+    if place > 0 && len > 0 {
+        at = (WORD - place).min(len);
+        each(0, at, signs.word(word) >> place);
+        word += 1;
+    }
+    while at + WORD <= len {
+        each(at, WORD, signs.word(word));
+        (at, word) = (at + WORD, word + 1);
+    }
+    if at < len {
+        each(at, len - at, signs.word(word));
     }
 }
 
