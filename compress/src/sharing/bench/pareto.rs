@@ -263,18 +263,20 @@ impl Suite<'_> {
         Ok(best.0)
     }
 
-    /// The accuracy at learning rate `peak` on images set apart; absent where nothing of the method is that small.
+    /// The accuracy at learning rate `peak` on images set apart, 0 of a run that did not end: chance, which it counts as
+    /// elsewhere, may be above what a net on its way learns. Absent where nothing of the method is that small.
     fn tried(&self, choice: Choice, peak: f64) -> Result<Option<f64>> {
         let course = Course { part: Part::Choosing, descent: Descent::Sgd, peak, seed: CHOOSING_SEED };
+        let ended = |score: &Score| score.diverged.map_or(score.accuracy(), |_| 0.0);
         if choice.method == Method::Lottery {
             let sizes: Vec<usize> = self.sizes(&[Accounting::Values])?.iter().map(|(.., kept)| *kept).collect();
             let tickets = lottery::tickets(self.ground, self.store, course, &sizes)?;
-            return Ok(Some(tickets.iter().map(|one| one.score.accuracy()).sum::<f64>() / tickets.len() as f64));
+            return Ok(Some(tickets.iter().map(|one| ended(&one.score)).sum::<f64>() / tickets.len() as f64));
         }
         let name = format!("choosing-{}-lr{peak}", choice.key());
         let rate = choice.rate.unwrap_or(1.0);
         let run = || contestant::run(self.ground, choice.method, rate, Accounting::Values, course);
-        Ok(self.store.once(&name, run)?.map(|found| found.score.accuracy()))
+        Ok(self.store.once(&name, run)?.map(|found| ended(&found.score)))
     }
 
     /// Sizes of tickets: rate, accounting, weights left.
