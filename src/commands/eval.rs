@@ -101,8 +101,17 @@ pub fn expect_text(checkpoint: &Checkpoint, file: &Path, vocab: usize) -> Result
 
 /// `error`; or, where a model's numbers went wrong, the first of its tensors that holds one which is not finite.
 pub fn blame(error: scruple_compress::Error, checkpoint: &Checkpoint) -> anyhow::Error {
+    blame_any(error, [checkpoint])
+}
+
+/// The same where several models took part.
+pub fn blame_any<'a>(
+    error: scruple_compress::Error,
+    checkpoints: impl IntoIterator<Item = &'a Checkpoint>,
+) -> anyhow::Error {
     let numeric = matches!(error, scruple_compress::Error::Numeric(_));
-    match checkpoint.tensors().filter(|_| numeric).find_map(nonfinite) {
+    let mut tensors = checkpoints.into_iter().filter(|_| numeric).flat_map(Checkpoint::tensors);
+    match tensors.find_map(nonfinite) {
         Some(what) => anyhow::Error::msg(what),
         None => error.into(),
     }

@@ -322,6 +322,15 @@ fn distillation_helps_and_a_killed_run_ends_as_one_that_was_not() {
     let again = support::run(&heal(&whole, "")).succeeds();
     assert!(again.stderr.contains("written by an earlier run"), "{again:#?}");
     support::run(&heal(&whole, "--seed 2")).refuses(&["already exists and is not this run's result"]);
+
+    // A number that is none is named where it stands, not where it was felt.
+    let file = pruned.join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.len() - 2;
+    bytes[at..].copy_from_slice(&0x7e00u16.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let run = support::run(&heal(&place.out("nan"), "")).refuses(&["tensor `", "NaN at element"]);
+    assert!(!run.stderr.contains("learning rate"), "{run:#?}");
 }
 
 #[test]

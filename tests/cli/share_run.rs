@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -188,21 +189,24 @@ fn a_killed_recipe_goes_on_with_its_training() {
         command.arg("--text").arg(&text).args(["--max-tokens", "96", "-o"]).arg(out);
         command
     };
-    let (whole, killed) = (place.out("whole"), place.out("killed"));
+    let whole = place.out("whole");
     Run::of(&mut command(&whole)).succeeds();
-    let state = killed.with_file_name(".killed.finetune.safetensors");
-    let mut child = command(&killed).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !state.is_file() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended before it was saved once");
-        sleep(Duration::from_micros(200));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!killed.exists() && state.is_file(), "the run ended before it was killed");
+    let saved =
+        |out: &Path| out.with_file_name(format!(".{}.finetune.safetensors", out.file_name().unwrap().display()));
+    // A run that ends before it is killed shows nothing; another one is begun.
+    let killed = (0..9).map(|attempt| place.out(&format!("killed-{attempt}"))).find(|out| {
+        let mut child = command(out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !saved(out).is_file() && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap().signal() == Some(9) && saved(out).is_file() && !out.exists()
+    });
+    let killed = killed.expect("one of nine runs is killed between its first saving and its end");
     let resumed = Run::of(&mut command(&killed)).succeeds();
     assert!(resumed.stderr.contains("of 400"), "{}", resumed.stderr);
     assert_same_files(&whole, &killed);
-    assert!(!state.exists());
+    assert!(!saved(&killed).exists());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use serde_json::json;
 
 use super::text;
 use crate::{
+    commands::eval::blame_any,
     printer::{self, Progress, Table},
     record::{self, Run},
     source,
@@ -256,7 +257,7 @@ fn distil(arguments: &Arguments, models: &Models, clock: &Run) -> Result<Provena
     }
     let mut progress = Progress::new("heal", distiller.steps());
     while distiller.step_number() < distiller.steps() {
-        let now = distiller.step()?;
+        let now = distiller.step().map_err(|error| blame_any(error, [pruned, dense]))?;
         progress.at(now.step, &format!("{:.4} nats a token from the dense model", now.divergence));
         if now.step.is_multiple_of(arguments.learning.save_every) && now.step < now.steps {
             distiller.save(&state)?;

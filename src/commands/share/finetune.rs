@@ -267,7 +267,9 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
     let mut progress = Progress::new("finetune", tuner.steps());
     let mut train_loss = 0.0;
     while tuner.step_number() < tuner.steps() {
-        let now = tuner.step()?;
+        let now = tuner
+            .step()
+            .map_err(|error| eval::blame_any(error, std::iter::once(file.checkpoint()).chain(teacher.as_ref())))?;
         train_loss = now.nll;
         let apart = now.divergence.map_or(String::new(), |value| format!(", {value:.4} from the dense model"));
         progress.at(now.step, &format!("{:.4} nats a token{apart}", now.nll));

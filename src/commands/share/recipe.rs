@@ -99,7 +99,7 @@ pub fn carry_out(
     let mut progress = Progress::new("finetune", tuner.steps());
     let mut train_loss = None;
     while tuner.step_number() < tuner.steps() {
-        let now = tuner.step()?;
+        let now = tuner.step().map_err(|error| eval::blame(error, &checkpoint))?;
         train_loss = Some(now.nll);
         progress.at(now.step, &format!("{:.4} nats a token", now.nll));
         if now.step.is_multiple_of(SAVE_EVERY) && now.step < now.steps {
