@@ -247,6 +247,33 @@ fn bytes_depend_neither_on_threads_nor_on_being_killed() {
     assert!(records(&out) == expected);
     assert!(names(&out.join("work")).iter().all(|name| name == "lock"), "{:?}", names(&out.join("work")));
 
+    // The records are enough: without the weights of dense nets nothing is trained, and where a ticket needs them again, its
+    // dense net is trained anew to the same ones.
+    let weights = out.join("weights");
+    fs::remove_dir_all(&weights).unwrap();
+    Run::of(&mut command(&config, &out, 2)).succeeds();
+    assert_eq!(json_file(&out.join("run.json"))["trained"], 0);
+    assert!(names(&weights).is_empty());
+    let rewound = |name: &String| name.contains("-rewind1-");
+    let gone: Vec<String> = names(&out.join("runs")).into_iter().filter(rewound).collect();
+    assert_eq!(gone.len(), 2, "{gone:?}");
+    gone.iter().for_each(|name| fs::remove_file(out.join("runs").join(name)).unwrap());
+    let run = Run::of(&mut command(&config, &out, 2)).succeeds();
+    assert_eq!(json_file(&out.join("run.json"))["trained"], 4, "two tickets and their dense nets");
+    assert!(run.stderr.contains("mlp-dense-s1: its weights are gone, so it is trained again"), "{run:#?}");
+    assert!(records(&out) == expected);
+    // A record that names other weights is told of.
+    let dense = out.join("runs/mlp-dense-s1.json");
+    let kept = fs::read_to_string(&dense).unwrap();
+    let hash = json_file(&dense)["weights_sha256"].as_str().unwrap().to_string();
+    fs::write(&dense, kept.replace(&hash, &"0".repeat(hash.len()))).unwrap();
+    fs::remove_dir_all(&weights).unwrap();
+    gone.iter().for_each(|name| fs::remove_file(out.join("runs").join(name)).unwrap());
+    let refused: [&str; 2] = ["mlp-dense-s1", "trained again, the net ends in other weights than its record names"];
+    Run::of(&mut command(&config, &out, 1)).refuses(&refused);
+    Run::of(&mut command(&config, &out, 1)).refuses(&refused);
+    fs::write(&dense, kept).unwrap();
+
     // Records of another experiment are not mixed in.
     let other = place.file("other.toml", SMALL.replace("rate = 0.1", "rate = 0.05"));
     let run = Run::of(&mut command(&other, &out, 2));

@@ -11,12 +11,12 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{
-    config::{Config, Images},
+    config::{Config, Images, Setting},
     job::{Job, Start},
 };
 use crate::{printer, record};
@@ -148,6 +148,8 @@ pub struct Bench<'a> {
     robust: ImageSet,
     corrupted: Vec<(Corruption, Vec<ImageSet>)>,
     trained: AtomicUsize,
+    /// Held while a dense net is trained again for weights that are gone.
+    again: Mutex<()>,
     /// Trainings at once, which share the machine's memory.
     workers: usize,
     _lock: File,
@@ -205,9 +207,22 @@ impl<'a> Bench<'a> {
         let corrupted = if robust.is_empty() { Vec::new() } else { Corruption::ALL.map(at_all).into() };
         let held = images.train.split((images.train.len() / HELD_OUT).max(1), 0)?;
         let scored = of_each_class(&images.train, config.score_images);
-        let (trained, workers) = (AtomicUsize::new(0), rayon::current_num_threads());
+        let (trained, again, workers) = (AtomicUsize::new(0), Mutex::new(()), rayon::current_num_threads());
         let out = out.to_path_buf();
-        Ok(Self { config, images, out, experiment, scored, held, robust, corrupted, trained, workers, _lock: lock })
+        Ok(Self {
+            config,
+            images,
+            out,
+            experiment,
+            scored,
+            held,
+            robust,
+            corrupted,
+            trained,
+            again,
+            workers,
+            _lock: lock,
+        })
     }
 
     /// Trainings this run has done.
@@ -221,10 +236,47 @@ impl<'a> Bench<'a> {
         self.out.join("weights").join(format!("{net}-dense-s{seed}-{epoch}.safetensors"))
     }
 
-    /// A dense net's weights at an epoch it was asked to keep.
+    /// A dense net's weights at an epoch it was asked to keep. Where they are gone it is trained again, and has to end in the
+    /// weights its record names.
     pub fn dense_weights(&self, net: &str, spec: &Spec, seed: u64, epoch: Option<u64>) -> Result<Weights> {
         let file = self.weights_file(net, seed, epoch);
+        // Only who finds them gone waits, and looks again.
+        let again = (!file.exists()).then(|| self.again.lock().unwrap_or_else(PoisonError::into_inner));
+        if !file.exists() {
+            let job = self.dense_job(net, seed)?;
+            printer::say(format!("{}: its weights are gone, so it is trained again", job.name()));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().context("no thread to train on")?;
+            pool.install(|| self.one(&job)).with_context(|| job.name())?;
+        }
+        drop(again);
         Ok(Weights::load(&spec.graph()?, &Checkpoint::open(&file)?)?)
+    }
+
+    /// The full run of a dense net.
+    pub fn dense_job(&self, net: &str, seed: u64) -> Result<Job> {
+        Ok(Job {
+            net: net.into(),
+            arm: DENSE.into(),
+            seed,
+            spec: self.dense(net)?,
+            start: Start::Theta0,
+            epochs: self.config.recipe.epochs,
+            from_epoch: 0,
+            held_out: false,
+        })
+    }
+
+    /// Epochs at whose beginning a training leaves its weights: of dense nets the start, and what tickets go back to.
+    fn kept_epochs(&self, job: &Job) -> Vec<u64> {
+        let of_net = |setting: &&Setting| setting.net == job.net && !setting.trained.is_empty();
+        let mut epochs: Vec<u64> = match job.arm == DENSE {
+            true => self.config.settings.iter().filter(of_net).flat_map(|it| it.rewind.iter().copied()).collect(),
+            false => return Vec::new(),
+        };
+        epochs.push(0);
+        epochs.sort_unstable();
+        epochs.dedup();
+        epochs
     }
 
     /// The dense net of a name.
@@ -233,19 +285,13 @@ impl<'a> Bench<'a> {
     }
 
     /// Carries out what of `jobs` has no record yet, as many at once as there are threads; the records in the order asked.
-    /// `keep` are epochs at whose beginning dense nets leave their weights.
-    pub fn train(&self, jobs: &[Job], keep: &[u64]) -> Result<Vec<Record>> {
-        let mut open: BTreeMap<String, &Job> = BTreeMap::new();
+    pub fn train(&self, jobs: &[Job]) -> Result<Vec<Record>> {
+        let mut open = BTreeSet::new();
         let mut order = Vec::new();
         for job in jobs {
             let name = job.name();
-            match self.known(job)? {
-                Some(_) if self.kept(job, keep) => {}
-                _ if open.contains_key(&name) => {}
-                _ => {
-                    open.insert(name, job);
-                    order.push(job);
-                }
+            if self.known(job)?.is_none() && open.insert(name) {
+                order.push(job);
             }
         }
         let next = AtomicUsize::new(0);
@@ -256,7 +302,7 @@ impl<'a> Bench<'a> {
                 let stop = || failed.lock().map_or(true, |failed| failed.is_some());
                 let Some(job) = order.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !stop()) else { return };
                 let done = match &pool {
-                    Ok(pool) => pool.install(|| self.one(job, keep)).with_context(|| job.name()),
+                    Ok(pool) => pool.install(|| self.one(job)).with_context(|| job.name()),
                     Err(error) => Err(anyhow::anyhow!("no thread to train on: {error}")),
                 };
                 if let (Err(error), Ok(mut failed)) = (done, failed.lock()) {
@@ -289,13 +335,6 @@ impl<'a> Bench<'a> {
         Ok(Some(record))
     }
 
-    /// Whether a dense net has left all weights that tickets go back to.
-    fn kept(&self, job: &Job, keep: &[u64]) -> bool {
-        let keep = if job.arm == DENSE { keep } else { &[] };
-        let epochs = keep.iter().map(|&epoch| Some(epoch)).chain([None]);
-        keep.is_empty() || epochs.into_iter().all(|epoch| self.weights_file(&job.net, job.seed, epoch).exists())
-    }
-
     fn start(&self, job: &Job) -> Result<Weights> {
         let dense = self.dense(&job.net)?;
         let graph = job.spec.graph()?;
@@ -317,9 +356,9 @@ impl<'a> Bench<'a> {
     }
 
     /// One training, on this thread alone.
-    fn one(&self, job: &Job, keep: &[u64]) -> Result<()> {
+    fn one(&self, job: &Job) -> Result<()> {
         let name = job.name();
-        let keep = if job.arm == DENSE { keep } else { &[] };
+        let keep = self.kept_epochs(job);
         let (train, test) =
             if job.held_out { (&self.held.0, &self.held.1) } else { (&self.images.train, &self.images.test) };
         let recipe = self.config.recipe.recipe(job.seed, job.epochs, train);
@@ -361,14 +400,25 @@ impl<'a> Bench<'a> {
             // Trainings beside it draw too: by their share of the CPU time.
             _ => energy.joules * cpu / energy.cpu_seconds.max(cpu),
         };
-        if !keep.is_empty() {
-            trainer.weights().write(trainer.net().graph(), &self.weights_file(&job.net, job.seed, None))?;
-        }
         epochs.sort_by(f64::total_cmp);
         let method = serde_json::to_value(energy.method)?.as_str().unwrap_or_default().to_string();
         let epoch_seconds = epochs.get(epochs.len() / 2).copied();
         let cost = Cost { cpu_seconds: cpu, epoch_seconds, joules, method, partial };
         let record = self.measure(job, trainer.weights(), test, &scaling)?;
+        if self.known(job)?.is_some_and(|before| before.weights_sha256 != record.weights_sha256) {
+            // Nothing is left that a ticket could start with.
+            let left = keep.into_iter().map(|epoch| self.weights_file(&job.net, job.seed, Some(epoch)));
+            for file in left.chain([saved]).filter(|file| file.exists()) {
+                fs::remove_file(&file).with_context(|| format!("{}: cannot remove the file", file.display()))?;
+            }
+            anyhow::bail!(
+                "trained again, the net ends in other weights than its record names, so tickets of both cannot be compared; give \
+                 another folder"
+            );
+        }
+        if !keep.is_empty() {
+            trainer.weights().write(trainer.net().graph(), &self.weights_file(&job.net, job.seed, None))?;
+        }
         let (costs, runs) = (self.out.join("costs"), self.out.join("runs"));
         record::write_whole(&costs.join(format!("{name}.json")), &record::pretty(&cost)?)?;
         record::write_whole(&runs.join(format!("{name}.json")), &record::pretty(&record)?)?;

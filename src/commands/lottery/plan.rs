@@ -16,7 +16,7 @@ use scruple_compress::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    bench::{Bench, DENSE, Record},
+    bench::{Bench, Record},
     compare::{LEAST_SEEDS, Spread},
     config::{BEST, NetKeys, Setting},
     job::{Job, Start},
@@ -98,26 +98,11 @@ pub fn run(bench: &Bench<'_>, gate_only: bool) -> Result<Report> {
     })
 }
 
-/// Epochs whose weights the dense net leaves: the start, and what tickets of any setting go back to.
-fn kept_epochs(bench: &Bench<'_>, net: &str) -> Vec<u64> {
-    let settings = bench.config.settings.iter().filter(|setting| setting.net == net && !setting.trained.is_empty());
-    let mut epochs: Vec<u64> = settings.flat_map(|setting| setting.rewind.iter().copied()).chain([0]).collect();
-    epochs.sort_unstable();
-    epochs.dedup();
-    epochs
-}
-
 fn allocated(bench: &Bench<'_>, net: &str, dense: &Spec, allocation: &Allocation, seed: u64) -> Result<Job> {
-    let whole = Stages::of(dense)?.blocks == allocation.0;
-    Ok(Job {
-        net: net.into(),
-        arm: if whole { DENSE.into() } else { allocation.to_string() },
-        seed,
-        spec: Ticket::keeping(dense, allocation.first())?.spec,
-        start: Start::Theta0,
-        epochs: bench.config.recipe.epochs,
-        from_epoch: 0,
-        held_out: false,
+    let whole = bench.dense_job(net, seed)?;
+    Ok(match Stages::of(dense)?.blocks == allocation.0 {
+        true => whole,
+        false => Job { arm: allocation.to_string(), spec: Ticket::keeping(dense, allocation.first())?.spec, ..whole },
     })
 }
 
@@ -141,7 +126,7 @@ fn gate<'a>(bench: &Bench<'_>, keys: &'a NetKeys, trainings: &mut Vec<String>) -
     let (dense_jobs, shallow_jobs) = (jobs(&Allocation(blocks.clone()))?, jobs(&shallowest)?);
     // Pair by pair, so that a run that is stopped leaves whole ones.
     let pairs: Vec<Job> = dense_jobs.iter().zip(&shallow_jobs).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
-    let records = bench.train(&pairs, &kept_epochs(bench, &keys.name))?;
+    let records = bench.train(&pairs)?;
     let (dense, shallow): (Vec<Record>, Vec<Record>) =
         records.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).unzip();
     note(trainings, &dense_jobs);
@@ -288,7 +273,7 @@ impl Trial<'_> {
                 Ok(Job { arm: format!("{allocation}-halving-e{epochs}"), epochs, held_out: true, ..job })
             };
             let jobs = left.iter().map(job).collect::<Result<Vec<Job>>>()?;
-            let records = self.bench.train(&jobs, &[])?;
+            let records = self.bench.train(&jobs)?;
             for job in &jobs {
                 spent += self.bench.cost(&job.name())?.map_or(0.0, |cost| cost.cpu_seconds);
             }
@@ -330,7 +315,7 @@ impl Trial<'_> {
             }
             self.after_training(at, seed, &mut ask)?;
         }
-        let records = self.bench.train(&jobs, &[])?;
+        let records = self.bench.train(&jobs)?;
         note(trainings, &jobs);
         let by_name: BTreeMap<String, Record> = jobs.iter().map(Job::name).zip(records).collect();
         self.assemble(&names, &lead, &picks, &arms, &by_name)
