@@ -10,13 +10,10 @@
 //! by the seed, each once before any comes again, so a run is a function of the two models, the text and the recipe alone:
 //! the same bytes for any number of threads, and through a stop and a start.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor, Var};
-use scruple_weights::{Checkpoint, Error as WeightsError, TensorView, name::PathFilter};
+use scruple_weights::{Checkpoint, TensorView, name::PathFilter};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -28,8 +25,8 @@ use crate::{
     model::Decoder,
     nn::{
         graph::Layout,
-        optimiser::{Optimiser, Rule},
-        weights::write_safetensors,
+        optimiser::{Optimiser, Rule, clip},
+        saved::{self, Saved},
     },
     train::{
         adamw::warmup_cosine,
@@ -349,18 +346,7 @@ impl<'a> Distiller<'a> {
                 with_f32(&grad.flatten_all()?, |grad| sum.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad))?;
             }
         }
-        let norm = gradient.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-        if !(divergence.is_finite() && norm.is_finite()) {
-            return Err(Error::Numeric(format!(
-                "step {}: the loss is {divergence} and its gradient's norm {norm}: the weights have left what f32 holds; \
-                 try a lower learning rate",
-                self.step + 1
-            )));
-        }
-        if norm > self.recipe.clip {
-            let scale = (self.recipe.clip / norm) as f32;
-            gradient.iter_mut().for_each(|value| *value *= scale);
-        }
+        let norm = clip(self.step + 1, divergence, &mut gradient, self.recipe.clip)?;
         let whole = |steps: u64| usize::try_from(steps).unwrap_or(usize::MAX);
         let warmup = (WARMUP * steps as f64) as usize;
         let rate = warmup_cosine(whole(self.step), whole(steps), warmup, self.recipe.learning_rate);
@@ -394,14 +380,9 @@ impl<'a> Distiller<'a> {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let mut tensors = vec![("learned".to_string(), vec![self.learned.len()], self.learned.as_slice())];
-        for (number, memory) in self.optimiser.memories().iter().enumerate() {
-            tensors.push((format!("optimiser.{number}"), vec![memory.len()], memory));
-        }
+        let learned = ("learned".to_string(), vec![self.learned.len()], self.learned.as_slice());
         let state = State { step: self.step, ..self.identity.clone() };
-        let state = serde_json::to_string(&state).map_err(|error| Error::Recipe(error.to_string()))?;
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string()), (STATE.to_string(), state)]);
-        write_safetensors(file, &tensors, &metadata)
+        saved::write(file, (STATE, &state), vec![learned], &self.optimiser)
     }
 
     /// Takes up the run that was saved in `file`; it must be this one.
@@ -409,14 +390,8 @@ impl<'a> Distiller<'a> {
     /// # Errors
     /// If the file cannot be read, is not a run's, or is another run's; the message says in what they differ.
     pub fn resume(&mut self, file: &Path) -> Result<()> {
-        let refuse = |what: String| Error::Weights(WeightsError::file(file, what));
-        let checkpoint = Checkpoint::open(file)?;
-        let Some(state) = checkpoint.metadata().get(STATE) else {
-            return Err(refuse(format!("is not a saved run: its metadata has no `{STATE}`")));
-        };
-        let state: State =
-            serde_json::from_str(state).map_err(|error| refuse(format!("`{STATE}` cannot be read: {error}")))?;
-        let own = &self.identity;
+        let saved = Saved::<State>::open(file, STATE)?;
+        let (state, own) = (&saved.state, &self.identity);
         let same = [
             ("version of the file", state.version == own.version),
             ("pruned model", state.model == own.model),
@@ -424,23 +399,9 @@ impl<'a> Distiller<'a> {
             ("recipe", state.recipe == own.recipe),
             ("text", state.text == own.text),
         ];
-        if let Some((what, _)) = same.iter().find(|(_, same)| !same) {
-            return Err(refuse(format!("is a saved run of another {what}; delete the file to begin anew")));
-        }
-        if state.step > self.steps() {
-            return Err(refuse(format!("is a saved run at step {} of {}", state.step, self.steps())));
-        }
-        let flat = |name: &str, len: usize| -> Result<Vec<f32>> {
-            let view = checkpoint.tensor(name)?;
-            if view.shape() != [len] {
-                return Err(view.error(format!("has shape {:?}, expected [{len}]", view.shape())).into());
-            }
-            Ok(view.to_f32()?)
-        };
-        let memories = self.optimiser.memories().iter().enumerate();
-        let memories = memories.map(|(number, memory)| flat(&format!("optimiser.{number}"), memory.len()));
-        let memories = memories.collect::<Result<Vec<_>>>()?;
-        self.learned = flat("learned", self.learned.len())?;
+        saved.is_of(&same, state.step, self.steps())?;
+        let memories = saved.memories(&self.optimiser)?;
+        self.learned = saved.flat("learned", self.learned.len())?;
         self.optimiser.restore(memories, state.step);
         self.step = state.step;
         Ok(())

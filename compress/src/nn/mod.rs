@@ -26,6 +26,8 @@ pub mod weights;
 
 pub mod parametrise;
 
+pub(crate) mod saved;
+
 pub mod train;
 
 pub mod saliency;

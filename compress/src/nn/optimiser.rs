@@ -103,8 +103,8 @@ impl Rule {
 pub struct Optimiser {
     rule: Rule,
     decays: Vec<std::ops::Range<usize>>,
-    pub(super) memories: Vec<Vec<f32>>,
-    pub(super) steps: u64,
+    memories: Vec<Vec<f32>>,
+    steps: u64,
 }
 
 impl Optimiser {
@@ -267,6 +267,25 @@ impl Schedule {
         };
         self.peak * share
     }
+}
+
+/// Holds the norm of a step's gradient to `most`, and gives what it was (Pascanu et al. 2013).
+///
+/// # Errors
+/// [`Error::Numeric`] if it or the `loss` is not finite.
+pub(crate) fn clip(step: u64, loss: f64, gradient: &mut [f32], most: f64) -> Result<f64> {
+    let norm = gradient.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+    if !(loss.is_finite() && norm.is_finite()) {
+        return Err(Error::Numeric(format!(
+            "step {step}: the loss is {loss} and its gradient's norm {norm}: the weights have left what f32 holds; try a lower \
+             learning rate"
+        )));
+    }
+    if norm > most {
+        let scale = (most / norm) as f32;
+        gradient.iter_mut().for_each(|value| *value *= scale);
+    }
+    Ok(norm)
 }
 
 #[cfg(test)]

@@ -4,10 +4,9 @@
 //! computed without those before it having been drawn; with the arithmetic of [`super::net`] the weights after a step do
 //! not depend on threads, and a run that was stopped goes on from its file to the same end.
 
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+use std::{ops::ControlFlow, path::Path};
 
 use rayon::prelude::*;
-use scruple_weights::{Checkpoint, Error as WeightsError};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,7 +15,8 @@ use super::{
     loss::Loss,
     optimiser::{Optimiser, Rule, Schedule},
     parametrise::Parametrise,
-    weights::{Weights, write_safetensors},
+    saved::{self, Saved},
+    weights::Weights,
 };
 use crate::{
     Error, Result,
@@ -415,9 +415,6 @@ impl<'a> Trainer<'a> {
     /// If the file cannot be written.
     pub fn save(&self, file: &Path) -> Result<()> {
         let mut tensors = self.weights.tensors(self.net.graph());
-        for (number, memory) in self.optimiser.memories.iter().enumerate() {
-            tensors.push((format!("optimiser.{number}"), vec![memory.len()], memory));
-        }
         if self.parametrise.is_some() {
             tensors.push(("trainable".into(), vec![self.trainable.len()], &self.trainable));
         }
@@ -430,9 +427,7 @@ impl<'a> Trainer<'a> {
             step: self.step,
             sums: self.sums,
         };
-        let state = serde_json::to_string(&state).map_err(|error| Error::Recipe(error.to_string()))?;
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string()), (STATE.to_string(), state)]);
-        write_safetensors(file, &tensors, &metadata)
+        saved::write(file, (STATE, &state), tensors, &self.optimiser)
     }
 
     fn parametrisation(&self) -> String {
@@ -448,13 +443,8 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// If the file cannot be read, is not a run's, or is another run's; the message says in what they differ.
     pub fn resume(&mut self, file: &Path) -> Result<()> {
-        let refuse = |what: String| Error::Weights(WeightsError::file(file, what));
-        let checkpoint = Checkpoint::open(file)?;
-        let Some(state) = checkpoint.metadata().get(STATE) else {
-            return Err(refuse(format!("is not a saved run: its metadata has no `{STATE}`")));
-        };
-        let state: State =
-            serde_json::from_str(state).map_err(|error| refuse(format!("`{STATE}` cannot be read: {error}")))?;
+        let saved = Saved::<State>::open(file, STATE)?;
+        let state = &saved.state;
         let same = [
             ("version of the file", state.version == VERSION),
             ("net", state.spec == *self.net.spec()),
@@ -462,29 +452,14 @@ impl<'a> Trainer<'a> {
             ("images", state.data == fingerprint(self.images)),
             ("parametrisation", state.parametrisation == self.parametrisation()),
         ];
-        if let Some((what, _)) = same.iter().find(|(_, same)| !same) {
-            return Err(refuse(format!("is a saved run of another {what}; delete the file to begin anew")));
-        }
-        if state.step > self.steps() {
-            return Err(refuse(format!("is a saved run at step {} of {}", state.step, self.steps())));
-        }
-        let weights = Weights::load(self.net.graph(), &checkpoint)?;
-        let flat = |name: &str, len: usize| -> Result<Vec<f32>> {
-            let view = checkpoint.tensor(name)?;
-            if view.shape() != [len] {
-                return Err(view.error(format!("has shape {:?}, expected [{len}]", view.shape())).into());
-            }
-            Ok(view.to_f32()?)
-        };
-        for number in 0..self.optimiser.memories.len() {
-            let len = self.optimiser.memories[number].len();
-            self.optimiser.memories[number] = flat(&format!("optimiser.{number}"), len)?;
-        }
+        saved.is_of(&same, state.step, self.steps())?;
+        let weights = Weights::load(self.net.graph(), &saved.checkpoint)?;
+        let memories = saved.memories(&self.optimiser)?;
         if self.parametrise.is_some() {
-            self.trainable = flat("trainable", self.trainable.len())?;
+            self.trainable = saved.flat("trainable", self.trainable.len())?;
         }
         self.weights = weights;
-        self.optimiser.steps = state.step;
+        self.optimiser.restore(memories, state.step);
         self.step = state.step;
         self.sums = state.sums;
         self.ordered = None;

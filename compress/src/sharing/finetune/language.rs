@@ -4,7 +4,7 @@
 //! before it. The network is the differentiable one of [`crate::train::llama`], held at the start to what the decoder
 //! that runs elsewhere says.
 
-use std::{borrow::Cow, collections::BTreeMap, collections::HashMap, path::Path};
+use std::{borrow::Cow, collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
@@ -21,9 +21,9 @@ use crate::{
     model::Decoder,
     nn::{
         graph::Layout,
-        optimiser::{Optimiser, Rule},
+        optimiser::{Optimiser, Rule, clip},
         parametrise::Parametrise,
-        weights::write_safetensors,
+        saved::{self, Saved},
     },
     sharing::{
         Shared, SharedFile,
@@ -301,19 +301,7 @@ impl<'a> Tuner<'a> {
             }
         }
         self.shared.fold(&self.gradient, &mut self.of_trainable);
-        let squares: f64 = self.of_trainable.iter().map(|&value| f64::from(value).powi(2)).sum();
-        let norm = squares.sqrt();
-        if !(nll.is_finite() && norm.is_finite()) {
-            return Err(Error::Numeric(format!(
-                "step {}: the loss is {nll} and its gradient's norm {norm}: the weights have left what f32 holds; try a \
-                 lower learning rate",
-                self.step + 1
-            )));
-        }
-        if norm > self.recipe.clip {
-            let scale = (self.recipe.clip / norm) as f32;
-            self.of_trainable.iter_mut().for_each(|value| *value *= scale);
-        }
+        let norm = clip(self.step + 1, nll, &mut self.of_trainable, self.recipe.clip)?;
         let whole = |steps: u64| usize::try_from(steps).unwrap_or(usize::MAX);
         let Recipe { steps, warmup, learning_rate, .. } = self.recipe;
         let rate = warmup_cosine(whole(self.step), whole(steps), whole(warmup.min(steps)), learning_rate);
@@ -379,13 +367,8 @@ impl<'a> Tuner<'a> {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let mut tensors = vec![("trainable".to_string(), vec![self.trainable.len()], self.trainable.as_slice())];
-        for (number, memory) in self.optimiser.memories().iter().enumerate() {
-            tensors.push((format!("optimiser.{number}"), vec![memory.len()], memory));
-        }
-        let state = serde_json::to_string(&self.state()).map_err(|error| Error::Recipe(error.to_string()))?;
-        let metadata = BTreeMap::from([("format".to_string(), "pt".to_string()), (STATE.to_string(), state)]);
-        write_safetensors(file, &tensors, &metadata)
+        let trainable = ("trainable".to_string(), vec![self.trainable.len()], self.trainable.as_slice());
+        saved::write(file, (STATE, &self.state()), vec![trainable], &self.optimiser)
     }
 
     /// Takes up the run that was saved in `file`; it must be this one.
@@ -393,14 +376,8 @@ impl<'a> Tuner<'a> {
     /// # Errors
     /// If the file cannot be read, is not a run's, or is another run's; the message says in what they differ.
     pub fn resume(&mut self, file: &Path) -> Result<()> {
-        let refuse = |what: String| Error::Weights(WeightsError::file(file, what));
-        let checkpoint = Checkpoint::open(file)?;
-        let Some(state) = checkpoint.metadata().get(STATE) else {
-            return Err(refuse(format!("is not a saved run: its metadata has no `{STATE}`")));
-        };
-        let state: State =
-            serde_json::from_str(state).map_err(|error| refuse(format!("`{STATE}` cannot be read: {error}")))?;
-        let own = self.state();
+        let saved = Saved::<State>::open(file, STATE)?;
+        let (state, own) = (&saved.state, self.state());
         let same = [
             ("version of the file", state.version == own.version),
             ("model", state.model == own.model),
@@ -408,23 +385,9 @@ impl<'a> Tuner<'a> {
             ("text", state.tokens == own.tokens),
             ("dense model", state.teacher == own.teacher),
         ];
-        if let Some((what, _)) = same.iter().find(|(_, same)| !same) {
-            return Err(refuse(format!("is a saved run of another {what}; delete the file to begin anew")));
-        }
-        if state.step > self.recipe.steps {
-            return Err(refuse(format!("is a saved run at step {} of {}", state.step, self.recipe.steps)));
-        }
-        let flat = |name: &str, len: usize| -> Result<Vec<f32>> {
-            let view = checkpoint.tensor(name)?;
-            if view.shape() != [len] {
-                return Err(view.error(format!("has shape {:?}, expected [{len}]", view.shape())).into());
-            }
-            Ok(view.to_f32()?)
-        };
-        let memories = self.optimiser.memories().iter().enumerate();
-        let memories = memories.map(|(number, memory)| flat(&format!("optimiser.{number}"), memory.len()));
-        let memories = memories.collect::<Result<Vec<_>>>()?;
-        self.trainable = flat("trainable", self.trainable.len())?;
+        saved.is_of(&same, state.step, self.recipe.steps)?;
+        let memories = saved.memories(&self.optimiser)?;
+        self.trainable = saved.flat("trainable", self.trainable.len())?;
         self.optimiser.restore(memories, state.step);
         self.step = state.step;
         Ok(())
