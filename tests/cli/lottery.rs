@@ -281,6 +281,28 @@ fn bytes_depend_neither_on_threads_nor_on_being_killed() {
 }
 
 #[test]
+fn what_two_nets_have_in_common_is_trained_once() {
+    let place = Place::new();
+    let (nets, _) = SMALL.split_once("[[setting]]").unwrap();
+    let two = format!("{nets}{}", &nets[nets.find("[[net]]").unwrap()..])
+        .replacen("name = \"mlp\"", "name = \"three\"", 1)
+        .replacen("name = \"mlp\"", "name = \"two\"", 1);
+    let at = two.rfind("blocks = 3").unwrap();
+    let config = place.file("two.toml", format!("{}blocks = 2{}", &two[..at], &two[at + 10..]));
+    let out = place.out("two");
+    Run::of(&mut command(&config, &out, 2)).succeeds();
+    // Two seeds of three blocks, of two, and of the one block that both are left with.
+    assert_eq!(json_file(&out.join("run.json"))["trained"], 6);
+    assert_eq!(names(&out.join("runs")).len(), 8);
+    for seed in [1, 2] {
+        let [three, two] = ["three", "two"].map(|net| out.join("runs").join(format!("{net}-1-s{seed}.json")));
+        let text = fs::read_to_string(three).unwrap();
+        assert_eq!(text.replace("\"net\": \"three\"", "\"net\": \"two\""), fs::read_to_string(two).unwrap());
+        assert!(out.join(format!("costs/two-1-s{seed}.json")).exists());
+    }
+}
+
+#[test]
 fn what_cannot_be_done_is_said_in_one_sentence() {
     let place = Place::new();
     let out = place.out("out");

@@ -131,6 +131,9 @@ pub struct Cost {
     pub method: String,
     /// Whether the training was interrupted, so that only its last part was seen.
     pub partial: bool,
+    /// The same training under another net, whose record this one's is; it was paid for once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<String>,
 }
 
 /// Where trainings are done.
@@ -290,7 +293,7 @@ impl<'a> Bench<'a> {
         let mut order = Vec::new();
         for job in jobs {
             let name = job.name();
-            if self.known(job)?.is_none() && open.insert(name) {
+            if self.known(job)?.is_none() && !self.twin(job)? && open.insert(name) {
                 order.push(job);
             }
         }
@@ -333,6 +336,30 @@ impl<'a> Bench<'a> {
             file.display()
         );
         Ok(Some(record))
+    }
+
+    /// Takes over the record of the same training under another dense net, if there is one: what is left of a family's nets in
+    /// the end is one net.
+    fn twin(&self, job: &Job) -> Result<bool> {
+        if job.start != Start::Theta0 || job.arm == DENSE {
+            return Ok(false);
+        }
+        for net in self.config.nets.iter().filter(|net| net.name != job.net) {
+            let name = Job { net: net.name.clone(), ..job.clone() }.name();
+            let file = |folder: &str, name: &str| self.out.join(folder).join(format!("{name}.json"));
+            let Some(found) = read::<Record>(&file("runs", &name))? else { continue };
+            let record = Record { job: Job { net: job.net.clone(), ..found.job }, ..found };
+            if record.experiment != self.experiment || record.job != *job {
+                continue;
+            }
+            if let Some(cost) = self.cost(&name)? {
+                let cost = Cost { same_as: Some(name), ..cost };
+                record::write_whole(&file("costs", &job.name()), &record::pretty(&cost)?)?;
+            }
+            record::write_whole(&file("runs", &job.name()), &record::pretty(&record)?)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     fn start(&self, job: &Job) -> Result<Weights> {
@@ -403,7 +430,7 @@ impl<'a> Bench<'a> {
         epochs.sort_by(f64::total_cmp);
         let method = serde_json::to_value(energy.method)?.as_str().unwrap_or_default().to_string();
         let epoch_seconds = epochs.get(epochs.len() / 2).copied();
-        let cost = Cost { cpu_seconds: cpu, epoch_seconds, joules, method, partial };
+        let cost = Cost { cpu_seconds: cpu, epoch_seconds, joules, method, partial, same_as: None };
         let record = self.measure(job, trainer.weights(), test, &scaling)?;
         if self.known(job)?.is_some_and(|before| before.weights_sha256 != record.weights_sha256) {
             // Nothing is left that a ticket could start with.
@@ -486,7 +513,8 @@ impl<'a> Bench<'a> {
     /// Notes CPU seconds that something other than a training took.
     pub fn spent(&self, name: &str, cpu_seconds: f64) -> Result<()> {
         let joules = self.config.carbon.estimate(cpu_seconds, 0.0);
-        let cost = Cost { cpu_seconds, epoch_seconds: None, joules, method: "estimate".into(), partial: false };
+        let cost =
+            Cost { cpu_seconds, epoch_seconds: None, joules, method: "estimate".into(), partial: false, same_as: None };
         record::write_whole(&self.out.join("costs").join(format!("{name}.json")), &record::pretty(&cost)?)
     }
 

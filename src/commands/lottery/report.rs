@@ -381,7 +381,7 @@ pub fn costs(report: &Report, bench: &Bench<'_>) -> Result<Costs> {
     let carbon = bench.config.carbon;
     let (mut methods, mut cpu_seconds, mut joules) = (Vec::new(), 0.0, 0.0);
     for name in &report.trainings {
-        let Some(cost) = bench.cost(name)? else { continue };
+        let Some(cost) = bench.cost(name)?.filter(|cost| cost.same_as.is_none()) else { continue };
         cpu_seconds += cost.cpu_seconds;
         joules += cost.joules;
         if !methods.contains(&cost.method) {
