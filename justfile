@@ -151,3 +151,9 @@ page:
 lottery out:
     cargo build --release
     nice target/release/scruple lottery --config examples/lottery/cifar10.toml -o {{out}}
+
+# The records of that experiment, as benches/record/lottery-cifar10.tar.gz keeps them: unpacked into a folder, `just lottery` goes
+# on from them, or tells the report again without a training
+lottery-records out:
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C {{out}} -cf - costs runs scores timed \
+        | gzip -n9 > benches/record/lottery-cifar10.tar.gz
