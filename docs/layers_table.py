@@ -6,6 +6,8 @@
 import json
 import sys
 
+from markdown_table import table
+
 NAMES = {
     "influence": "block influence",
     "angular-window": "angular window",
@@ -30,14 +32,6 @@ def layers(removed):
         else:
             parts.append([layer, layer])
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in parts)
-
-
-def table(head, rows):
-    print("| " + " | ".join(head) + " |")
-    print("|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def main():

@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from markdown_table import table
+
 SIGNS = str.maketrans("-", "−")
 
 
@@ -16,6 +18,8 @@ def signed(value):
 
 
 def told(spread):
+    if spread["interval"] is None:
+        return f"{signed(spread['mean'])} [one seed]"
     low, high = spread["interval"]
     return f"{signed(spread['mean'])} [{signed(low)}, {signed(high)}]"
 
@@ -26,14 +30,6 @@ def nets(arm):
     if not all(name == "dense" or name.replace("-", "").isdigit() for name in counts):
         return ""
     return ", ".join(name if count == 1 else f"{name} ×{count}" for name, count in sorted(counts.items(), key=lambda x: (-x[1], x[0])))
-
-
-def table(head, rows):
-    print("| " + " | ".join(head) + " |")
-    print("|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def gate(found):
