@@ -155,5 +155,6 @@ lottery out:
 # The records of that experiment, as benches/record/lottery-cifar10.tar.gz keeps them: unpacked into a folder, `just lottery` goes
 # on from them, or tells the report again without a training
 lottery-records out:
-    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C {{out}} -cf - costs runs scores timed \
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C {{out}} -cf - \
+        $(cd {{out}} && ls -d costs runs scores timed 2>/dev/null) \
         | gzip -n9 > benches/record/lottery-cifar10.tar.gz

@@ -57,7 +57,7 @@ def setting(tried, costs):
             "" if own else str(arm["plus"]),
             "" if own else arm["verdict"] if arm["control"] or not arm["vacuous"] else f"vacuous ({arm['verdict']})",
             f"{arm['multiply_adds'] / 1e6:.2f}",
-            f"{time['time_ratio']:.2f}" if time else "",
+            f"{time['time_ratio']:.2f}" if time and time["time_ratio"] is not None else "",
             f"{arm['corrupted'][0]['mean']:.1f}" if own else signed(arm["corrupted"][1]["mean"]),
             f"{fgsm['given_clean']:.1f}" if own else signed(fgsm["given_clean_difference"]["mean"]),
         ]

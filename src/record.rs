@@ -61,11 +61,16 @@ impl Run {
     }
 }
 
-/// The processor's name, where the system tells.
+/// The processor's name with its family and model, where the system tells: virtual machines give different ones the same name.
 pub fn cpu_model() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_string())
+    let of = |key: &str| {
+        let line = text.lines().find(|line| line.split(':').next().is_some_and(|found| found.trim() == key))?;
+        Some(line.split_once(':')?.1.trim())
+    };
+    let numbers =
+        ["cpu family", "model"].map(|key| of(key).map(|value| format!(", {key} {value}")).unwrap_or_default());
+    Some(format!("{}{}", of("model name")?, numbers.concat()))
 }
 
 /// Writes `bytes` to `path` by way of a sibling file, so that a reader sees the old or the new content, never a part.

@@ -303,6 +303,36 @@ fn what_two_nets_have_in_common_is_trained_once() {
 }
 
 #[test]
+fn seconds_of_two_processors_are_not_compared() {
+    let place = Place::new();
+    let (config, out) = (place.file("small.toml", SMALL), place.out("small"));
+    Run::of(&mut command(&config, &out, 1)).succeeds();
+    let took = |arm: &str, seed: u64| json_file(&out.join(format!("costs/mlp-{arm}-s{seed}.json")));
+    let file = out.join("costs/mlp-dense-s1.json");
+    let mut moved = took("dense", 1);
+    let here = moved["cpu"].clone();
+    moved["cpu"] = "another".into();
+    moved["cpu_seconds"] = 1e6.into();
+    fs::write(&file, moved.to_string()).unwrap();
+    let run = Run::of(&mut command(&config, &out, 1)).succeeds();
+    assert!(run.stdout.contains("a training on another, or interrupted, is left out"), "{run:#?}");
+
+    let costs = json_file(&out.join("costs.json"));
+    assert_eq!((&costs["cpu"], &costs["left_out"]), (&here, &1.into()));
+    let of = |name: &str| costs["arms"].as_array().unwrap().iter().find(|arm| arm["name"] == name).unwrap().clone();
+    let seconds = |cost: Value| cost["cpu_seconds"].as_f64().unwrap();
+    assert_eq!(seconds(of("dense")), seconds(took("dense", 2)));
+    // The ratio is of the seed that both were timed in here; the arm's own mean has both.
+    let report = json_file(&out.join("lottery.json"));
+    let compared = report["settings"][0]["compared"].as_array().unwrap();
+    let arms = &compared.iter().find(|one| one["name"] == "reinit").unwrap()["arms"];
+    let [first, second] = [0, 1].map(|at| seconds(took(arms[at][0].as_str().unwrap(), at as u64 + 1)));
+    let arm = of("reinit");
+    assert_eq!(arm["time_ratio"].as_f64().unwrap(), second / seconds(took("dense", 2)));
+    assert_eq!(seconds(arm), (first + second) / 2.0);
+}
+
+#[test]
 fn what_cannot_be_done_is_said_in_one_sentence() {
     let place = Place::new();
     let out = place.out("out");

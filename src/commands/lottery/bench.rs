@@ -131,6 +131,10 @@ pub struct Cost {
     pub method: String,
     /// Whether the training was interrupted, so that only its last part was seen.
     pub partial: bool,
+    /// The processor it was done on: seconds of different ones are not compared. Absent where that is not known, or where it was
+    /// more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// The same training under another net, whose record this one's is; it was paid for once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_as: Option<String>,
@@ -430,7 +434,8 @@ impl<'a> Bench<'a> {
         epochs.sort_by(f64::total_cmp);
         let method = serde_json::to_value(energy.method)?.as_str().unwrap_or_default().to_string();
         let epoch_seconds = epochs.get(epochs.len() / 2).copied();
-        let cost = Cost { cpu_seconds: cpu, epoch_seconds, joules, method, partial, same_as: None };
+        let processor = record::cpu_model();
+        let cost = Cost { cpu_seconds: cpu, epoch_seconds, joules, method, partial, cpu: processor, same_as: None };
         let record = self.measure(job, trainer.weights(), test, &scaling)?;
         if self.known(job)?.is_some_and(|before| before.weights_sha256 != record.weights_sha256) {
             // Nothing is left that a ticket could start with.
@@ -510,11 +515,11 @@ impl<'a> Bench<'a> {
         read(&self.out.join("costs").join(format!("{name}.json")))
     }
 
-    /// Notes CPU seconds that something other than a training took.
-    pub fn spent(&self, name: &str, cpu_seconds: f64) -> Result<()> {
+    /// Notes CPU seconds that something other than a training took, on this processor.
+    pub fn spent(&self, name: &str, cpu_seconds: f64, cpu: Option<String>) -> Result<()> {
         let joules = self.config.carbon.estimate(cpu_seconds, 0.0);
-        let cost =
-            Cost { cpu_seconds, epoch_seconds: None, joules, method: "estimate".into(), partial: false, same_as: None };
+        let method = "estimate".into();
+        let cost = Cost { cpu_seconds, epoch_seconds: None, joules, method, partial: false, cpu, same_as: None };
         record::write_whole(&self.out.join("costs").join(format!("{name}.json")), &record::pretty(&cost)?)
     }
 

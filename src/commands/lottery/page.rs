@@ -176,7 +176,7 @@ fn cost(costs: &Costs) -> String {
             format!("{}, {}", one.setting, one.name),
             format!("{:.2}", one.cpu_seconds),
             format!("{:.3}", one.epoch_seconds),
-            format!("{:.2}", one.time_ratio),
+            one.time_ratio.map_or("–".into(), |ratio| format!("{ratio:.2}")),
             one.of_ideal.map_or("–".into(), |share| format!("{share:.2}")),
             format!("{:.1}", one.joules),
             format!("{:.4}", one.grams),
@@ -195,7 +195,8 @@ fn cost(costs: &Costs) -> String {
     let carbon = costs.carbon;
     let _ = writeln!(
         html,
-        "<p>All trainings: {:.0} CPU s, {:.0} J, {:.2} gCO₂e at {} g/kWh, PUE {}, {} W TDP; {}.</p>\n</section>",
+        "<p>Tables: {}. All trainings: {:.0} CPU s, {:.0} J, {:.2} gCO₂e at {} g/kWh, PUE {}, {} W TDP; {}.</p>\n</section>",
+        escape(&costs.told()),
         costs.cpu_seconds,
         costs.joules,
         costs.grams,
@@ -212,6 +213,8 @@ fn reading(report: &Report) -> String {
         "<section id=\"reading\">\n<h2>How to read this</h2>\n<ul>\n\
          <li>Arms of one seed share first weights, order and augmentation; intervals are 95 % of the mean difference over seeds \
          (Student). <b>wins</b>: above 0; <b>matches</b>: above −ξ; <b>loses</b>: below −ξ; <b>undecided</b>: else.</li>\n\
+         <li>Every interval stands for itself: of forty arms as good as the dense net, one is called better by chance, and one \
+         worse.</li>\n\
          <li>Where depth does not pay, the shallowest net matches too and a ticket has proved nothing: <b>vacuous</b>.</li>\n\
          <li>mCE: errors under corruption over the dense net's, in percent; our own corruptions, not CIFAR-10-C.</li>\n\
          <li>of ideal: share of time saved over share of multiply-adds saved.</li>\n",

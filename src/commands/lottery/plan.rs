@@ -1,6 +1,6 @@
 //! Which trainings are asked for, and in which order: the gate on every net, then setting by setting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use scruple_compress::{
@@ -22,7 +22,7 @@ use super::{
     job::{Job, Start},
     report::{self, Arms, Chosen, Compared, Gate, Report, SearchCost, Sums, Tried},
 };
-use crate::{curve::place::file_name, printer};
+use crate::{curve::place::file_name, printer, record};
 
 /// What a criterion made of one net.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -173,11 +173,12 @@ fn search_file(setting: &str, criterion: &str, seed: u64) -> String {
     format!("search-{}-{}-s{seed}", file_name(setting), file_name(criterion))
 }
 
-/// What choosing took, where an arm of this name was chosen: the mean over seeds.
-pub fn search_costs(bench: &Bench<'_>, tried: &Tried, name: &str) -> Result<Option<SearchCost>> {
+/// What choosing took on a processor, where an arm of this name was chosen: the mean over seeds.
+pub fn search_costs(bench: &Bench<'_>, tried: &Tried, name: &str, cpu: &Option<String>) -> Result<Option<SearchCost>> {
     let mut found = Vec::new();
     for &seed in &bench.config.seeds {
-        found.extend(bench.cost(&search_file(&tried.name, name, seed))?.map(|cost| cost.cpu_seconds));
+        let cost = bench.cost(&search_file(&tried.name, name, seed))?.filter(|cost| cost.cpu == *cpu);
+        found.extend(cost.map(|cost| cost.cpu_seconds));
     }
     let cpu_seconds = found.iter().sum::<f64>() / found.len().max(1) as f64;
     let (setting, criterion) = (tried.name.clone(), name.to_string());
@@ -246,7 +247,8 @@ impl Trial<'_> {
                     Ok(scores) => {
                         pick.kept = scores.choose(self.setting.remove, self.family.keys.minimum)?;
                         (pick.label, pick.scores) = (scores.label.map(String::from), scores.scores);
-                        self.bench.spent(&search_file(&self.setting.name, &name, seed), cpu_seconds() - started)?;
+                        let spent = cpu_seconds() - started;
+                        self.bench.spent(&search_file(&self.setting.name, &name, seed), spent, record::cpu_model())?;
                     }
                     // What cannot be scored is told; the others go on.
                     Err(error) => pick.refused = Some(error.to_string()),
@@ -265,7 +267,7 @@ impl Trial<'_> {
     /// third, by images held out of those to train on.
     fn halved(&self, seed: u64) -> Result<Allocation> {
         let mut left = Allocation::all(&self.family.blocks, self.setting.remove, self.family.keys.minimum)?;
-        let mut spent = 0.0;
+        let (mut spent, mut processors) = (0.0, BTreeSet::new());
         for (part, keep) in [(9, left.len().div_ceil(3)), (3, 1)] {
             let epochs = self.epochs().div_ceil(part);
             let job = |allocation: &Allocation| -> Result<Job> {
@@ -275,13 +277,16 @@ impl Trial<'_> {
             let jobs = left.iter().map(job).collect::<Result<Vec<Job>>>()?;
             let records = self.bench.train(&jobs)?;
             for job in &jobs {
-                spent += self.bench.cost(&job.name())?.map_or(0.0, |cost| cost.cpu_seconds);
+                let cost = self.bench.cost(&job.name())?;
+                spent += cost.as_ref().map_or(0.0, |cost| cost.cpu_seconds);
+                processors.insert(cost.and_then(|cost| cost.cpu));
             }
             let mut order: Vec<usize> = (0..left.len()).collect();
             order.sort_by_key(|&at| std::cmp::Reverse(records[at].right));
             left = order.into_iter().take(keep).map(|at| left[at].clone()).collect();
         }
-        self.bench.spent(&search_file(&self.setting.name, HALVING, seed), spent)?;
+        let cpu = processors.pop_first().flatten().filter(|_| processors.is_empty());
+        self.bench.spent(&search_file(&self.setting.name, HALVING, seed), spent, cpu)?;
         left.pop().context("successive halving left nothing")
     }
 

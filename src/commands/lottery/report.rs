@@ -1,11 +1,16 @@
 //! What an experiment found, and in words; what it took is told apart, since that differs each time.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
-use scruple_compress::lottery::{attacks::Attacked, energy::Circumstances};
+use scruple_compress::lottery::{
+    attacks::Attacked,
+    energy::{Circumstances, Method},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    bench::{Bench, Record},
+    bench::{Bench, Cost, Record},
     compare::{LEAST_SEEDS, Pooled, Spread, Verdict},
 };
 
@@ -104,6 +109,8 @@ pub struct Compared {
     pub against: String,
     /// Which nets it stands for, seed by seed.
     pub arms: Vec<Vec<String>>,
+    /// Epochs trained, without those that were gone back over: mean.
+    pub epochs: f64,
     /// Percent told right.
     pub accuracy: Spread,
     /// Minus that of what it is compared with, points.
@@ -218,6 +225,7 @@ pub fn compare(
         control,
         against: against.into(),
         arms: arms.iter().map(|arm| arm.iter().map(|record| record.job.arm.clone()).collect()).collect(),
+        epochs: spread(&|record| (record.job.epochs - record.job.from_epoch) as f64).mean,
         accuracy: spread(&Record::accuracy),
         verdict: Verdict::of(&difference, margin),
         vacuous,
@@ -328,6 +336,11 @@ pub fn told(tried: &Tried) -> Vec<String> {
 pub struct Costs {
     /// By what joules were had, in words.
     pub methods: Vec<String>,
+    /// The processor that the figures of arms and searches are of: the one most trainings were done on, whole. Absent where it
+    /// was not told.
+    pub cpu: Option<String>,
+    /// Trainings whose seconds are left out of those figures: done on another processor, or interrupted.
+    pub left_out: usize,
     /// What carbon was made of.
     pub carbon: Circumstances,
     /// CPU seconds of all trainings.
@@ -340,6 +353,19 @@ pub struct Costs {
     pub arms: Vec<ArmCost>,
     /// What choosing took.
     pub searches: Vec<SearchCost>,
+}
+
+impl Costs {
+    /// Of which trainings the figures of arms and searches are.
+    pub fn told(&self) -> String {
+        let cpu = self.cpu.as_deref().unwrap_or("a processor without a name");
+        let left_out = match self.left_out {
+            0 => return format!("seconds on {cpu}"),
+            1 => "a training on another, or interrupted, is".into(),
+            count => format!("{count} trainings on others, or interrupted, are"),
+        };
+        format!("seconds on {cpu}; {left_out} left out of these tables")
+    }
 }
 
 /// What one arm took: means over its trainings.
@@ -357,8 +383,8 @@ pub struct ArmCost {
     pub joules: f64,
     /// Grams of CO₂ equivalents a training.
     pub grams: f64,
-    /// CPU seconds over the dense net's.
-    pub time_ratio: f64,
+    /// CPU seconds over the dense net's, of the seeds that have both; absent where none has.
+    pub time_ratio: Option<f64>,
     /// Share of time saved over share of multiply-adds saved: 1 is what arithmetic alone promises.
     pub of_ideal: Option<f64>,
 }
@@ -380,62 +406,93 @@ pub struct SearchCost {
 pub fn costs(report: &Report, bench: &Bench<'_>) -> Result<Costs> {
     let carbon = bench.config.carbon;
     let (mut methods, mut cpu_seconds, mut joules) = (Vec::new(), 0.0, 0.0);
+    let (mut processors, mut trainings): (BTreeMap<Option<String>, usize>, usize) = Default::default();
     for name in &report.trainings {
         let Some(cost) = bench.cost(name)?.filter(|cost| cost.same_as.is_none()) else { continue };
         cpu_seconds += cost.cpu_seconds;
         joules += cost.joules;
+        trainings += 1;
+        *processors.entry(cost.cpu).or_default() += usize::from(!cost.partial);
         if !methods.contains(&cost.method) {
             methods.push(cost.method);
         }
     }
-    let sentence = |method: &String| {
-        use scruple_compress::lottery::energy::Method;
-        match method.as_str() {
-            "nvml" => Method::Nvml,
-            "rapl" => Method::Rapl,
-            _ => Method::Estimate,
-        }
-        .sentence()
-        .to_string()
-    };
+    let (cpu, whole) = processors.into_iter().max_by_key(|(_, count)| *count).unwrap_or_default();
     let (mut arms, mut searches) = (Vec::new(), Vec::new());
     for tried in &report.settings {
-        let of = |one: &Compared| -> Result<Option<ArmCost>> {
-            let mut found = Vec::new();
-            for (seed, names) in report.seeds.iter().zip(&one.arms) {
-                for arm in names {
-                    found.extend(bench.cost(&format!("{}-{arm}-s{seed}", tried.net))?.filter(|cost| !cost.partial));
-                }
-            }
-            let count = found.len() as f64;
-            let mean = |of: &dyn Fn(&super::bench::Cost) -> f64| found.iter().map(of).sum::<f64>() / count;
-            Ok((count > 0.0).then(|| ArmCost {
-                setting: tried.name.clone(),
-                name: one.name.clone(),
-                cpu_seconds: mean(&|cost| cost.cpu_seconds),
-                epoch_seconds: mean(&|cost| cost.epoch_seconds.unwrap_or(0.0)),
-                joules: mean(&|cost| cost.joules),
-                grams: carbon.grams(mean(&|cost| cost.joules)),
-                time_ratio: 1.0,
-                of_ideal: None,
-            }))
-        };
-        let Some(dense) = of(&tried.dense)? else { continue };
+        let of = |one: &Compared| Taken::of(report, bench, &tried.net, one, &cpu);
+        let dense = of(&tried.dense)?;
         for one in &tried.compared {
-            let Some(mut cost) = of(one)? else { continue };
-            cost.time_ratio = cost.cpu_seconds / dense.cpu_seconds;
+            let took = of(one)?;
+            let Some(mut cost) = took.mean(&tried.name, &one.name, carbon) else { continue };
+            let (own, others) = took.paired(&dense);
+            cost.time_ratio = (others > 0.0).then_some(own / others);
             let saved = 1.0 - one.multiply_adds / tried.dense.multiply_adds;
             // Arms of other lengths save epochs, not arithmetic.
-            cost.of_ideal = (saved > 0.0 && !one.name.contains("epochs")).then(|| (1.0 - cost.time_ratio) / saved);
-            if let Some(search) = super::plan::search_costs(bench, tried, &one.name)? {
-                let gain = dense.cpu_seconds - cost.cpu_seconds;
-                let break_even = (gain > 0.0).then(|| search.cpu_seconds / gain);
+            let comparable = saved > 0.0 && one.epochs == tried.dense.epochs;
+            cost.of_ideal = cost.time_ratio.filter(|_| comparable).map(|ratio| (1.0 - ratio) / saved);
+            if let Some(search) = super::plan::search_costs(bench, tried, &one.name, &cpu)? {
+                let break_even = (others > own).then(|| search.cpu_seconds / (others - own));
                 searches.push(SearchCost { break_even, ..search });
             }
             arms.push(cost);
         }
-        arms.push(dense);
+        arms.extend(dense.mean(&tried.name, &tried.dense.name, carbon));
     }
-    let methods = methods.iter().map(sentence).collect();
-    Ok(Costs { methods, carbon, cpu_seconds, joules, grams: carbon.grams(joules), arms, searches })
+    let methods = methods.iter().map(|method| method_sentence(method)).collect();
+    let (grams, left_out) = (carbon.grams(joules), trainings - whole);
+    Ok(Costs { cpu, left_out, methods, carbon, cpu_seconds, joules, grams, arms, searches })
+}
+
+fn method_sentence(method: &str) -> String {
+    match method {
+        "nvml" => Method::Nvml,
+        "rapl" => Method::Rapl,
+        _ => Method::Estimate,
+    }
+    .sentence()
+    .into()
+}
+
+/// What the trainings of one arm took, seed by seed: whole ones, on one processor.
+struct Taken(Vec<Vec<Cost>>);
+
+impl Taken {
+    fn of(report: &Report, bench: &Bench<'_>, net: &str, one: &Compared, cpu: &Option<String>) -> Result<Self> {
+        let mut found = Vec::new();
+        for (seed, names) in report.seeds.iter().zip(&one.arms) {
+            let mut costs = Vec::new();
+            for arm in names {
+                let cost = bench.cost(&format!("{net}-{arm}-s{seed}"))?;
+                costs.extend(cost.filter(|cost| !cost.partial && cost.cpu == *cpu));
+            }
+            found.push(costs);
+        }
+        Ok(Self(found))
+    }
+
+    /// Mean CPU seconds of this arm and of another, over the seeds that have both; zeros where none has.
+    fn paired(&self, other: &Self) -> (f64, f64) {
+        let mean = |costs: &[Cost]| costs.iter().map(|cost| cost.cpu_seconds).sum::<f64>() / costs.len() as f64;
+        let both = self.0.iter().zip(&other.0).filter(|(own, other)| !own.is_empty() && !other.is_empty());
+        let pairs: Vec<(f64, f64)> = both.map(|(own, other)| (mean(own), mean(other))).collect();
+        let count = pairs.len().max(1) as f64;
+        (pairs.iter().map(|pair| pair.0).sum::<f64>() / count, pairs.iter().map(|pair| pair.1).sum::<f64>() / count)
+    }
+
+    /// Means over all of them.
+    fn mean(&self, setting: &str, name: &str, carbon: Circumstances) -> Option<ArmCost> {
+        let all: Vec<&Cost> = self.0.iter().flatten().collect();
+        let mean = |of: &dyn Fn(&Cost) -> f64| all.iter().map(|cost| of(cost)).sum::<f64>() / all.len() as f64;
+        (!all.is_empty()).then(|| ArmCost {
+            setting: setting.into(),
+            name: name.into(),
+            cpu_seconds: mean(&|cost| cost.cpu_seconds),
+            epoch_seconds: mean(&|cost| cost.epoch_seconds.unwrap_or(0.0)),
+            joules: mean(&|cost| cost.joules),
+            grams: carbon.grams(mean(&|cost| cost.joules)),
+            time_ratio: Some(1.0),
+            of_ideal: None,
+        })
+    }
 }

@@ -144,7 +144,7 @@ fn cost(costs: &Costs) {
                 one.name.clone(),
                 format!("{:.2}", one.cpu_seconds),
                 format!("{:.3}", one.epoch_seconds),
-                format!("{:.2}", one.time_ratio),
+                one.time_ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")),
                 one.of_ideal.map_or("-".into(), |share| format!("{share:.2}")),
                 format!("{:.1}", one.joules),
                 format!("{:.4}", one.grams),
@@ -164,6 +164,7 @@ fn cost(costs: &Costs) {
         }
         table.print();
     }
+    printer::data(costs.told());
     let carbon = costs.carbon;
     printer::data(format!(
         "all trainings: {:.0} CPU s, {:.0} J, {:.2} gCO2e at {} g/kWh, PUE {}, {} W TDP; {}",
