@@ -10,6 +10,8 @@ from pathlib import Path
 
 from markdown_table import table
 
+TICKETS = ("before", "after")
+
 SIGNS = str.maketrans("-", "−")
 
 
@@ -55,7 +57,7 @@ def setting(tried, costs):
             f"{arm['accuracy']['mean']:.2f}",
             "" if own else told(arm["difference"]),
             "" if own else str(arm["plus"]),
-            "" if own else arm["verdict"] if arm["control"] or not arm["vacuous"] else f"vacuous ({arm['verdict']})",
+            "" if own else arm["verdict"] if arm["kind"] not in TICKETS or not arm["vacuous"] else f"vacuous ({arm['verdict']})",
             f"{arm['multiply_adds'] / 1e6:.2f}",
             f"{time['time_ratio']:.2f}" if time and time["time_ratio"] is not None else "",
             f"{arm['corrupted'][0]['mean']:.1f}" if own else signed(arm["corrupted"][1]["mean"]),

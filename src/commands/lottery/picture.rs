@@ -2,16 +2,22 @@
 //! attack.
 
 use anyhow::Result;
-use plotters::{coord::Shift, prelude::*};
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 
 use super::{
-    report::{Compared, Report, Tried},
-    tell::attack_name,
+    compare::Spread,
+    report::{Chosen, Compared, Kind, Report, Tried, UnderAttack},
+    tell::attack_kind,
 };
 use crate::{
     curve::{
         place::file_name,
-        scene::{COLOURS, glyph, glyph_of},
+        scene::{COLOURS, glyph},
+        words::clip,
     },
     plot::{
         fail,
@@ -25,7 +31,8 @@ pub fn all(report: &Report) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for tried in &report.settings {
         let name = file_name(&tried.name);
-        found.push((format!("accuracy-{name}"), svg((1000, 620), |area| accuracy(&area, tried))?));
+        let size = (1120, height(tried));
+        found.push((format!("accuracy-{name}"), svg(size, |area| accuracy(&area, tried, report.margin))?));
         found.push((format!("allocation-{name}"), String::from_utf8(heatmap::draw(&map(tried), "svg")?)?));
         if tried.dense.corrupted.is_some() || !tried.dense.attacks.is_empty() {
             found.push((format!("robustness-{name}"), svg((1000, 560), |area| robustness(&area, tried))?));
@@ -43,80 +50,158 @@ fn svg(size: (u32, u32), draw: impl FnOnce(Area<'_>) -> Result<()>) -> Result<St
     Ok(text)
 }
 
-fn colour(number: usize) -> RGBColor {
-    let (r, g, b) = COLOURS[number % COLOURS.len()];
+/// Colours that stay apart for colour-blind readers too, by what an arm is for.
+fn ink(kind: Kind) -> RGBColor {
+    let (r, g, b) = match kind {
+        Kind::Dense => (40, 40, 46),
+        Kind::Before => COLOURS[0],
+        Kind::After => COLOURS[1],
+        Kind::Baseline => COLOURS[2],
+        Kind::Filters => COLOURS[3],
+        Kind::Compute => COLOURS[4],
+    };
     RGBColor(r, g, b)
+}
+
+/// The mark of an arm: a shape a kind, so that it is told in grey too.
+fn mark(kind: Kind, (x, y): (i32, i32)) -> Polygon<(i32, i32)> {
+    let number = Kind::ALL.iter().position(|one| *one == kind).unwrap_or(0);
+    let corner = |(dx, dy): (f64, f64)| (x + dx.round() as i32, y + dy.round() as i32);
+    Polygon::new(glyph(number, 5.0).into_iter().map(corner).collect::<Vec<_>>(), ink(kind).filled())
 }
 
 /// Percent, wide enough to be told apart, within 0 to 100.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    let room = ((high - low) * 0.08).max(0.5);
+    let room = ((high - low) * 0.06).max(0.5);
     ((low - room).max(0.0), (high + room).min(100.0).max(low + 1.0))
 }
 
-fn accuracy(area: &Area<'_>, tried: &Tried) -> Result<()> {
-    area.fill(&WHITE).map_err(fail)?;
-    let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(&tried.compared).collect();
-    // Intervals of the difference around the arm: what the words go by.
-    let ends = |one: &Compared| match one.difference.interval {
-        Some((low, high)) if one.name != "dense" => {
-            let middle = one.accuracy.mean - one.difference.mean;
-            (middle + low, middle + high)
-        }
+/// The interval of the difference around an arm's accuracy, which is what the words go by; the accuracy alone where there is none.
+fn ends(one: &Compared) -> (f64, f64) {
+    let middle = one.accuracy.mean - one.difference.mean;
+    match one.difference.interval {
+        Some((low, high)) if one.kind != Kind::Dense => (middle + low, middle + high),
         _ => (one.accuracy.mean, one.accuracy.mean),
-    };
+    }
+}
+
+/// Pixels of a row of the list of arms.
+const ROW: i32 = 19;
+
+/// Pixels above and below that list.
+const FRAME: i32 = 130;
+
+/// How high the picture of accuracies is: a row an arm.
+fn height(tried: &Tried) -> u32 {
+    (tried.compared.len() as i32 * ROW + FRAME).max(420) as u32
+}
+
+/// Accuracy against multiply-adds on the left, each arm by its name and interval on the right.
+fn accuracy(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
+    area.fill(&WHITE).map_err(fail)?;
+    let title = format!("{}: accuracy and the work of a forward pass", tried.name);
+    let area = area.margin(8, 0, 0, 0).titled(&title, ("sans-serif", 22)).map_err(fail)?;
+    let (panels, foot) = area.split_vertically(area.dim_in_pixel().1 as i32 - 28);
+    let (left, right) = panels.split_horizontally(480);
+    scatter(&left, tried)?;
+    list(&right, tried, margin)?;
+    legend(&foot, tried)?;
+    area.present().map_err(fail)
+}
+
+fn scatter(area: &Area<'_>, tried: &Tried) -> Result<()> {
+    let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(&tried.compared).collect();
     let (low, high) = range(arms.iter().flat_map(|one| [ends(one).0, ends(one).1, one.accuracy.mean]));
     let macs = |one: &Compared| one.multiply_adds / 1e6;
-    let most = arms.iter().map(|one| macs(one)).fold(0.0, f64::max);
+    let most = 1.06 * arms.iter().map(|one| macs(one)).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption(format!("{}: accuracy against multiply-adds", tried.name), ("sans-serif", 22))
-        .margin(16)
-        .margin_right(230)
+        .margin(14)
         .x_label_area_size(46)
-        .y_label_area_size(64)
-        .build_cartesian_2d(0.0..1.04 * most, low..high)
+        .y_label_area_size(58)
+        .build_cartesian_2d(0.0..most, low..high)
         .map_err(fail)?;
     chart
         .configure_mesh()
-        .x_desc("million multiply-adds an image; bars: 95 % of the paired difference to the dense net")
+        .x_desc("million multiply-adds an image")
         .y_desc("test accuracy, %")
-        .label_style(("sans-serif", 15))
+        .max_light_lines(1)
+        .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
-        .light_line_style(RGBColor(240, 240, 240))
-        .bold_line_style(RGBColor(224, 224, 230))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(228, 228, 234))
         .draw()
         .map_err(fail)?;
-    let level =
-        LineSeries::new([(0.0, tried.dense.accuracy.mean), (1.04 * most, tried.dense.accuracy.mean)], BLACK.mix(0.5));
-    chart.draw_series(level).map_err(fail)?;
-    // Arms of one size stand side by side.
-    let middle = (arms.len() as f64 - 1.0) / 2.0;
-    let step = most * 0.006;
-    let legend = area.dim_in_pixel().0 as i32 - 222;
-    for (number, one) in arms.iter().enumerate() {
-        let ink = if one.name == "dense" { BLACK } else { colour(number) };
-        let x = (macs(one) + (number as f64 - middle) * step).clamp(0.0, 1.04 * most);
+    let level = [(0.0, tried.dense.accuracy.mean), (most, tried.dense.accuracy.mean)];
+    chart.draw_series(LineSeries::new(level, BLACK.mix(0.5))).map_err(fail)?;
+    for one in arms.iter().rev() {
         let (from, to) = ends(one);
-        if from < to {
-            chart
-                .draw_series([ErrorBar::new_vertical(x, from, one.accuracy.mean, to, ink.mix(0.7).filled(), 7)])
-                .map_err(fail)?;
-        }
-        // Colours come again before there are shapes for all: both together tell arms apart.
-        let size = if one.control { 4.0 } else { 6.0 };
-        let mark = |(x, y): (i32, i32)| {
-            let corner = |(dx, dy): (f64, f64)| (x + dx.round() as i32, y + dy.round() as i32);
-            Polygon::new(glyph(glyph_of(number), size).into_iter().map(corner).collect::<Vec<_>>(), ink.filled())
-        };
-        chart.draw_series([EmptyElement::at((x, one.accuracy.mean)) + mark((0, 0))]).map_err(fail)?;
-        let y = 52 + 19 * number as i32;
-        area.draw(&mark((legend, y + 7))).map_err(fail)?;
-        let words = crate::curve::words::clip(&one.name, 30);
-        area.draw(&Text::new(words, (legend + 12, y), ("sans-serif", 14).into_font())).map_err(fail)?;
+        let bar = PathElement::new([(macs(one), from), (macs(one), to)], ink(one.kind).mix(0.45).stroke_width(2));
+        chart.draw_series([bar]).map_err(fail)?;
     }
-    area.present().map_err(fail)
+    for one in arms.iter().rev() {
+        let mark = EmptyElement::at((macs(one), one.accuracy.mean)) + mark(one.kind, (0, 0));
+        chart.draw_series([mark]).map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn list(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
+    let mut arms: Vec<&Compared> = tried.compared.iter().collect();
+    arms.sort_by(|a, b| b.difference.mean.total_cmp(&a.difference.mean));
+    let end = |one: &Compared| one.difference.interval.unwrap_or((one.difference.mean, one.difference.mean));
+    let low = arms.iter().map(|one| end(one).0).fold(-margin, f64::min);
+    let high = arms.iter().map(|one| end(one).1).fold(0.0, f64::max);
+    let room = 0.04 * (high - low).max(1.0);
+    let rows = arms.len() as f64;
+    let mut chart = ChartBuilder::on(area)
+        .margin(14)
+        .margin_left(208)
+        .x_label_area_size(46)
+        .build_cartesian_2d(low - room..high + room, rows..0.0)
+        .map_err(fail)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(0)
+        .x_desc(format!("points to the dense net, 95 % over seeds; dashed: \u{2212}\u{3be} = \u{2212}{margin}"))
+        .max_light_lines(1)
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 15))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(228, 228, 234))
+        .draw()
+        .map_err(fail)?;
+    chart.draw_series(LineSeries::new([(0.0, 0.0), (0.0, rows)], BLACK.mix(0.5))).map_err(fail)?;
+    let dashed = DashedLineSeries::new([(-margin, 0.0), (-margin, rows)], 5, 4, BLACK.mix(0.4).stroke_width(1));
+    chart.draw_series(dashed).map_err(fail)?;
+    let name = ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(HPos::Right, VPos::Center));
+    for (row, one) in arms.iter().enumerate() {
+        let y = row as f64 + 0.5;
+        let (from, to) = end(one);
+        let bar = PathElement::new([(from, y), (to, y)], ink(one.kind).stroke_width(2));
+        chart.draw_series([bar]).map_err(fail)?;
+        let mark = EmptyElement::at((one.difference.mean, y)) + mark(one.kind, (0, 0));
+        chart.draw_series([mark]).map_err(fail)?;
+        let (_, down) = chart.backend_coord(&(0.0, y));
+        let (_, top) = area.get_base_pixel();
+        area.draw(&Text::new(clip(&one.name, 30), (200, down - top), name.clone())).map_err(fail)?;
+    }
+    Ok(())
+}
+
+fn legend(area: &Area<'_>, tried: &Tried) -> Result<()> {
+    let mut x = 20;
+    for kind in Kind::ALL {
+        if kind != Kind::Dense && !tried.compared.iter().any(|one| one.kind == kind) {
+            continue;
+        }
+        area.draw(&mark(kind, (x, 10))).map_err(fail)?;
+        area.draw(&Text::new(kind.name(), (x + 11, 3), ("sans-serif", 14).into_font())).map_err(fail)?;
+        x += 40 + (kind.name().len() as f64 * 7.4) as i32;
+    }
+    Ok(())
 }
 
 /// The share of seeds in which each criterion keeps each block.
@@ -133,10 +218,14 @@ fn map(tried: &Tried) -> Heatmap {
             })
             .collect(),
     };
+    let kind = |chosen: &Chosen| match chosen.trained {
+        true => format!("{}, trained", chosen.criterion),
+        false => chosen.criterion.clone(),
+    };
     Heatmap {
         title: format!("{}: which blocks stay", tried.name),
         subtitle: format!("share of seeds in which a criterion keeps a block; {} go", tried.removed),
-        kinds: tried.chosen.iter().map(|chosen| chosen.criterion.clone()).collect(),
+        kinds: tried.chosen.iter().map(kind).collect(),
         stacks: tried.blocks.iter().enumerate().map(stack).collect(),
         outside: Vec::new(),
         range: (0.0, 1.0),
@@ -150,58 +239,93 @@ fn robustness(area: &Area<'_>, tried: &Tried) -> Result<()> {
     area.fill(&WHITE).map_err(fail)?;
     let shown = |one: &&Compared| one.name == tried.lead || matches!(one.name.as_str(), "random" | "shallowest");
     let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(tried.compared.iter().filter(shown)).collect();
-    let mut groups = vec!["clean".to_string()];
-    groups.extend(tried.dense.corrupted.as_ref().map(|_| "corruptions".to_string()));
-    groups.extend(tried.dense.attacks.iter().map(attack_name));
-    let values = |one: &Compared| {
-        let corrupted = one.corrupted.as_ref().map(|(spread, _)| spread.mean);
-        let attacks = one.attacks.iter().map(|attack| attack.given_clean.unwrap_or(0.0));
-        std::iter::once(one.accuracy.mean).chain(corrupted).chain(attacks).collect::<Vec<f64>>()
-    };
+    let mut groups = vec![["clean".to_string(), String::new()]];
+    groups.extend(tried.dense.corrupted.as_ref().map(|_| ["corruptions".into(), "all severities".into()]));
+    groups.extend(tried.dense.attacks.iter().map(|one| [attack_kind(one), format!("{} images", one.images)]));
+    let high =
+        5.0 + arms.iter().flat_map(|one| under(one)).map(|bar| bar.value.max(bar.interval.1)).fold(0.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{}: under corruption and attack", tried.name), ("sans-serif", 22))
         .margin(16)
-        .x_label_area_size(46)
+        .x_label_area_size(66)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..groups.len() as f64, 0.0..108.0)
+        .build_cartesian_2d(0.0..groups.len() as f64, 0.0..high.min(100.0))
         .map_err(fail)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .x_labels(0)
-        .x_desc("attacks: of the images told right unharmed")
+        .x_desc("attacks: of the images told right unharmed; whiskers: 95 % of the paired difference to the dense net")
         .y_desc("told right, %")
+        .max_light_lines(1)
         .label_style(("sans-serif", 15))
         .axis_desc_style(("sans-serif", 15))
-        .light_line_style(RGBColor(240, 240, 240))
-        .bold_line_style(RGBColor(224, 224, 230))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(228, 228, 234))
         .draw()
         .map_err(fail)?;
     let width = 0.8 / arms.len() as f64;
     for (number, one) in arms.iter().enumerate() {
-        let ink = if number == 0 { RGBColor(70, 70, 78) } else { colour(number - 1) };
-        let bars = values(one).into_iter().enumerate().map(|(group, value)| {
-            let left = group as f64 + 0.1 + number as f64 * width;
-            Rectangle::new([(left, 0.0), (left + width * 0.92, value)], ink.filled())
+        let ink = ink(BARS[number % BARS.len()]);
+        let left = |group: usize| group as f64 + 0.1 + number as f64 * width;
+        let bars = under(one).into_iter().enumerate().map(|(group, bar)| {
+            Rectangle::new([(left(group), 0.0), (left(group) + width * 0.92, bar.value)], ink.filled())
         });
         chart
             .draw_series(bars)
             .map_err(fail)?
             .label(one.name.clone())
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], ink.filled()));
+        let whiskers = under(one).into_iter().enumerate().filter(|(_, bar)| bar.interval.0 < bar.interval.1);
+        let whiskers = whiskers.map(|(group, bar)| {
+            let (low, high) = (bar.interval.0.max(0.0), bar.interval.1.min(100.0));
+            let middle = bar.value.clamp(low, high);
+            ErrorBar::new_vertical(left(group) + width * 0.46, low, middle, high, BLACK.filled(), 6)
+        });
+        chart.draw_series(whiskers).map_err(fail)?;
     }
-    let names = groups
-        .iter()
-        .enumerate()
-        .map(|(group, name)| Text::new(name.clone(), (group as f64 + 0.1, 105.0), ("sans-serif", 13).into_font()));
-    chart.draw_series(names).map_err(fail)?;
+    let centred = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
+    for (group, lines) in groups.iter().enumerate() {
+        let (across, down) = chart.backend_coord(&(group as f64 + 0.5, 0.0));
+        for (line, words) in lines.iter().enumerate() {
+            let place = (across, down + 6 + 16 * line as i32);
+            area.draw(&Text::new(words.clone(), place, centred.clone())).map_err(fail)?;
+        }
+    }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::MiddleRight)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .label_font(("sans-serif", 15))
         .draw()
         .map_err(fail)?;
     area.present().map_err(fail)
+}
+
+/// Whose colours the arms of the bars have.
+const BARS: [Kind; 4] = [Kind::Dense, Kind::Before, Kind::Baseline, Kind::Compute];
+
+/// One bar: percent, and the interval of the paired difference around it; of no width where there is none.
+struct Bar {
+    value: f64,
+    interval: (f64, f64),
+}
+
+impl Bar {
+    fn of(value: f64, difference: Option<&Spread>) -> Self {
+        let interval =
+            difference.and_then(|apart| apart.interval.map(|(low, high)| (low - apart.mean, high - apart.mean)));
+        Self { value, interval: interval.map_or((value, value), |(low, high)| (value + low, value + high)) }
+    }
+}
+
+/// The bars of an arm: unharmed, under corruptions, under each attack.
+fn under(one: &Compared) -> Vec<Bar> {
+    let is_own = one.kind == Kind::Dense;
+    let bar = |value: f64, apart: Option<&Spread>| Bar::of(value, apart.filter(|_| !is_own));
+    let corrupted = one.corrupted.iter().map(|(spread, apart)| bar(spread.mean, Some(apart)));
+    let attack = |one: &UnderAttack| bar(one.given_clean.unwrap_or(0.0), one.given_clean_difference.as_ref());
+    let clean = bar(one.accuracy.mean, Some(&one.difference));
+    std::iter::once(clean).chain(corrupted).chain(one.attacks.iter().map(attack)).collect()
 }

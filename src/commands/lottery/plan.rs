@@ -20,7 +20,7 @@ use super::{
     compare::{LEAST_SEEDS, Spread},
     config::{BEST, NetKeys, Setting},
     job::{Job, Start},
-    report::{self, Arms, Chosen, Compared, Gate, Report, SearchCost, Sums, Tried},
+    report::{self, Arms, Chosen, Gate, Kind, Report, SearchCost, Sums, Tried},
 };
 use crate::{curve::place::file_name, printer, record};
 
@@ -63,10 +63,8 @@ pub fn run(bench: &Bench<'_>, gate_only: bool) -> Result<Report> {
             let family = families.iter().find(|family| family.keys.name == setting.net).context("a net is missing")?;
             let tried = Trial { bench, setting, family, best: best.as_deref() }.run(&mut trainings)?;
             if best.is_none() {
-                let ours =
-                    |one: &&Compared| !one.control && tried.chosen.iter().any(|chosen| chosen.criterion == one.name);
-                let highest = tried.compared.iter().filter(ours).filter(|one| one.name != "random");
-                best = highest.max_by(|a, b| a.accuracy.mean.total_cmp(&b.accuracy.mean)).map(|one| one.name.clone());
+                let ours = tried.compared.iter().filter(|one| one.kind == Kind::Before);
+                best = ours.max_by(|a, b| a.accuracy.mean.total_cmp(&b.accuracy.mean)).map(|one| one.name.clone());
             }
             settings.push(tried);
         }
@@ -193,6 +191,14 @@ struct Trial<'a> {
     best: Option<&'a str>,
 }
 
+/// What is compared, before it is trained.
+struct Arm {
+    name: String,
+    kind: Kind,
+    /// Names of trainings, seed by seed.
+    seeds: Vec<Vec<String>>,
+}
+
 /// Draws of `random` beside the others, as their seeds.
 const DRAWS: u64 = 1000;
 
@@ -299,31 +305,40 @@ impl Trial<'_> {
         for &seed in self.seeds() {
             picks.push(self.picks(seed, &names, false)?);
         }
-        let (mut jobs, mut arms): (Vec<Job>, BTreeMap<String, Vec<Vec<String>>>) = Default::default();
-        let mut ask = |arm: &str, seed_at: usize, job: Job| {
-            let seeds = arms.entry(arm.to_string()).or_insert_with(|| vec![Vec::new(); self.seeds().len()]);
-            seeds[seed_at].push(job.name());
+        let (mut jobs, mut arms): (Vec<Job>, Vec<Arm>) = Default::default();
+        let mut ask = |kind: Kind, name: &str, seed_at: usize, job: Job| {
+            let at = arms.iter().position(|arm| arm.name == name).unwrap_or_else(|| {
+                arms.push(Arm { name: name.into(), kind, seeds: vec![Vec::new(); self.seeds().len()] });
+                arms.len() - 1
+            });
+            arms[at].seeds[seed_at].push(job.name());
             jobs.push(job);
         };
+        let mut after = Vec::new();
         for (at, &seed) in self.seeds().iter().enumerate() {
             for pick in picks[at].iter().filter(|pick| pick.refused.is_none()) {
-                let arm = if pick.criterion.starts_with("random-") { "random" } else { &pick.criterion };
-                ask(arm, at, self.job(&Allocation::of(&pick.kept), seed)?);
+                let (kind, arm) = match pick.criterion.as_str() {
+                    random if random.starts_with("random-") => (Kind::Baseline, "random"),
+                    "uniform" => (Kind::Baseline, "uniform"),
+                    criterion => (Kind::Before, criterion),
+                };
+                ask(kind, arm, at, self.job(&Allocation::of(&pick.kept), seed)?);
             }
-            ask("shallowest", at, self.job(&Allocation::shallowest(&family.blocks, family.keys.minimum), seed)?);
+            let shallowest = self.job(&Allocation::shallowest(&family.blocks, family.keys.minimum), seed)?;
+            ask(Kind::Baseline, "shallowest", at, shallowest);
             let leading = picks[at].iter().find(|pick| pick.criterion == lead || lead == "random");
             let leading = leading.filter(|pick| pick.refused.is_none());
             let leading = leading.with_context(|| format!("the leading criterion `{lead}` does not score this net"))?;
             self.controls(&Allocation::of(&leading.kept), at, seed, &mut ask)?;
             if setting.halving {
-                ask(HALVING, at, self.job(&self.halved(seed)?, seed)?);
+                ask(Kind::Baseline, HALVING, at, self.job(&self.halved(seed)?, seed)?);
             }
-            self.after_training(at, seed, &mut ask)?;
+            after.push(self.after_training(at, seed, &mut ask)?);
         }
         let records = self.bench.train(&jobs)?;
         note(trainings, &jobs);
         let by_name: BTreeMap<String, Record> = jobs.iter().map(Job::name).zip(records).collect();
-        self.assemble(&names, &lead, &picks, &arms, &by_name)
+        self.assemble(&lead, (&picks, &after), &arms, &by_name)
     }
 
     /// The rivals of the leading ticket.
@@ -332,12 +347,13 @@ impl Trial<'_> {
         allocation: &Allocation,
         at: usize,
         seed: u64,
-        ask: &mut impl FnMut(&str, usize, Job),
+        ask: &mut impl FnMut(Kind, &str, usize, Job),
     ) -> Result<()> {
         let ticket = self.job(allocation, seed)?;
         let macs = |spec: &Spec| -> Result<f64> { Ok(spec.graph()?.multiply_adds() as f64) };
         if self.setting.reinit {
-            ask("reinit", at, Job { arm: format!("{allocation}-reinit"), start: Start::Reinit, ..ticket.clone() });
+            let fresh = Job { arm: format!("{allocation}-reinit"), start: Start::Reinit, ..ticket.clone() };
+            ask(Kind::Baseline, "reinit", at, fresh);
         }
         for &matching in self.setting.matchings.iter().filter(|_| !self.setting.filters.is_empty()) {
             let Some(spec) = self.thinned(allocation, &ticket.spec, matching)? else { continue };
@@ -345,16 +361,18 @@ impl Trial<'_> {
                 let (word, start) = (matching.name(), Start::Filters { criterion });
                 let arm = format!("filters-{word}-{}-for-{allocation}", criterion.name());
                 let name = format!("filters by {}, equal {word}", criterion.name());
-                ask(&name, at, Job { arm, spec: spec.clone(), start, ..ticket.clone() });
+                ask(Kind::Filters, &name, at, Job { arm, spec: spec.clone(), start, ..ticket.clone() });
             }
         }
         if self.setting.equal_compute {
             let ratio = macs(&ticket.spec)? / macs(&self.family.spec)?;
             let epochs = |factor: f64| ((self.epochs() as f64 * factor).round() as u64).max(1);
             let (longer, shorter) = (epochs(1.0 / ratio), epochs(ratio));
-            ask("ticket, more epochs", at, Job { arm: format!("{allocation}-e{longer}"), epochs: longer, ..ticket });
+            let ticket = Job { arm: format!("{allocation}-e{longer}"), epochs: longer, ..ticket };
+            ask(Kind::Compute, "ticket, more epochs", at, ticket);
             let dense = self.job(&Allocation(self.family.blocks.clone()), seed)?;
-            ask("dense, fewer epochs", at, Job { arm: format!("dense-e{shorter}"), epochs: shorter, ..dense });
+            let dense = Job { arm: format!("dense-e{shorter}"), epochs: shorter, ..dense };
+            ask(Kind::Compute, "dense, fewer epochs", at, dense);
         }
         Ok(())
     }
@@ -385,12 +403,13 @@ impl Trial<'_> {
         }
     }
 
-    /// Tickets of trained nets: the paper's algorithm 1.
-    fn after_training(&self, at: usize, seed: u64, ask: &mut impl FnMut(&str, usize, Job)) -> Result<()> {
+    /// Tickets of trained nets: the paper's algorithm 1. Gives the blocks that were kept.
+    fn after_training(&self, at: usize, seed: u64, ask: &mut impl FnMut(Kind, &str, usize, Job)) -> Result<Vec<Pick>> {
         if self.setting.trained.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        for pick in self.picks(seed, &self.setting.trained, true)? {
+        let picks = self.picks(seed, &self.setting.trained, true)?;
+        for pick in &picks {
             if let Some(why) = &pick.refused {
                 printer::warn(format!("{}: {why}", pick.criterion));
                 continue;
@@ -411,7 +430,7 @@ impl Trial<'_> {
                     from_epoch,
                     held_out: false,
                 };
-                ask(&name, at, job);
+                ask(Kind::After, &name, at, job);
             };
             for &epoch in &self.setting.rewind {
                 from(format!("rewind{epoch}"), format!("{} rewound to {epoch}", pick.criterion), Some(epoch), epoch);
@@ -421,82 +440,73 @@ impl Trial<'_> {
                 from(format!("finetune{tuned}"), format!("{} fine-tuned {tuned}", pick.criterion), None, from_epoch);
             }
         }
-        Ok(())
+        Ok(picks)
     }
 
     fn assemble(
         &self,
-        names: &[String],
         lead: &str,
-        picks: &[Vec<Pick>],
-        arms: &BTreeMap<String, Vec<Vec<String>>>,
+        (before, after): (&[Vec<Pick>], &[Vec<Pick>]),
+        arms: &[Arm],
         records: &BTreeMap<String, Record>,
     ) -> Result<Tried> {
         let margin = self.bench.config.margin;
         let vacuous = !self.family.gate.pays;
-        let of = |arm: &str| -> Option<Arms<'_>> {
+        let of = |arm: &Arm| -> Arms<'_> {
             let of_seed = |names: &Vec<String>| names.iter().filter_map(|name| records.get(name)).collect::<Vec<_>>();
-            Some(arms.get(arm)?.iter().map(of_seed).collect())
-        };
-        let dense: Arms<'_> = self.family.dense.iter().map(|record| vec![record]).collect();
-        let against_dense = |name: &str, note: &str, control: bool, arms: &Arms<'_>| {
-            report::compare((name, note, control), arms, ("dense", &dense), margin, vacuous)
+            arm.seeds.iter().map(of_seed).collect()
         };
         let label =
-            |name: &str| picks[0].iter().find(|pick| pick.criterion == name).and_then(|pick| pick.label.clone());
-        // In the order of the configuration: criteria, their baselines, the controls, tickets after training.
-        let mut order: Vec<(String, String, bool)> = Vec::new();
-        for name in names {
-            let control = name == "uniform";
-            order.push((name.clone(), label(name).unwrap_or_default(), control));
-        }
-        let draws = self.bench.config.random;
-        order.push(("random".into(), format!("mean of {draws} draws a seed"), true));
-        order.push((HALVING.into(), "successive halving over all allocations".into(), true));
-        order.push(("shallowest".into(), "no criterion: the gate's net".into(), true));
-        let known: Vec<String> = order.iter().map(|(name, ..)| name.clone()).collect();
-        let after: Vec<&String> = arms.keys().filter(|name| !known.contains(name)).collect();
-        let is_ticket = |name: &str| name.contains("rewound to") || name.contains("fine-tuned");
-        for name in after.iter().filter(|name| !is_ticket(name)) {
-            order.push(((*name).clone(), format!("of the tickets of {lead}"), true));
-        }
-        for name in after.iter().filter(|name| is_ticket(name)) {
-            order.push(((*name).clone(), "after training".into(), false));
-        }
-        let mut compared = Vec::new();
-        for (name, note, control) in &order {
-            if let Some(arms) = of(name)
-                && arms.iter().all(|arm| !arm.is_empty())
-            {
-                compared.push(against_dense(name, note, *control, &arms));
-            }
-        }
-        let mut duels = Vec::new();
-        if let Some(leading) = of(lead) {
-            let rivals = arms.keys().filter(|name| is_rival(name) && *name != lead);
-            for name in rivals {
-                if let Some(rival) = of(name) {
-                    duels.push(report::compare((lead, "", true), &leading, (name, &rival), margin, vacuous));
-                }
-            }
-        }
-        let kept_of = |name: &str| Chosen {
-            criterion: name.into(),
-            label: label(name),
-            kept: picks.iter().flatten().filter(|pick| pick.criterion == name).map(|pick| pick.kept.clone()).collect(),
+            |name: &str| before[0].iter().find(|pick| pick.criterion == name).and_then(|pick| pick.label.clone());
+        let note = |arm: &Arm| match (arm.kind, arm.name.as_str()) {
+            (_, "random") => format!("mean of {} draws a seed", self.bench.config.random),
+            (_, HALVING) => "successive halving over all allocations".into(),
+            (_, "shallowest") => "no criterion: the gate's net".into(),
+            (Kind::Before, name) | (Kind::Baseline, name @ "uniform") => label(name).unwrap_or_default(),
+            (Kind::After, _) => "after training".into(),
+            _ => format!("of the tickets of {lead}"),
         };
-        let refused = picks[0].iter().filter_map(|pick| Some((pick.criterion.clone(), pick.refused.clone()?)));
-        let scored =
-            names.iter().filter(|name| !picks[0].iter().any(|pick| pick.criterion == **name && pick.refused.is_some()));
+        let dense: Arms<'_> = self.family.dense.iter().map(|record| vec![record]).collect();
+        let against_dense = |name: &str, note: &str, kind: Kind, arms: &Arms<'_>| {
+            report::compare((name, note, kind), arms, ("dense", &dense), margin, vacuous)
+        };
+        // A criterion that was refused for one seed has nothing to be compared by.
+        let mut whole: Vec<&Arm> = arms.iter().filter(|arm| arm.seeds.iter().all(|names| !names.is_empty())).collect();
+        whole.sort_by_key(|arm| Kind::ALL.iter().position(|kind| *kind == arm.kind));
+        let compared = whole.iter().map(|arm| against_dense(&arm.name, &note(arm), arm.kind, &of(arm))).collect();
+        let mut duels = Vec::new();
+        if let Some(leading) = whole.iter().find(|arm| arm.name == lead) {
+            for rival in whole.iter().filter(|arm| is_rival(&arm.name) && arm.name != lead) {
+                let duel = (lead, "", leading.kind);
+                duels.push(report::compare(duel, &of(leading), (&rival.name, &of(rival)), margin, vacuous));
+            }
+        }
+        let chosen = |(picks, trained): (&[Vec<Pick>], bool)| -> Vec<Chosen> {
+            let first = picks.first().map_or(&[][..], Vec::as_slice).iter();
+            let scored = first.filter(|pick| pick.refused.is_none() && !pick.criterion.starts_with("random-"));
+            let kept_of = |name: &str| Chosen {
+                criterion: name.into(),
+                trained,
+                label: label(name).filter(|_| !trained),
+                kept: picks
+                    .iter()
+                    .flatten()
+                    .filter(|pick| pick.criterion == name)
+                    .map(|pick| pick.kept.clone())
+                    .collect(),
+            };
+            scored.map(|pick| kept_of(&pick.criterion)).collect()
+        };
+        let refused = before[0].iter().filter_map(|pick| Some((pick.criterion.clone(), pick.refused.clone()?)));
         Ok(Tried {
             name: self.setting.name.clone(),
             net: self.setting.net.clone(),
             blocks: self.family.blocks.clone(),
             removed: self.setting.remove,
             lead: lead.into(),
-            chosen: scored.map(|name| kept_of(name.as_str())).collect(),
+            chosen: [(before, false), (after, true)].into_iter().flat_map(chosen).collect(),
             refused: refused.collect(),
-            dense: against_dense("dense", "", true, &dense),
+            dense: against_dense("dense", "", Kind::Dense, &dense),
             compared,
             duels,
         })

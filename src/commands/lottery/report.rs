@@ -96,6 +96,46 @@ pub struct Sums {
     pub grasp_apart: f64,
 }
 
+/// What an arm is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The net that tickets are of.
+    Dense,
+    /// A ticket chosen before training.
+    Before,
+    /// A ticket chosen after training.
+    After,
+    /// What needs no criterion, or no first weights.
+    Baseline,
+    /// Fewer filters in place of fewer blocks.
+    Filters,
+    /// The same work in other numbers of epochs.
+    Compute,
+}
+
+impl Kind {
+    /// All of them, in the order they are told.
+    pub const ALL: [Self; 6] = [Self::Dense, Self::Before, Self::After, Self::Baseline, Self::Filters, Self::Compute];
+
+    /// What it is called in a legend.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Before => "ticket, before training",
+            Self::After => "ticket, after training",
+            Self::Baseline => "no criterion, or fresh weights",
+            Self::Filters => "fewer filters",
+            Self::Compute => "equal compute",
+        }
+    }
+
+    /// Whether it is a ticket, and no control.
+    pub fn is_ticket(self) -> bool {
+        matches!(self, Self::Before | Self::After)
+    }
+}
+
 /// One way to a smaller net, over all seeds.
 #[derive(Debug, Clone, Serialize)]
 pub struct Compared {
@@ -103,8 +143,8 @@ pub struct Compared {
     pub name: String,
     /// What to know of it.
     pub note: String,
-    /// Whether it is a control and no ticket.
-    pub control: bool,
+    /// What it is for.
+    pub kind: Kind,
     /// What it is compared with.
     pub against: String,
     /// Which nets it stands for, seed by seed.
@@ -159,6 +199,8 @@ pub struct UnderAttack {
 pub struct Chosen {
     /// The criterion.
     pub criterion: String,
+    /// Whether it looked at the trained net.
+    pub trained: bool,
     /// What to know of its scores.
     pub label: Option<String>,
     /// The blocks kept, seed by seed, stage by stage.
@@ -195,7 +237,7 @@ pub type Arms<'a> = Vec<Vec<&'a Record>>;
 
 /// Compares arms with others, seed by seed.
 pub fn compare(
-    (name, note, control): (&str, &str, bool),
+    (name, note, kind): (&str, &str, Kind),
     arms: &Arms<'_>,
     (against, others): (&str, &Arms<'_>),
     margin: f64,
@@ -222,7 +264,7 @@ pub fn compare(
     Compared {
         name: name.into(),
         note: note.into(),
-        control,
+        kind,
         against: against.into(),
         arms: arms.iter().map(|arm| arm.iter().map(|record| record.job.arm.clone()).collect()).collect(),
         epochs: spread(&|record| (record.job.epochs - record.job.from_epoch) as f64).mean,
@@ -302,7 +344,7 @@ fn names<'a>(found: impl Iterator<Item = &'a Compared>) -> String {
 /// A setting in words.
 pub fn told(tried: &Tried) -> Vec<String> {
     let mut lines = Vec::new();
-    let tickets = || tried.compared.iter().filter(|one| !one.control);
+    let tickets = || tried.compared.iter().filter(|one| one.kind.is_ticket());
     let mut parts = Vec::new();
     for verdict in [Verdict::Wins, Verdict::Matches, Verdict::Undecided, Verdict::Loses] {
         let found = names(tickets().filter(|one| one.verdict == verdict));

@@ -13,7 +13,7 @@ pub fn signed(value: Option<f64>) -> String {
 /// The word for a comparison, which is empty behind a shut gate.
 pub fn word(one: &Compared) -> String {
     let word = one.verdict.word();
-    if one.vacuous && !one.control { format!("vacuous ({word})") } else { word.into() }
+    if one.vacuous && one.kind.is_ticket() { format!("vacuous ({word})") } else { word.into() }
 }
 
 /// Nets an arm stands for, each once, with how often.
@@ -111,10 +111,15 @@ fn setting(tried: &Tried) {
     }
 }
 
+/// An attack and its strength.
+pub fn attack_kind(one: &UnderAttack) -> String {
+    let kind = if one.steps == 1 { "FGSM".to_string() } else { format!("PGD-{}", one.steps) };
+    format!("{kind} {}/255", one.epsilon)
+}
+
 /// What an attack is called.
 pub fn attack_name(one: &UnderAttack) -> String {
-    let kind = if one.steps == 1 { "FGSM".to_string() } else { format!("PGD-{}", one.steps) };
-    format!("{kind} {}/255, {} images", one.epsilon, one.images)
+    format!("{}, {} images", attack_kind(one), one.images)
 }
 
 fn attacks(tried: &Tried) {
