@@ -56,19 +56,23 @@ def setting(tried, costs):
             nets(arm),
             f"{arm['accuracy']['mean']:.2f}",
             "" if own else told(arm["difference"]),
-            "" if own else str(arm["plus"]),
+            "" if own else f"{arm['plus']}/{arm['apart']}",
             "" if own else arm["verdict"] if arm["kind"] not in TICKETS or not arm["vacuous"] else f"vacuous ({arm['verdict']})",
             f"{arm['multiply_adds'] / 1e6:.2f}",
             f"{time['time_ratio']:.2f}" if time and time["time_ratio"] is not None else "",
-            f"{arm['corrupted'][0]['mean']:.1f}" if own else signed(arm["corrupted"][1]["mean"]),
-            f"{fgsm['given_clean']:.1f}" if own else signed(fgsm["given_clean_difference"]["mean"]),
+            f"{arm['corrupted'][0]['mean']:.1f}" if own else told(arm["corrupted"][1]),
+            f"{arm['lost'][0]['mean']:.1f}" if own else told(arm["lost"][1]),
+            f"{fgsm['given_clean']:.1f}" if own else told(fgsm["given_clean_difference"]),
         ]
 
     print(f"**{tried['name']}**, controls of `{tried['lead']}`\n")
-    head = ["arm", "nets", "accuracy %", "to dense, points", "(+)", "verdict", "M MACs", "time", "corrupted", "FGSM 2/255"]
+    head = ["arm", "nets", "accuracy %", "to dense, points", "(+)", "verdict", "M MACs", "time", "corrupted", "lost to it", "FGSM 2/255"]
     table(head, [row(arm) for arm in [tried["dense"], *tried["compared"]]])
-    duels = [[duel["against"], told(duel["difference"]), str(duel["plus"]), duel["verdict"]] for duel in tried["duels"]]
-    table([f"`{tried['lead']}` against", "points", "(+)", "verdict"], duels)
+    duels = [
+        [duel["name"], duel["against"], told(duel["difference"]), f"{duel['plus']}/{duel['apart']}", duel["verdict"]]
+        for duel in tried["duels"]
+    ]
+    table(["arm", "against", "points", "(+)", "verdict"], duels)
 
 
 def choosing(costs):
@@ -87,9 +91,9 @@ def main():
     for tried in report["settings"]:
         setting(tried, costs)
     choosing(costs)
-    arms = [arm for tried in report["settings"] for arm in tried["compared"]]
-    words = Counter(arm["verdict"] for arm in arms)
-    print(f"{len(report['trainings'])} trainings, {costs['cpu_seconds'] / 3600:.1f} CPU hours; {len(arms)} arms: {dict(words)}")
+    distinct = {(tried["net"], str(arm["arms"])): arm["verdict"] for tried in report["settings"] for arm in tried["compared"]}
+    hours = costs["cpu_seconds"] / 3600
+    print(f"{len(report['trainings'])} trainings, {hours:.1f} CPU hours; {len(distinct)} arms of other nets: {dict(Counter(distinct.values()))}")
 
 
 if __name__ == "__main__":

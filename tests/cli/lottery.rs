@@ -73,6 +73,10 @@ fn records(out: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
+fn duel(one: &Value) -> (&str, &str) {
+    (one["name"].as_str().unwrap(), one["against"].as_str().unwrap())
+}
+
 fn command(config: &Path, out: &Path, threads: usize) -> Command {
     let mut command = program();
     command.arg("lottery").arg("--config").arg(config).arg("-o").arg(out).arg("--threads").arg(threads.to_string());
@@ -98,6 +102,21 @@ fn the_smoke_experiment_opens_with_the_depth_gain() {
     let arms: Vec<&str> =
         tried["compared"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert!(arms.len() >= 17, "{arms:?}");
+    // What says what a ticket owes to its blocks, its weights, its criterion, its epochs.
+    let duels: Vec<(&str, &str)> = tried["duels"].as_array().unwrap().iter().map(duel).collect();
+    for duel in [
+        ("grad-flow", "grad-flow, its own blocks"),
+        ("grad-flow", "reinit"),
+        ("grad-flow", "random"),
+        ("kl rewound to 1", "random rewound to 1"),
+        ("kl fine-tuned 1", "dense fine-tuned 1"),
+    ] {
+        assert!(duels.contains(&duel), "{duel:?}: {duels:?}");
+    }
+    // One training counts once, though a ticket of a trained net needs that net's.
+    let search = json_file(&out.join("costs.json"))["searches"].clone();
+    let after = search.as_array().unwrap().iter().find(|one| one["criterion"] == "kl rewound to 1").unwrap().clone();
+    assert!(after["cpu_seconds"].as_f64().unwrap() > 0.0 && after["break_even"].as_f64().is_none_or(|runs| runs > 1.0));
     // Behind a shut gate no ticket is awarded anything.
     let vacuous = !gate["pays"].as_bool().unwrap();
     assert!(tried["compared"].as_array().unwrap().iter().all(|one| one["vacuous"].as_bool() == Some(vacuous)));
@@ -300,6 +319,27 @@ fn what_two_nets_have_in_common_is_trained_once() {
         assert_eq!(text.replace("\"net\": \"three\"", "\"net\": \"two\""), fs::read_to_string(two).unwrap());
         assert!(out.join(format!("costs/two-1-s{seed}.json")).exists());
     }
+}
+
+#[test]
+fn the_first_of_equal_criteria_is_the_best_and_the_gate_has_files_of_its_own() {
+    let place = Place::new();
+    // With one stage there is one allocation, so that all criteria come to the same net.
+    let (nets, _) = SMALL.split_once("[[setting]]").unwrap();
+    let setting = |name: &str, criteria: &str| {
+        format!("[[setting]]\nname = \"{name}\"\nnet = \"mlp\"\nremove = 1\ncriteria = {criteria}\n")
+    };
+    let both = setting("first", r#"["loss-drop", "l1", "synflow"]"#) + &setting("second", r#"["best"]"#);
+    let config = place.file("best.toml", format!("{nets}{both}"));
+    let out = place.out("best");
+    let run = Run::of(&mut command(&config, &out, 2)).succeeds();
+    assert!(run.stdout.contains("undecided loss-drop = l1 = synflow"), "{run:#?}");
+    assert!(run.stdout.contains("second: loss-drop against random: the same answers in every seed."), "{run:#?}");
+    let report = fs::read(out.join("lottery.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&report).unwrap()["settings"][1]["lead"], "loss-drop");
+    Run::of(command(&config, &out, 2).arg("--gate")).succeeds();
+    assert_eq!(fs::read(out.join("lottery.json")).unwrap(), report);
+    assert_eq!(json_file(&out.join("gate.json"))["settings"].as_array().unwrap().len(), 0);
 }
 
 #[test]

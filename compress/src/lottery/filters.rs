@@ -110,11 +110,12 @@ fn thinned(widths: &[Vec<usize>], gone: usize) -> Option<Vec<Vec<usize>>> {
     Some(left)
 }
 
-/// The filter ticket of `dense` that has as many filters gone as the layer ticket `layers`.
+/// The filter ticket of `dense` that has as many filters gone as the layer ticket `layers`; `None` where there are not as many
+/// between convolutions, one a block left out.
 ///
 /// # Errors
-/// If the nets are not residual nets of convolutions, or not so much can go from between convolutions.
-pub fn of_equal_count(dense: &Spec, layers: &Spec) -> Result<Spec> {
+/// If the nets are not residual nets of convolutions.
+pub fn of_equal_count(dense: &Spec, layers: &Spec) -> Result<Option<Spec>> {
     let filters = |spec: &Spec| -> Result<usize> {
         let (inner, stages) = (full(spec)?, Stages::of(spec)?);
         let Architecture::ResNet { width, .. } = &spec.architecture else { return Ok(0) };
@@ -122,8 +123,7 @@ pub fn of_equal_count(dense: &Spec, layers: &Spec) -> Result<Spec> {
         Ok(outer + inner.iter().flatten().sum::<usize>())
     };
     let gone = filters(dense)?.saturating_sub(filters(layers)?);
-    let refuse = || Error::Recipe("a filter ticket of that size would have blocks without filters".into());
-    with_inner(dense, thinned(&full(dense)?, gone).ok_or_else(refuse)?)
+    thinned(&full(dense)?, gone).map(|widths| with_inner(dense, widths)).transpose()
 }
 
 /// The filter ticket of `dense` with the fewest filters gone that `fits`, which thinner nets do where thicker ones do; `None`

@@ -159,10 +159,14 @@ fn filter_tickets_are_as_large_as_they_say() {
     let dense = resnet(&[3, 3, 3]);
     let graph = dense.graph().unwrap();
     let layers = Ticket::keeping(&dense, vec![vec![0, 1], vec![0, 1, 2], vec![0, 1]]).unwrap();
-    let count = filters::of_equal_count(&dense, &layers.spec).unwrap();
+    let count = filters::of_equal_count(&dense, &layers.spec).unwrap().unwrap();
     let Architecture::ResNet { inner, .. } = &count.architecture else { panic!("a resnet") };
     // A block of 8 and one of 32 channels, two convolutions each, out of (8 + 16 + 32) · 3 inner filters.
     assert_eq!(inner.iter().flatten().sum::<usize>(), 56 * 3 - 2 * (8 + 32));
+    // 56 · 3 · 2 filters are more than the 56 · 5 between convolutions.
+    let deep = resnet(&[5, 5, 5]);
+    let few = Ticket::keeping(&deep, vec![vec![0, 1]; 3]).unwrap();
+    assert_eq!(filters::of_equal_count(&deep, &few.spec).unwrap(), None);
     let work = |spec: &Spec| spec.graph().unwrap().multiply_adds();
     let most = work(&layers.spec);
     let macs = filters::largest_that(&dense, |thin| Ok(work(thin) <= most)).unwrap().unwrap();

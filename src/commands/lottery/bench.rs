@@ -97,6 +97,12 @@ impl Record {
         100.0 * self.right as f64 / self.images as f64
     }
 
+    /// Percent of the images under corruptions that are told right without.
+    pub fn unharmed(&self) -> f64 {
+        let right = self.bits().into_iter().take(self.robust_images).filter(|right| *right).count();
+        100.0 * right as f64 / self.robust_images.max(1) as f64
+    }
+
     /// Percent told right over all corruptions and severities.
     pub fn corrupted(&self) -> Option<f64> {
         let all: usize = self.corruptions.iter().flat_map(|(_, right)| right).sum();

@@ -37,6 +37,14 @@ impl Spread {
         Self { interval: reach.map(|reach| (mean - reach, mean + reach)), mean, values }
     }
 
+    /// `101.2 [99.7, 102.7]`, with so many digits.
+    pub fn around(&self, digits: usize) -> String {
+        match self.interval {
+            Some((low, high)) => format!("{:.digits$} [{low:.digits$}, {high:.digits$}]", self.mean),
+            None => format!("{:.digits$} [one seed]", self.mean),
+        }
+    }
+
     /// `+1.2 [−0.3, +2.7]`.
     pub fn told(&self) -> String {
         match self.interval {

@@ -56,7 +56,7 @@ use scruple_compress::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::curve::sweep;
+use crate::curve::{place, sweep};
 
 /// The experiment.
 #[derive(Debug, Clone, Deserialize)]
@@ -274,7 +274,7 @@ pub struct Setting {
     pub net: String,
     /// Blocks that go.
     pub remove: usize,
-    /// Criteria before training; `random` is always among them. The first leads: controls are of its tickets.
+    /// Criteria before training; `random` is always among them. The first but `random` leads: controls are of its tickets.
     pub criteria: Vec<String>,
     /// Criteria after training (the paper's algorithm 1), with every way of `rewind` and `finetune`.
     #[serde(default)]
@@ -282,8 +282,12 @@ pub struct Setting {
     /// Epochs whose weights the tickets of trained nets go back to; 0 is the start.
     #[serde(default)]
     pub rewind: Vec<u64>,
-    /// Epochs of fine-tuning the final weights of tickets of trained nets, at the last learning rates of the run.
+    /// Epochs of fine-tuning the final weights of tickets of trained nets, at the last learning rates of the run; the dense net is
+    /// given as many more.
     pub finetune: Option<u64>,
+    /// The leading ticket with the very blocks that were chosen, in place of the first of each stage.
+    #[serde(default)]
+    pub own_blocks: bool,
     /// The leading ticket with fresh weights.
     #[serde(default)]
     pub reinit: bool,
@@ -368,28 +372,57 @@ impl Config {
             );
             ensure!(self.nets[..at].iter().all(|other| other.name != net.name), "two nets are called `{}`", net.name);
         }
+        for net in &self.nets {
+            self.blocks(net).with_context(|| format!("net `{}`", net.name))?;
+        }
+        let robustness = &self.robustness;
+        let epsilons = robustness.epsilons.iter().chain([&robustness.pgd_epsilon]);
+        for epsilon in epsilons {
+            ensure!(
+                (0.0..=255.0).contains(epsilon),
+                "an ε of `[robustness]` is {epsilon}, expected 0 to 255 of 255ths"
+            );
+        }
+        let carbon = &self.carbon;
+        for (name, value) in [
+            ("intensity", carbon.intensity),
+            ("pue", carbon.pue),
+            ("tdp_watts", carbon.tdp_watts),
+            ("memory_gib", carbon.memory_gib),
+        ] {
+            ensure!(value >= 0.0 && value.is_finite(), "`{name}` of `[carbon]` is {value}, expected 0 or more");
+        }
         for (at, setting) in self.settings.iter().enumerate() {
             self.check_setting(setting, at).with_context(|| format!("setting `{}`", setting.name))?;
+            let other = self.settings[..at]
+                .iter()
+                .find(|other| place::file_name(&other.name) == place::file_name(&setting.name));
             ensure!(
-                self.settings[..at].iter().all(|other| other.name != setting.name),
-                "two settings are called `{}`",
+                other.is_none(),
+                "the settings `{}` and `{}` would have files of the same names",
+                other.map_or("", |other| &other.name),
                 setting.name
             );
         }
         Ok(())
     }
 
+    /// Blocks a stage of a net.
+    fn blocks(&self, net: &NetKeys) -> Result<Vec<usize>> {
+        // Images of any size will do.
+        let input = Input { height: 8, width: 8, channels: 1 };
+        let spec = Spec { architecture: net.architecture.clone(), input, classes: 2 };
+        spec.check()?;
+        Ok(Stages::of(&spec)?.blocks)
+    }
+
     fn check_setting(&self, setting: &Setting, at: usize) -> Result<()> {
         let net = self.net(&setting.net)?;
-        let any = Spec {
-            architecture: net.architecture.clone(),
-            input: Input { height: 8, width: 8, channels: 1 },
-            classes: 2,
-        };
-        any.check()?;
-        let blocks = Stages::of(&any)?.blocks;
-        Allocation::all(&blocks, setting.remove, net.minimum)?;
-        ensure!(!setting.criteria.is_empty(), "there are no `criteria`; the first of them leads");
+        Allocation::all(&self.blocks(net)?, setting.remove, net.minimum)?;
+        ensure!(
+            setting.criteria.iter().any(|name| name != "random"),
+            "there are no `criteria` beside `random`; the first of them leads"
+        );
         for name in &setting.criteria {
             if name == BEST {
                 ensure!(at > 0, "`{BEST}` stands for the best criterion of the first setting, which is this one");
@@ -411,6 +444,7 @@ impl Config {
             "epoch {} of `rewind` or `finetune` is not within a run of {epochs}",
             last.unwrap_or(&0)
         );
+        ensure!(setting.finetune != Some(0), "`finetune` is 0, expected 1 epoch or more");
         ensure!(
             setting.trained.is_empty() || !setting.rewind.is_empty() || setting.finetune.is_some(),
             "criteria after training need `rewind` or `finetune`"
@@ -441,6 +475,7 @@ mod tests {
     #[test]
     fn the_smoke_experiment_holds_together_and_slips_are_named() {
         let text = include_str!("smoke.toml");
+        let criteria = text.lines().find(|line| line.starts_with("criteria = ")).unwrap();
         assert_eq!(Config::smoke().unwrap().settings.len(), 1);
         for (from, to, part) in [
             ("margin = 1.0", "margn = 1.0", "unknown field `margn`"),
@@ -453,6 +488,12 @@ mod tests {
             ("net = \"resnet20\"\nremove", "net = \"other\"\nremove", "no net called `other`"),
             ("\"grad-flow\", ", "\"best\", ", "which is this one"),
             ("name = \"resnet20\"\n", "name = \"../x\"\n", "part of files' names"),
+            (criteria, "criteria = [\"random\"]", "no `criteria` beside `random`"),
+            ("rewind = [1]", "finetune = 0", "expected 1 epoch or more"),
+            ("epsilons = [4.0", "epsilons = [-4.0", "an ε of `[robustness]` is -4"),
+            ("pgd_epsilon = 16.0", "pgd_epsilon = nan", "is NaN"),
+            ("[data]", "[carbon]\npue = -1.0\n\n[data]", "`pue` of `[carbon]` is -1"),
+            ("blocks = [3, 3, 3]", "blocks = []", "net `resnet20`: "),
             ("filters = [\"l1\"]", "filters = [\"l1\"]\nmatchings = []", "need `matchings`"),
             ("filters = [\"l1\"]", "filters = [\"l1\"]\nmatchings = [\"time\", \"time\"]", "stands twice"),
         ] {

@@ -1,8 +1,8 @@
 //! `scruple lottery`: what nets are worth that lose whole layers before they are trained.
 //!
 //! In the order the data flows: a `config` says what is asked; a `job` is one training, which a `bench` carries out and
-//! keeps the record of; the `plan` asks for trainings in their order, first the gate; `compare` makes differences over
-//! paired seeds into words; the `report` is told (`tell`), drawn (`picture`) and written as a `page`.
+//! keeps the record of; the `plan` asks for trainings in their order, first the gate; `assemble` holds arms against each
+//! other, and `compare` makes differences over paired seeds into words; the `report` is told (`tell`), drawn (`picture`) and written as a `page`.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -20,6 +20,8 @@ mod job;
 mod bench;
 
 mod plan;
+
+mod assemble;
 
 mod compare;
 
@@ -65,17 +67,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let costs = report::costs(&report, &bench)?;
 
     let out = record::folder(&arguments.output)?;
-    record::write_whole(&out.join("runs.jsonl"), &bench.lines(&report.trainings)?)?;
-    record::write_whole(&out.join("lottery.html"), page::html(&report, &costs)?.as_bytes())?;
-    let mut drawn = vec![out.join("lottery.html")];
+    // The gate alone leaves the report of a whole experiment as it is.
+    let (name, part) = if arguments.gate { ("gate", "gate-") } else { ("lottery", "") };
+    record::write_whole(&out.join(format!("{part}runs.jsonl")), &bench.lines(&report.trainings)?)?;
+    let page = out.join(format!("{name}.html"));
+    record::write_whole(&page, page::html(&report, &costs)?.as_bytes())?;
+    let mut drawn = vec![page];
     for (name, svg) in picture::all(&report)? {
         let file = out.join(format!("{name}.svg"));
         record::write_whole(&file, svg.as_bytes())?;
         drawn.push(file);
     }
-    record::write_whole(&out.join("costs.json"), &record::pretty(&costs)?)?;
+    record::write_whole(&out.join(format!("{part}costs.json")), &record::pretty(&costs)?)?;
     clock.extra.insert("trained".into(), bench.trained().into());
-    record::save(&out, "lottery", &report, &clock)?;
+    record::save(&out, name, &report, &clock)?;
     match arguments.json {
         true => printer::json(&report)?,
         false => tell::print(&report, &costs, &drawn),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{
     picture,
     report::{Compared, Costs, Report, Tried},
-    tell::{attack_name, nets, signed, word},
+    tell::{attack_name, difference, nets},
 };
 use crate::curve::words::{clip, escape};
 
@@ -113,15 +113,15 @@ fn setting(tried: &Tried, drawn: &[(String, String)]) -> String {
             one.name.clone(),
             format!("{:.2}", one.accuracy.mean),
             or_dash(one.difference.told()),
-            or_dash(one.plus.to_string()),
-            or_dash(word(one)),
-            or_dash(format!("{:.3}", one.pooled.p)),
+            or_dash(one.pluses()),
+            or_dash(one.word()),
             format!("{:.3}", one.multiply_adds / 1e6),
             format!("{:.1}", one.parameters / 1e3),
             format!("{:.2}", one.activation_bytes / 1e6),
             one.corrupted.as_ref().map_or("–".into(), |(spread, _)| format!("{:.1}", spread.mean)),
-            or_dash(signed(one.corrupted.as_ref().map(|(_, apart)| apart.mean))),
-            one.mce.map_or("–".into(), |mce| format!("{mce:.1}")),
+            or_dash(difference(one.corrupted.as_ref())),
+            or_dash(difference(one.lost.as_ref())),
+            or_dash(one.mce.as_ref().map_or("–".into(), |mce| mce.around(1))),
             nets(one),
             one.note.clone(),
         ]
@@ -133,12 +133,12 @@ fn setting(tried: &Tried, drawn: &[(String, String)]) -> String {
         "Difference, points",
         "(+)",
         "Verdict",
-        "p pooled",
         "M MACs",
         "k params",
         "MB kept",
         "Corrupted %",
-        "Δ",
+        "Difference, points",
+        "Lost more, points",
         "mCE",
         "Nets",
         "Note",
@@ -164,8 +164,15 @@ fn setting(tried: &Tried, drawn: &[(String, String)]) -> String {
         let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
         html += &table("Under attack", &heads, &rows);
     }
-    for (criterion, why) in &tried.refused {
-        let _ = writeln!(html, "<p class=\"caution\">{} was refused: {}</p>", escape(criterion), escape(why));
+    if !tried.duels.is_empty() {
+        let row = |duel: &Compared| {
+            vec![duel.name.clone(), duel.against.clone(), duel.difference.told(), duel.pluses(), duel.word()]
+        };
+        let rows: Vec<Vec<String>> = tried.duels.iter().map(row).collect();
+        html += &table("Head to head", &["Arm", "Against", "Difference, points", "(+)", "Verdict"], &rows);
+    }
+    for (name, why) in &tried.refused {
+        let _ = writeln!(html, "<p class=\"caution\">{} is left out: {}</p>", escape(name), escape(why));
     }
     html + "</section>\n"
 }
@@ -216,7 +223,9 @@ fn reading(report: &Report) -> String {
          <li>Every interval stands for itself: of forty arms as good as the dense net, one is called better by chance, and one \
          worse.</li>\n\
          <li>Where depth does not pay, the shallowest net matches too and a ticket has proved nothing: <b>vacuous</b>.</li>\n\
-         <li>mCE: errors under corruption over the dense net's, in percent; our own corruptions, not CIFAR-10-C.</li>\n\
+         <li>(+): seeds above the dense net, of those that differ; a coin gives half.</li>\n\
+         <li>Lost more: what corruption takes of the same images' accuracy, beyond what it takes of the dense net. mCE: errors under \
+         corruption over the dense net's, in percent; our own corruptions, not CIFAR-10-C.</li>\n\
          <li>of ideal: share of time saved over share of multiply-adds saved.</li>\n",
     );
     for sums in &report.identities {

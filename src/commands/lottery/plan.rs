@@ -1,6 +1,6 @@
 //! Which trainings are asked for, and in which order: the gate on every net, then setting by setting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use scruple_compress::{
@@ -16,32 +16,42 @@ use scruple_compress::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    bench::{Bench, Record},
+    assemble::{self, Assembly},
+    bench::{Bench, DENSE, Record},
     compare::{LEAST_SEEDS, Spread},
     config::{BEST, NetKeys, Setting},
     job::{Job, Start},
-    report::{self, Arms, Chosen, Gate, Kind, Report, SearchCost, Sums, Tried},
+    report::{self, Compared, Gate, Kind, Report, SearchCost, Sums, Tried},
 };
 use crate::{curve::place::file_name, printer, record};
 
 /// What a criterion made of one net.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Pick {
-    criterion: String,
-    label: Option<String>,
+pub struct Pick {
+    /// The criterion.
+    pub criterion: String,
+    /// What to know of its scores.
+    pub label: Option<String>,
     /// Why there is nothing.
-    refused: Option<String>,
-    kept: Vec<Vec<usize>>,
-    scores: Vec<Option<f64>>,
+    pub refused: Option<String>,
+    /// The blocks it keeps of each stage.
+    pub kept: Vec<Vec<usize>>,
+    /// Its number for each block, stage by stage; nothing for those that stay in any case.
+    pub scores: Vec<Option<f64>>,
 }
 
 /// A net, and what of it is trained in any case.
-struct Family<'a> {
-    keys: &'a NetKeys,
-    spec: Spec,
-    blocks: Vec<usize>,
-    dense: Vec<Record>,
-    gate: Gate,
+pub struct Family<'a> {
+    /// What was asked.
+    pub keys: &'a NetKeys,
+    /// The dense net.
+    pub spec: Spec,
+    /// Its blocks a stage.
+    pub blocks: Vec<usize>,
+    /// Its trainings, seed by seed.
+    pub dense: Vec<Record>,
+    /// Whether depth pays.
+    pub gate: Gate,
 }
 
 /// Carries out the experiment; only the gate, where that is asked.
@@ -63,8 +73,7 @@ pub fn run(bench: &Bench<'_>, gate_only: bool) -> Result<Report> {
             let family = families.iter().find(|family| family.keys.name == setting.net).context("a net is missing")?;
             let tried = Trial { bench, setting, family, best: best.as_deref() }.run(&mut trainings)?;
             if best.is_none() {
-                let ours = tried.compared.iter().filter(|one| one.kind == Kind::Before);
-                best = ours.max_by(|a, b| a.accuracy.mean.total_cmp(&b.accuracy.mean)).map(|one| one.name.clone());
+                best = assemble::best(&tried);
             }
             settings.push(tried);
         }
@@ -167,19 +176,32 @@ fn normed_sums(bench: &Bench<'_>, family: &Family<'_>) -> Result<Sums> {
 }
 
 /// The name of what a criterion's scoring took.
-fn search_file(setting: &str, criterion: &str, seed: u64) -> String {
-    format!("search-{}-{}-s{seed}", file_name(setting), file_name(criterion))
+fn search_file(setting: &str, state: &str, criterion: &str, seed: u64) -> String {
+    format!("search-{}-{state}-{}-s{seed}", file_name(setting), file_name(criterion))
 }
 
-/// What choosing took on a processor, where an arm of this name was chosen: the mean over seeds.
-pub fn search_costs(bench: &Bench<'_>, tried: &Tried, name: &str, cpu: &Option<String>) -> Result<Option<SearchCost>> {
+/// What a state is called in files.
+fn state_name(trained: bool) -> &'static str {
+    if trained { "trained" } else { "start" }
+}
+
+/// What choosing an arm took on a processor, where it was chosen: the mean over seeds. Scores of trained nets alone, without the
+/// training.
+pub fn search_costs(
+    bench: &Bench<'_>,
+    tried: &Tried,
+    one: &Compared,
+    cpu: &Option<String>,
+) -> Result<Option<SearchCost>> {
     let mut found = Vec::new();
+    let (name, criterion) = (&one.name, one.criterion.as_deref().unwrap_or(&one.name));
     for &seed in &bench.config.seeds {
-        let cost = bench.cost(&search_file(&tried.name, name, seed))?.filter(|cost| cost.cpu == *cpu);
+        let file = search_file(&tried.name, state_name(one.kind == Kind::After), criterion, seed);
+        let cost = bench.cost(&file)?.filter(|cost| cost.cpu == *cpu);
         found.extend(cost.map(|cost| cost.cpu_seconds));
     }
     let cpu_seconds = found.iter().sum::<f64>() / found.len().max(1) as f64;
-    let (setting, criterion) = (tried.name.clone(), name.to_string());
+    let (setting, criterion) = (tried.name.clone(), name.clone());
     Ok((!found.is_empty()).then_some(SearchCost { setting, criterion, cpu_seconds, break_even: None }))
 }
 
@@ -192,18 +214,43 @@ struct Trial<'a> {
 }
 
 /// What is compared, before it is trained.
-struct Arm {
-    name: String,
-    kind: Kind,
+pub struct Arm {
+    /// What it is called.
+    pub name: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// The criterion that chose it, where its name says more.
+    pub criterion: Option<String>,
     /// Names of trainings, seed by seed.
-    seeds: Vec<Vec<String>>,
+    pub seeds: Vec<Vec<String>>,
+}
+
+/// A training and whose it is.
+struct Asked {
+    kind: Kind,
+    name: String,
+    criterion: Option<String>,
+    job: Job,
+}
+
+impl Asked {
+    fn new(kind: Kind, name: impl Into<String>, job: Job) -> Self {
+        Self { kind, name: name.into(), criterion: None, job }
+    }
+
+    fn by(self, criterion: &str) -> Self {
+        Self { criterion: Some(criterion.into()), ..self }
+    }
 }
 
 /// Draws of `random` beside the others, as their seeds.
 const DRAWS: u64 = 1000;
 
 /// What successive halving is called.
-const HALVING: &str = "halving";
+pub const HALVING: &str = "halving";
+
+/// Version of the criteria: scores of another are not taken over.
+const FORMULAS: usize = 1;
 
 impl Trial<'_> {
     fn seeds(&self) -> &[u64] {
@@ -229,12 +276,14 @@ impl Trial<'_> {
 
     /// Which blocks each criterion keeps of one seed's net, before training or after; draws of `random` one by one.
     fn picks(&self, seed: u64, names: &[String], trained: bool) -> Result<Vec<Pick>> {
-        let state = if trained { "trained" } else { "start" };
+        let state = state_name(trained);
         let file = format!("{}-{state}-s{seed}", file_name(&self.setting.name));
         let draws = if trained { 0 } else { self.bench.config.random };
-        let asked = (&self.setting.net, names, self.setting.remove, self.family.keys.minimum, draws);
+        let of_seed = || self.family.dense.iter().find(|record| record.job.seed == seed);
+        let weights = of_seed().filter(|_| trained).map(|record| &record.weights_sha256);
+        let (spec, remove, minimum) = (&self.family.spec, self.setting.remove, self.family.keys.minimum);
+        let asked = (FORMULAS, spec, weights, names, remove, minimum, draws);
         self.bench.remember(&file, &asked, || {
-            let spec = &self.family.spec;
             let weights = match trained {
                 true => self.bench.dense_weights(&self.setting.net, spec, seed, None)?,
                 false => Weights::start(&spec.graph()?, seed),
@@ -254,7 +303,11 @@ impl Trial<'_> {
                         pick.kept = scores.choose(self.setting.remove, self.family.keys.minimum)?;
                         (pick.label, pick.scores) = (scores.label.map(String::from), scores.scores);
                         let spent = cpu_seconds() - started;
-                        self.bench.spent(&search_file(&self.setting.name, &name, seed), spent, record::cpu_model())?;
+                        self.bench.spent(
+                            &search_file(&self.setting.name, state, &name, seed),
+                            spent,
+                            record::cpu_model(),
+                        )?;
                     }
                     // What cannot be scored is told; the others go on.
                     Err(error) => pick.refused = Some(error.to_string()),
@@ -271,9 +324,9 @@ impl Trial<'_> {
 
     /// The allocation that successive halving (η = 3) leaves for a seed: all for a ninth of the epochs, the best third for a
     /// third, by images held out of those to train on.
-    fn halved(&self, seed: u64) -> Result<Allocation> {
+    fn halved(&self, seed: u64, trainings: &mut Vec<String>) -> Result<Allocation> {
         let mut left = Allocation::all(&self.family.blocks, self.setting.remove, self.family.keys.minimum)?;
-        let (mut spent, mut processors) = (0.0, BTreeSet::new());
+        let (mut spent, mut processors, mut counted) = (0.0, BTreeSet::new(), BTreeSet::new());
         for (part, keep) in [(9, left.len().div_ceil(3)), (3, 1)] {
             let epochs = self.epochs().div_ceil(part);
             let job = |allocation: &Allocation| -> Result<Job> {
@@ -282,17 +335,22 @@ impl Trial<'_> {
             };
             let jobs = left.iter().map(job).collect::<Result<Vec<Job>>>()?;
             let records = self.bench.train(&jobs)?;
-            for job in &jobs {
-                let cost = self.bench.cost(&job.name())?;
-                spent += cost.as_ref().map_or(0.0, |cost| cost.cpu_seconds);
-                processors.insert(cost.and_then(|cost| cost.cpu));
+            note(trainings, &jobs);
+            for name in jobs.iter().map(Job::name) {
+                let cost = self.bench.cost(&name)?.filter(|cost| !cost.partial);
+                // Where both rounds come to one epoch they are the same trainings.
+                if counted.insert(name) {
+                    spent += cost.as_ref().map_or(0.0, |cost| cost.cpu_seconds);
+                    processors.insert(cost.and_then(|cost| cost.cpu));
+                }
             }
             let mut order: Vec<usize> = (0..left.len()).collect();
             order.sort_by_key(|&at| std::cmp::Reverse(records[at].right));
             left = order.into_iter().take(keep).map(|at| left[at].clone()).collect();
         }
+        // Trials on several processors, or interrupted ones, have no sum.
         let cpu = processors.pop_first().flatten().filter(|_| processors.is_empty());
-        self.bench.spent(&search_file(&self.setting.name, HALVING, seed), spent, cpu)?;
+        self.bench.spent(&search_file(&self.setting.name, state_name(false), HALVING, seed), spent, cpu)?;
         left.pop().context("successive halving left nothing")
     }
 
@@ -300,68 +358,104 @@ impl Trial<'_> {
     fn run(&self, trainings: &mut Vec<String>) -> Result<Tried> {
         let (setting, family) = (self.setting, self.family);
         let names = self.criteria();
-        let lead = names.first().cloned().unwrap_or_else(|| "random".into());
+        let lead = names.first().cloned().context("`random` leads nobody: give another criterion")?;
         let mut picks: Vec<Vec<Pick>> = Vec::new();
         for &seed in self.seeds() {
             picks.push(self.picks(seed, &names, false)?);
         }
-        let (mut jobs, mut arms): (Vec<Job>, Vec<Arm>) = Default::default();
-        let mut ask = |kind: Kind, name: &str, seed_at: usize, job: Job| {
-            let at = arms.iter().position(|arm| arm.name == name).unwrap_or_else(|| {
-                arms.push(Arm { name: name.into(), kind, seeds: vec![Vec::new(); self.seeds().len()] });
-                arms.len() - 1
-            });
-            arms[at].seeds[seed_at].push(job.name());
-            jobs.push(job);
-        };
-        let mut after = Vec::new();
+        let (mut jobs, mut arms, mut after): (Vec<Job>, Vec<Arm>, Vec<Vec<Pick>>) = Default::default();
+        let mut missing = Vec::new();
         for (at, &seed) in self.seeds().iter().enumerate() {
+            let mut asked = Vec::new();
             for pick in picks[at].iter().filter(|pick| pick.refused.is_none()) {
                 let (kind, arm) = match pick.criterion.as_str() {
                     random if random.starts_with("random-") => (Kind::Baseline, "random"),
                     "uniform" => (Kind::Baseline, "uniform"),
                     criterion => (Kind::Before, criterion),
                 };
-                ask(kind, arm, at, self.job(&Allocation::of(&pick.kept), seed)?);
+                asked.push(Asked::new(kind, arm, self.job(&Allocation::of(&pick.kept), seed)?));
             }
             let shallowest = self.job(&Allocation::shallowest(&family.blocks, family.keys.minimum), seed)?;
-            ask(Kind::Baseline, "shallowest", at, shallowest);
-            let leading = picks[at].iter().find(|pick| pick.criterion == lead || lead == "random");
+            asked.push(Asked::new(Kind::Baseline, "shallowest", shallowest));
+            let leading = picks[at].iter().find(|pick| pick.criterion == lead);
             let leading = leading.filter(|pick| pick.refused.is_none());
             let leading = leading.with_context(|| format!("the leading criterion `{lead}` does not score this net"))?;
-            self.controls(&Allocation::of(&leading.kept), at, seed, &mut ask)?;
+            asked.extend(self.controls(&leading.kept, &lead, seed, &mut missing)?);
             if setting.halving {
-                ask(Kind::Baseline, HALVING, at, self.job(&self.halved(seed)?, seed)?);
+                let halved = self.job(&self.halved(seed, trainings)?, seed)?;
+                asked.push(Asked::new(Kind::Baseline, HALVING, halved));
             }
-            after.push(self.after_training(at, seed, &mut ask)?);
+            if !setting.trained.is_empty() {
+                let picks = self.picks(seed, &setting.trained, true)?;
+                asked.extend(self.after_training(seed, &picks)?);
+                after.push(picks);
+            }
+            for Asked { kind, name, criterion, job } in asked {
+                let found = arms.iter().position(|arm| arm.name == name).unwrap_or_else(|| {
+                    arms.push(Arm { name, kind, criterion, seeds: vec![Vec::new(); self.seeds().len()] });
+                    arms.len() - 1
+                });
+                arms[found].seeds[at].push(job.name());
+                jobs.push(job);
+            }
         }
         let records = self.bench.train(&jobs)?;
         note(trainings, &jobs);
-        let by_name: BTreeMap<String, Record> = jobs.iter().map(Job::name).zip(records).collect();
-        self.assemble(&lead, (&picks, &after), &arms, &by_name)
+        let records = jobs.iter().map(Job::name).zip(records).collect();
+        let assembly = Assembly {
+            bench: self.bench,
+            family,
+            name: &setting.name,
+            removed: setting.remove,
+            lead: &lead,
+            before: &picks,
+            after: &after,
+            arms: &arms,
+            missing,
+            records: &records,
+        };
+        Ok(assembly.tried())
     }
 
-    /// The rivals of the leading ticket.
+    /// The rivals of the leading ticket, which keeps these blocks; what cannot be had is told in `missing`.
     fn controls(
         &self,
-        allocation: &Allocation,
-        at: usize,
+        kept: &[Vec<usize>],
+        lead: &str,
         seed: u64,
-        ask: &mut impl FnMut(Kind, &str, usize, Job),
-    ) -> Result<()> {
-        let ticket = self.job(allocation, seed)?;
+        missing: &mut Vec<(String, String)>,
+    ) -> Result<Vec<Asked>> {
+        let allocation = Allocation::of(kept);
+        let ticket = self.job(&allocation, seed)?;
         let macs = |spec: &Spec| -> Result<f64> { Ok(spec.graph()?.multiply_adds() as f64) };
+        let mut asked = Vec::new();
+        if self.setting.own_blocks {
+            let own = match kept == allocation.first() {
+                true => ticket.clone(),
+                false => self.rewound(seed, kept, Some(0), 0)?,
+            };
+            asked.push(Asked::new(Kind::Before, format!("{lead}, its own blocks"), own).by(lead));
+        }
         if self.setting.reinit {
             let fresh = Job { arm: format!("{allocation}-reinit"), start: Start::Reinit, ..ticket.clone() };
-            ask(Kind::Baseline, "reinit", at, fresh);
+            asked.push(Asked::new(Kind::Baseline, "reinit", fresh));
         }
         for &matching in self.setting.matchings.iter().filter(|_| !self.setting.filters.is_empty()) {
-            let Some(spec) = self.thinned(allocation, &ticket.spec, matching)? else { continue };
+            let thinned = self.thinned(&allocation, &ticket.spec, matching)?;
             for &criterion in &self.setting.filters {
                 let (word, start) = (matching.name(), Start::Filters { criterion });
                 let arm = format!("filters-{word}-{}-for-{allocation}", criterion.name());
                 let name = format!("filters by {}, equal {word}", criterion.name());
-                ask(Kind::Filters, &name, at, Job { arm, spec: spec.clone(), start, ..ticket.clone() });
+                let spec = match &thinned {
+                    Ok(spec) => spec,
+                    Err(why) => {
+                        let why = format!("no filter ticket is as large as {allocation}: {why}");
+                        printer::warn(format!("{}: {name}: {why}", self.setting.name));
+                        missing.push((name, why));
+                        continue;
+                    }
+                };
+                asked.push(Asked::new(Kind::Filters, name, Job { arm, spec: spec.clone(), start, ..ticket.clone() }));
             }
         }
         if self.setting.equal_compute {
@@ -369,153 +463,72 @@ impl Trial<'_> {
             let epochs = |factor: f64| ((self.epochs() as f64 * factor).round() as u64).max(1);
             let (longer, shorter) = (epochs(1.0 / ratio), epochs(ratio));
             let ticket = Job { arm: format!("{allocation}-e{longer}"), epochs: longer, ..ticket };
-            ask(Kind::Compute, "ticket, more epochs", at, ticket);
+            asked.push(Asked::new(Kind::Compute, "ticket, more epochs", ticket));
             let dense = self.job(&Allocation(self.family.blocks.clone()), seed)?;
             let dense = Job { arm: format!("dense-e{shorter}"), epochs: shorter, ..dense };
-            ask(Kind::Compute, "dense, fewer epochs", at, dense);
+            asked.push(Asked::new(Kind::Compute, "dense, fewer epochs", dense));
         }
-        Ok(())
+        Ok(asked)
     }
 
-    /// The filter ticket that is as large as a layer ticket; none where the thinnest one is still larger.
-    fn thinned(&self, allocation: &Allocation, ticket: &Spec, matching: Matching) -> Result<Option<Spec>> {
+    /// The filter ticket that is as large as a layer ticket; where the thinnest one is still larger, how much.
+    fn thinned(&self, allocation: &Allocation, ticket: &Spec, matching: Matching) -> Result<Result<Spec, String>> {
         let dense = &self.family.spec;
-        let missing = |why: String| {
-            printer::warn(format!("{}: no filter ticket is as large as {allocation}: {why}", self.setting.name));
-        };
-        match matching {
-            Matching::Count => Ok(Some(filters::of_equal_count(dense, ticket)?)),
+        Ok(match matching {
+            Matching::Count => filters::of_equal_count(dense, ticket)?
+                .ok_or_else(|| "there are not as many filters between convolutions".into()),
             Matching::Macs => {
                 let most = ticket.graph()?.multiply_adds();
-                let found = filters::largest_that(dense, |thin| Ok(thin.graph()?.multiply_adds() <= most))?;
-                if found.is_none() {
-                    missing("one filter a block has more multiply-adds".into());
-                }
-                Ok(found)
+                filters::largest_that(dense, |thin| Ok(thin.graph()?.multiply_adds() <= most))?
+                    .ok_or_else(|| "one filter a block has more multiply-adds".into())
             }
-            Matching::Time => match self.bench.as_quick(&self.setting.net, &allocation.to_string(), dense, ticket)? {
-                Ok(found) => Ok(Some(found)),
-                Err(ratio) => {
-                    missing(format!("one filter a block takes {ratio:.2} times its time on this machine"));
-                    Ok(None)
-                }
-            },
-        }
-    }
-
-    /// Tickets of trained nets: the paper's algorithm 1. Gives the blocks that were kept.
-    fn after_training(&self, at: usize, seed: u64, ask: &mut impl FnMut(Kind, &str, usize, Job)) -> Result<Vec<Pick>> {
-        if self.setting.trained.is_empty() {
-            return Ok(Vec::new());
-        }
-        let picks = self.picks(seed, &self.setting.trained, true)?;
-        for pick in &picks {
-            if let Some(why) = &pick.refused {
-                printer::warn(format!("{}: {why}", pick.criterion));
-                continue;
-            }
-            let spec = Ticket::keeping(&self.family.spec, pick.kept.clone())?.spec;
-            let blocks = |kept: &Vec<usize>| kept.iter().map(usize::to_string).collect::<Vec<_>>().join(".");
-            let kept = pick.kept.iter().map(blocks).collect::<Vec<_>>().join("-");
-            let mut from = |word: String, name: String, epoch: Option<u64>, from_epoch: u64| {
-                let start = Start::Rewound { epoch, kept: pick.kept.clone() };
-                let (net, epochs) = (self.setting.net.clone(), self.epochs());
-                let job = Job {
-                    net,
-                    arm: format!("kept-{kept}-{word}"),
-                    seed,
-                    spec: spec.clone(),
-                    start,
-                    epochs,
-                    from_epoch,
-                    held_out: false,
-                };
-                ask(Kind::After, &name, at, job);
-            };
-            for &epoch in &self.setting.rewind {
-                from(format!("rewind{epoch}"), format!("{} rewound to {epoch}", pick.criterion), Some(epoch), epoch);
-            }
-            if let Some(tuned) = self.setting.finetune {
-                let from_epoch = self.epochs() - tuned;
-                from(format!("finetune{tuned}"), format!("{} fine-tuned {tuned}", pick.criterion), None, from_epoch);
-            }
-        }
-        Ok(picks)
-    }
-
-    fn assemble(
-        &self,
-        lead: &str,
-        (before, after): (&[Vec<Pick>], &[Vec<Pick>]),
-        arms: &[Arm],
-        records: &BTreeMap<String, Record>,
-    ) -> Result<Tried> {
-        let margin = self.bench.config.margin;
-        let vacuous = !self.family.gate.pays;
-        let of = |arm: &Arm| -> Arms<'_> {
-            let of_seed = |names: &Vec<String>| names.iter().filter_map(|name| records.get(name)).collect::<Vec<_>>();
-            arm.seeds.iter().map(of_seed).collect()
-        };
-        let label =
-            |name: &str| before[0].iter().find(|pick| pick.criterion == name).and_then(|pick| pick.label.clone());
-        let note = |arm: &Arm| match (arm.kind, arm.name.as_str()) {
-            (_, "random") => format!("mean of {} draws a seed", self.bench.config.random),
-            (_, HALVING) => "successive halving over all allocations".into(),
-            (_, "shallowest") => "no criterion: the gate's net".into(),
-            (Kind::Before, name) | (Kind::Baseline, name @ "uniform") => label(name).unwrap_or_default(),
-            (Kind::After, _) => "after training".into(),
-            _ => format!("of the tickets of {lead}"),
-        };
-        let dense: Arms<'_> = self.family.dense.iter().map(|record| vec![record]).collect();
-        let against_dense = |name: &str, note: &str, kind: Kind, arms: &Arms<'_>| {
-            report::compare((name, note, kind), arms, ("dense", &dense), margin, vacuous)
-        };
-        // A criterion that was refused for one seed has nothing to be compared by.
-        let mut whole: Vec<&Arm> = arms.iter().filter(|arm| arm.seeds.iter().all(|names| !names.is_empty())).collect();
-        whole.sort_by_key(|arm| Kind::ALL.iter().position(|kind| *kind == arm.kind));
-        let compared = whole.iter().map(|arm| against_dense(&arm.name, &note(arm), arm.kind, &of(arm))).collect();
-        let mut duels = Vec::new();
-        if let Some(leading) = whole.iter().find(|arm| arm.name == lead) {
-            for rival in whole.iter().filter(|arm| is_rival(&arm.name) && arm.name != lead) {
-                let duel = (lead, "", leading.kind);
-                duels.push(report::compare(duel, &of(leading), (&rival.name, &of(rival)), margin, vacuous));
-            }
-        }
-        let chosen = |(picks, trained): (&[Vec<Pick>], bool)| -> Vec<Chosen> {
-            let first = picks.first().map_or(&[][..], Vec::as_slice).iter();
-            let scored = first.filter(|pick| pick.refused.is_none() && !pick.criterion.starts_with("random-"));
-            let kept_of = |name: &str| Chosen {
-                criterion: name.into(),
-                trained,
-                label: label(name).filter(|_| !trained),
-                kept: picks
-                    .iter()
-                    .flatten()
-                    .filter(|pick| pick.criterion == name)
-                    .map(|pick| pick.kept.clone())
-                    .collect(),
-            };
-            scored.map(|pick| kept_of(&pick.criterion)).collect()
-        };
-        let refused = before[0].iter().filter_map(|pick| Some((pick.criterion.clone(), pick.refused.clone()?)));
-        Ok(Tried {
-            name: self.setting.name.clone(),
-            net: self.setting.net.clone(),
-            blocks: self.family.blocks.clone(),
-            removed: self.setting.remove,
-            lead: lead.into(),
-            chosen: [(before, false), (after, true)].into_iter().flat_map(chosen).collect(),
-            refused: refused.collect(),
-            dense: against_dense("dense", "", Kind::Dense, &dense),
-            compared,
-            duels,
+            Matching::Time => self
+                .bench
+                .as_quick(&self.setting.net, &allocation.to_string(), dense, ticket)?
+                .map_err(|ratio| format!("one filter a block takes {ratio:.2} times its time on this machine")),
         })
     }
-}
 
-/// Whether the leading ticket is held against an arm of this name.
-fn is_rival(name: &str) -> bool {
-    matches!(name, "random" | "uniform" | "reinit" | "dense, fewer epochs" | HALVING) || name.starts_with("filters")
+    /// Blocks of the dense net as they were at an epoch (at the end without one), trained from `from_epoch` of the schedule on.
+    fn rewound(&self, seed: u64, kept: &[Vec<usize>], epoch: Option<u64>, from_epoch: u64) -> Result<Job> {
+        let spec = &self.family.spec;
+        let word =
+            epoch.map_or_else(|| format!("finetune{}", self.epochs() - from_epoch), |epoch| format!("rewind{epoch}"));
+        let whole = *kept == Allocation(self.family.blocks.clone()).first();
+        let blocks = |kept: &Vec<usize>| kept.iter().map(usize::to_string).collect::<Vec<_>>().join(".");
+        let blocks = kept.iter().map(blocks).collect::<Vec<_>>().join("-");
+        let arm = if whole { format!("{DENSE}-{word}") } else { format!("kept-{blocks}-{word}") };
+        let spec = if whole { spec.clone() } else { Ticket::keeping(spec, kept.to_vec())?.spec };
+        let start = Start::Rewound { epoch, kept: kept.to_vec() };
+        Ok(Job { arm, spec, start, from_epoch, ..self.bench.dense_job(&self.setting.net, seed)? })
+    }
+
+    /// Tickets of trained nets: the paper's algorithm 1; and where they are fine-tuned, the dense net with as many epochs more.
+    fn after_training(&self, seed: u64, picks: &[Pick]) -> Result<Vec<Asked>> {
+        let mut asked = Vec::new();
+        for pick in picks {
+            let name = &pick.criterion;
+            if let Some(why) = &pick.refused {
+                printer::warn(format!("{name}: {why}"));
+                continue;
+            }
+            let kind = if matches!(name.as_str(), "random" | "uniform") { Kind::Baseline } else { Kind::After };
+            for &epoch in &self.setting.rewind {
+                let job = self.rewound(seed, &pick.kept, Some(epoch), epoch)?;
+                asked.push(Asked::new(kind, format!("{name} rewound to {epoch}"), job).by(name));
+            }
+            if let Some(tuned) = self.setting.finetune {
+                let job = self.rewound(seed, &pick.kept, None, self.epochs() - tuned)?;
+                asked.push(Asked::new(kind, format!("{name} fine-tuned {tuned}"), job).by(name));
+            }
+        }
+        if let Some(tuned) = self.setting.finetune {
+            let job =
+                self.rewound(seed, &Allocation(self.family.blocks.clone()).first(), None, self.epochs() - tuned)?;
+            asked.push(Asked::new(Kind::Compute, format!("dense fine-tuned {tuned}"), job));
+        }
+        Ok(asked)
+    }
 }
 
 #[cfg(test)]
@@ -529,6 +542,5 @@ mod tests {
         for name in ["random", "uniform"] {
             assert_eq!(criteria::find(name).unwrap().state(), State::Any);
         }
-        assert!(is_rival("filters by l1, equal macs") && !is_rival("kl rewound to 1"));
     }
 }

@@ -141,6 +141,9 @@ impl Kind {
 pub struct Compared {
     /// What it is called.
     pub name: String,
+    /// The criterion that chose it, where its name says more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub criterion: Option<String>,
     /// What to know of it.
     pub note: String,
     /// What it is for.
@@ -159,9 +162,11 @@ pub struct Compared {
     pub verdict: Verdict,
     /// Whether the gate is shut, so that the word is empty.
     pub vacuous: bool,
-    /// Seeds in which the difference is above 0: a coin would give half of them.
+    /// Seeds in which the difference is above 0.
     pub plus: usize,
-    /// Over all answers.
+    /// Seeds in which there is a difference: a coin would give half of them a plus.
+    pub apart: usize,
+    /// Over all answers. It is about these trained nets alone: two seeds of one net differ too.
     pub pooled: Pooled,
     /// Means over seeds.
     pub multiply_adds: f64,
@@ -171,8 +176,10 @@ pub struct Compared {
     pub activation_bytes: f64,
     /// Percent told right over all corruptions and severities, and the difference.
     pub corrupted: Option<(Spread, Spread)>,
+    /// Percent of the same images told right unharmed, minus that; and the difference: what corruption takes, whatever was there.
+    pub lost: Option<(Spread, Spread)>,
     /// Mean corruption error: per kind, errors over the other's errors, percent, averaged.
-    pub mce: Option<f64>,
+    pub mce: Option<Spread>,
     /// Under attack.
     pub attacks: Vec<UnderAttack>,
 }
@@ -222,14 +229,28 @@ pub struct Tried {
     pub lead: String,
     /// Criteria, and what they kept.
     pub chosen: Vec<Chosen>,
-    /// Criteria that were refused, and why.
+    /// Criteria that were refused and arms that could not be had, and why.
     pub refused: Vec<(String, String)>,
     /// The dense net itself.
     pub dense: Compared,
     /// Tickets and controls against the dense net.
     pub compared: Vec<Compared>,
-    /// The leading ticket against its controls.
+    /// The leading ticket against its controls; tickets of trained nets against blocks drawn at random, and the dense net with as
+    /// many epochs more.
     pub duels: Vec<Compared>,
+}
+
+impl Compared {
+    /// The word for it, which is empty behind a shut gate.
+    pub fn word(&self) -> String {
+        let word = self.verdict.word();
+        if self.vacuous && self.kind.is_ticket() { format!("vacuous ({word})") } else { word.into() }
+    }
+
+    /// Seeds with a plus, of those with a difference.
+    pub fn pluses(&self) -> String {
+        format!("{}/{}", self.plus, self.apart)
+    }
 }
 
 /// Records of one arm, seed by seed; several where draws are averaged.
@@ -237,7 +258,7 @@ pub type Arms<'a> = Vec<Vec<&'a Record>>;
 
 /// Compares arms with others, seed by seed.
 pub fn compare(
-    (name, note, kind): (&str, &str, Kind),
+    (name, criterion, kind): (&str, Option<&str>, Kind),
     arms: &Arms<'_>,
     (against, others): (&str, &Arms<'_>),
     margin: f64,
@@ -256,14 +277,15 @@ pub fn compare(
         other.iter().flat_map(|other| arm.iter().map(|arm| (other.bits(), arm.bits()))).collect::<Vec<_>>()
     });
     let pooled = Pooled::of(pairs.flat_map(|(before, after)| before.into_iter().zip(after)));
-    let corrupted = all().all(|record| record.corrupted().is_some()).then(|| {
-        let of = |record: &Record| record.corrupted().unwrap_or(0.0);
-        (spread(&of), apart(&of))
-    });
+    let is_corrupted = all().all(|record| record.corrupted().is_some());
+    let under = |of: &dyn Fn(&Record) -> f64| is_corrupted.then(|| (spread(of), apart(of)));
+    let corrupted = under(&|record| record.corrupted().unwrap_or(0.0));
+    let lost = under(&|record| record.unharmed() - record.corrupted().unwrap_or(0.0));
     let attacks = all().next().map_or(0, |record| record.attacks.len());
     Compared {
         name: name.into(),
-        note: note.into(),
+        criterion: criterion.map(String::from),
+        note: String::new(),
         kind,
         against: against.into(),
         arms: arms.iter().map(|arm| arm.iter().map(|record| record.job.arm.clone()).collect()).collect(),
@@ -272,36 +294,39 @@ pub fn compare(
         verdict: Verdict::of(&difference, margin),
         vacuous,
         plus: difference.values.iter().filter(|&&value| value > 0.0).count(),
+        apart: difference.values.iter().filter(|&&value| value != 0.0).count(),
         difference,
         pooled,
         multiply_adds: spread(&|record| record.multiply_adds as f64).mean,
         parameters: spread(&|record| record.parameters as f64).mean,
         activation_bytes: spread(&|record| record.activation_bytes as f64).mean,
         corrupted,
+        lost,
         mce: mean_corruption_error(arms, others),
         attacks: (0..attacks).map(|at| under_attack(arms, others, at)).collect(),
     }
 }
 
-/// Of a hundred of the others' errors under each corruption, so many of these arms'; the mean over kinds.
-fn mean_corruption_error(arms: &Arms<'_>, others: &Arms<'_>) -> Option<f64> {
-    let kinds = arms.first()?.first()?.corruptions.len();
-    let wrong = |arms: &Arms<'_>, kind: usize| -> Option<f64> {
+/// Of a hundred of the others' errors under each corruption, so many of these arms'; the mean over kinds, seed by seed.
+fn mean_corruption_error(arms: &Arms<'_>, others: &Arms<'_>) -> Option<Spread> {
+    let wrong = |arm: &[&Record], kind: usize| -> Option<f64> {
         let of = |record: &&Record| {
             let right = &record.corruptions.get(kind)?.1;
             Some((right.len() * record.robust_images - right.iter().sum::<usize>()) as f64)
         };
-        // A mean over draws within a seed, a sum over seeds.
-        arms.iter().map(|arm| Some(arm.iter().map(of).sum::<Option<f64>>()? / arm.len() as f64)).sum()
+        // A mean over draws within a seed.
+        Some(arm.iter().map(of).sum::<Option<f64>>()? / arm.len() as f64)
     };
-    let ratios: Option<Vec<f64>> = (0..kinds)
-        .map(|kind| {
-            let others = wrong(others, kind)?;
-            (others > 0.0).then_some(100.0 * wrong(arms, kind)? / others)
-        })
-        .collect();
-    let ratios = ratios.filter(|ratios| !ratios.is_empty())?;
-    Some(ratios.iter().sum::<f64>() / ratios.len() as f64)
+    let of_seed = |(arm, other): (&Vec<&Record>, &Vec<&Record>)| -> Option<f64> {
+        let kinds = arm.first()?.corruptions.len();
+        let ratio = |kind: usize| {
+            let others = wrong(other, kind)?;
+            (others > 0.0).then_some(100.0 * wrong(arm, kind)? / others)
+        };
+        let ratios: Vec<f64> = (0..kinds).map(ratio).collect::<Option<_>>()?;
+        (kinds > 0).then(|| ratios.iter().sum::<f64>() / kinds as f64)
+    };
+    arms.iter().zip(others).map(of_seed).collect::<Option<Vec<f64>>>().map(Spread::of)
 }
 
 fn under_attack(arms: &Arms<'_>, others: &Arms<'_>, at: usize) -> UnderAttack {
@@ -336,9 +361,16 @@ fn under_attack(arms: &Arms<'_>, others: &Arms<'_>, at: usize) -> UnderAttack {
     }
 }
 
-/// Names of several, as in `snip, grasp`.
+/// Names of several, those that came to the same nets by one: `snip, grad-flow = l1`.
 fn names<'a>(found: impl Iterator<Item = &'a Compared>) -> String {
-    found.map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ")
+    let mut groups: Vec<(&Vec<Vec<String>>, String)> = Vec::new();
+    for one in found {
+        match groups.iter_mut().find(|(arms, _)| **arms == one.arms) {
+            Some((_, names)) => *names += &format!(" = {}", one.name),
+            None => groups.push((&one.arms, one.name.clone())),
+        }
+    }
+    groups.into_iter().map(|(_, names)| names).collect::<Vec<_>>().join(", ")
 }
 
 /// A setting in words.
@@ -360,15 +392,12 @@ pub fn told(tried: &Tried) -> Vec<String> {
         tried.blocks.iter().sum::<usize>(),
         parts.join("; ")
     ));
-    for duel in &tried.duels {
-        lines.push(format!(
-            "{}: {} against {}: {} points, {}.",
-            tried.name,
-            duel.name,
-            duel.against,
-            duel.difference.told(),
-            duel.verdict.word()
-        ));
+    for duel in tried.duels.iter().filter(|duel| duel.name == tried.lead) {
+        let words = match duel.apart {
+            0 => "the same answers in every seed".into(),
+            _ => format!("{} points, {}", duel.difference.told(), duel.word()),
+        };
+        lines.push(format!("{}: {} against {}: {words}.", tried.name, duel.name, duel.against));
     }
     lines
 }
@@ -438,7 +467,7 @@ pub struct SearchCost {
     pub setting: String,
     /// The criterion.
     pub criterion: String,
-    /// CPU seconds of scoring, or of trial trainings.
+    /// CPU seconds of scoring, with the training of the dense net where its trained weights are scored; or of trial trainings.
     pub cpu_seconds: f64,
     /// Trainings of the ticket in place of the dense net after which it is paid for; absent where a ticket saves nothing.
     pub break_even: Option<f64>,
@@ -473,9 +502,12 @@ pub fn costs(report: &Report, bench: &Bench<'_>) -> Result<Costs> {
             // Arms of other lengths save epochs, not arithmetic.
             let comparable = saved > 0.0 && one.epochs == tried.dense.epochs;
             cost.of_ideal = cost.time_ratio.filter(|_| comparable).map(|ratio| (1.0 - ratio) / saved);
-            if let Some(search) = super::plan::search_costs(bench, tried, &one.name, &cpu)? {
-                let break_even = (others > own).then(|| search.cpu_seconds / (others - own));
-                searches.push(SearchCost { break_even, ..search });
+            if let Some(search) = super::plan::search_costs(bench, tried, one, &cpu)? {
+                // A ticket of a trained net needs that training first.
+                let first = if one.kind == Kind::After { others } else { 0.0 };
+                let cpu_seconds = search.cpu_seconds + first;
+                let break_even = (others > own).then(|| cpu_seconds / (others - own));
+                searches.push(SearchCost { cpu_seconds, break_even, ..search });
             }
             arms.push(cost);
         }

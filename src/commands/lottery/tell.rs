@@ -2,18 +2,13 @@
 
 use std::path::PathBuf;
 
+use super::compare::Spread;
 use super::report::{Compared, Costs, Report, Tried, UnderAttack};
 use crate::printer::{self, Table};
 
-/// A number with a sign, or a dash.
-pub fn signed(value: Option<f64>) -> String {
-    value.map_or("-".into(), |value| format!("{value:+.2}"))
-}
-
-/// The word for a comparison, which is empty behind a shut gate.
-pub fn word(one: &Compared) -> String {
-    let word = one.verdict.word();
-    if one.vacuous && one.kind.is_ticket() { format!("vacuous ({word})") } else { word.into() }
+/// A difference and its interval, or a dash.
+pub fn difference(found: Option<&(Spread, Spread)>) -> String {
+    found.map_or("-".into(), |(_, apart)| apart.told())
 }
 
 /// Nets an arm stands for, each once, with how often.
@@ -63,9 +58,9 @@ pub fn print(report: &Report, costs: &Costs, drawn: &[PathBuf]) {
 
 fn setting(tried: &Tried) {
     printer::data("");
-    let half = tried.dense.difference.values.len() as f64 / 2.0;
     printer::data(format!(
-        "{}: {} out of {:?} blocks a stage; differences to the dense net in points, 95 % over paired seeds; a coin gives {half} (+)",
+        "{}: {} out of {:?} blocks a stage; differences to the dense net in points, 95 % over paired seeds; (+): seeds above it, of \
+         those that differ (a coin gives half)",
         tried.name, tried.removed, tried.blocks
     ));
     let mut table = Table::new([
@@ -74,12 +69,12 @@ fn setting(tried: &Tried) {
         "difference",
         "(+)",
         "verdict",
-        "p pooled",
         "M MACs",
         "k params",
         "MB kept",
         "corrupted %",
-        "Δ",
+        "difference",
+        "lost more",
         "mCE",
         "nets",
     ]);
@@ -89,25 +84,32 @@ fn setting(tried: &Tried) {
             one.name.clone(),
             format!("{:.2}", one.accuracy.mean),
             if own { "-".into() } else { one.difference.told() },
-            if own { "-".into() } else { one.plus.to_string() },
-            if own { "-".into() } else { word(one) },
-            if own { "-".into() } else { format!("{:.3}", one.pooled.p) },
+            if own { "-".into() } else { one.pluses() },
+            if own { "-".into() } else { one.word() },
             format!("{:.3}", one.multiply_adds / 1e6),
             format!("{:.1}", one.parameters / 1e3),
             format!("{:.2}", one.activation_bytes / 1e6),
             one.corrupted.as_ref().map_or("-".into(), |(spread, _)| format!("{:.1}", spread.mean)),
-            signed(one.corrupted.as_ref().filter(|_| !own).map(|(_, apart)| apart.mean)),
-            one.mce.map_or("-".into(), |mce| format!("{mce:.1}")),
+            difference(one.corrupted.as_ref().filter(|_| !own)),
+            difference(one.lost.as_ref().filter(|_| !own)),
+            one.mce.as_ref().filter(|_| !own).map_or("-".into(), |mce| mce.around(1)),
             nets(one),
         ]);
     }
     table.print();
     attacks(tried);
+    if !tried.duels.is_empty() {
+        let mut table = Table::new(["head to head", "against", "points", "(+)", "verdict"]);
+        for duel in &tried.duels {
+            table.row([duel.name.clone(), duel.against.clone(), duel.difference.told(), duel.pluses(), duel.word()]);
+        }
+        table.print();
+    }
     for chosen in tried.chosen.iter().filter_map(|chosen| Some((&chosen.criterion, chosen.label.as_ref()?))) {
         printer::data(format!("{}: {}", chosen.0, chosen.1));
     }
     for (criterion, why) in &tried.refused {
-        printer::data(format!("{criterion} refused: {why}"));
+        printer::data(format!("{criterion} is left out: {why}"));
     }
 }
 
