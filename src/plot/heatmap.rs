@@ -273,8 +273,11 @@ impl<'a> Plan<'a> {
             text(area, label, (x + 18, top + 7), 13, INK, HPos::Left, VPos::Center)?;
             x += 44 + text_width(label, 13) + GAP;
         }
-        area.draw(&Rectangle::new([(x - 11, top - 3), (x + 9, top + 17)], UNKNOWN.filled())).map_err(fail)?;
-        text(area, "no figure", (x + 18, top + 7), 13, INK, HPos::Left, VPos::Center)?;
+        let inside = self.map.stacks.iter().flat_map(|stack| &stack.blocks).flat_map(|(_, cells)| cells).flatten();
+        if inside.chain(self.map.outside.iter().map(|(_, cell)| cell)).any(|cell| cell.value.is_none()) {
+            area.draw(&Rectangle::new([(x - 11, top - 3), (x + 9, top + 17)], UNKNOWN.filled())).map_err(fail)?;
+            text(area, "no figure", (x + 18, top + 7), 13, INK, HPos::Left, VPos::Center)?;
+        }
         area.draw(&PathElement::new([(MARGIN, top - 16), (self.width - MARGIN, top - 16)], RULE)).map_err(fail)
     }
 }

@@ -105,7 +105,7 @@ fn the_smoke_experiment_opens_with_the_depth_gain() {
     // What says what a ticket owes to its blocks, its weights, its criterion, its epochs.
     let duels: Vec<(&str, &str)> = tried["duels"].as_array().unwrap().iter().map(duel).collect();
     for duel in [
-        ("grad-flow", "grad-flow, its own blocks"),
+        ("grad-flow", "own blocks of grad-flow"),
         ("grad-flow", "reinit"),
         ("grad-flow", "random"),
         ("kl rewound to 1", "random rewound to 1"),

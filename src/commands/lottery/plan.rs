@@ -434,7 +434,7 @@ impl Trial<'_> {
                 true => ticket.clone(),
                 false => self.rewound(seed, kept, Some(0), 0)?,
             };
-            asked.push(Asked::new(Kind::Before, format!("{lead}, its own blocks"), own).by(lead));
+            asked.push(Asked::new(Kind::Before, format!("own blocks of {lead}"), own).by(lead));
         }
         if self.setting.reinit {
             let fresh = Job { arm: format!("{allocation}-reinit"), start: Start::Reinit, ..ticket.clone() };
