@@ -14,6 +14,7 @@ use crate::{
         report,
         run::{self, Job},
         sweep::Sweep,
+        verdict,
     },
     printer::{self, Table},
     record::Run,
@@ -62,7 +63,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let published = arguments.published.as_deref().map(Published::read).transpose()?;
     if let Some(file) = &arguments.from {
-        let curve = Curve::read(file)?;
+        let mut curve = Curve::read(file)?;
+        // In the words of this program, as everything that is drawn from the record.
+        curve.verdict = verdict::of(&curve);
         let drawn = report::write(&curve, published.as_ref(), &arguments.output)?;
         return tell(arguments, &curve, &drawn).map(|()| ExitCode::SUCCESS);
     }

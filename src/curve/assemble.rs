@@ -35,11 +35,11 @@ pub fn curve(job: &Job, records: &Records) -> Curve {
         ));
     }
     let comparisons = points.iter().flat_map(|point| &point.dimensions).filter(|one| one.p.is_some()).count();
-    let needed = (2.0 * comparisons as f64 / SURE).ceil() as usize;
+    let needed = (comparisons as f64 / SURE).ceil() as usize;
     if job.sweep.bootstrap.replicates < needed {
         warnings.push(format!(
-            "{} replicates of the bootstrap are too few for {comparisons} comparisons: its p values cannot stay below {SURE} \
-             after Holm; give `bootstrap.replicates` at least {needed}",
+            "{} replicates are too few for {comparisons} comparisons: p values of exchange cannot stay below {SURE} after Holm; \
+             give `bootstrap.replicates` at least {needed}",
             job.sweep.bootstrap.replicates
         ));
     }
@@ -80,16 +80,18 @@ fn adjust(points: &mut [Point]) {
 
 /// Points that differ in the calibration seed alone, in the order of the first of each.
 fn settings(asked: &[&Asked], points: &[Point]) -> Vec<Setting> {
-    let mut settings: Vec<(&str, Vec<&Point>)> = Vec::new();
+    let mut settings: Vec<(&Asked, Vec<&Point>)> = Vec::new();
     for (asked, point) in asked.iter().zip(points).filter(|(asked, _)| asked.seed.is_some()) {
-        match settings.iter_mut().find(|(name, _)| *name == asked.setting) {
+        // A name says what varies within one table of the sweep; what does between tables is in the recipe alone.
+        match settings.iter_mut().find(|(first, _)| first.setting == asked.setting && first.is_but_for_its_seed(asked))
+        {
             Some((_, members)) => members.push(point),
-            None => settings.push((&asked.setting, vec![point])),
+            None => settings.push((asked, vec![point])),
         }
     }
     settings.retain(|(_, members)| members.len() > 1);
-    let setting = |(name, members): (&str, Vec<&Point>)| Setting {
-        name: name.to_string(),
+    let setting = |(first, members): (&Asked, Vec<&Point>)| Setting {
+        name: first.setting.clone(),
         points: members.iter().map(|point| point.name.clone()).collect(),
         dimensions: members[0].dimensions.iter().map(|one| spread(&one.name, &members)).collect(),
     };

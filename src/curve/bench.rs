@@ -20,6 +20,7 @@ use crate::{
         language_model::Counts,
         paired::Summary,
         questions::{self, Questions, Topic},
+        statistics,
         suite::Suite,
     },
 };
@@ -135,6 +136,7 @@ impl Bench<'_> {
             "embedded": self.embedded,
             "rules": rules,
             "chat": self.sweep.chat,
+            "statistics": statistics::VERSION,
             "bootstrap": self.sweep.bootstrap,
             "text": text,
         });

@@ -134,8 +134,11 @@ pub struct DenseDimension {
     pub refusal_rate: f64,
     /// Items whose answer could not be read, percent.
     pub unparsable_rate: f64,
-    /// Whether the interval leaves chance out; absent where there is no chance level or no interval.
+    /// Whether the interval leaves chance out, and answers vary; absent where there is no chance level or no interval.
     pub informative: Option<bool>,
+    /// The model gave one and the same answer to nearly all items: the score says nothing.
+    #[serde(default)]
+    pub constant: bool,
 }
 
 /// What was done to the weights.

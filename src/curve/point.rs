@@ -84,6 +84,7 @@ pub fn dense_dimension(topic: &Topic<'_>, single: &Single) -> DenseDimension {
         refusal_rate: single.measured.refusal_rate,
         unparsable_rate: single.measured.unparsable_rate,
         informative: single.informative,
+        constant: single.measured.constant.is_some(),
     }
 }
 

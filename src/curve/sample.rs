@@ -117,6 +117,7 @@ fn dense_dimensions(shift: f64) -> Vec<DenseDimension> {
             refusal_rate: 0.8,
             unparsable_rate: 0.0,
             informative: chance.map(|chance| chance < interval.low || chance > interval.high),
+            constant: false,
         }
     };
     DIMENSIONS.into_iter().map(one).collect()

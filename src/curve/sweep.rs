@@ -180,6 +180,20 @@ pub struct Asked {
     pub what: What,
 }
 
+impl Asked {
+    /// Whether the same is done to the weights as for `other`, but for the seed of the calibration.
+    pub fn is_but_for_its_seed(&self, other: &Self) -> bool {
+        let without = |asked: &Self| {
+            let mut what = asked.what.clone();
+            if let What::Made { recipe, .. } = &mut what {
+                recipe.calibration.seed = None;
+            }
+            format!("{what:?}")
+        };
+        without(self) == without(other)
+    }
+}
+
 /// Where the model of a point comes from.
 #[derive(Debug, Clone)]
 pub enum What {

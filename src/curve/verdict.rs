@@ -15,16 +15,16 @@ pub fn of(curve: &Curve) -> Vec<String> {
     vec![free(curve), worst(curve), silent(curve)]
 }
 
-/// Whether a dimension differs from the dense model's after Holm. Where nearly all answers are the same, the score says
-/// nothing, however surely it moved.
+/// Whether a dimension differs from the dense model's after Holm.
 fn differs(dimension: &PointDimension) -> bool {
-    !dimension.constant && dimension.is_sure()
+    dimension.is_sure()
 }
 
 /// A Δ with its interval and its dimension: `stereotype −3.2 [−5.0, −1.1]`.
 fn told(dimension: &PointDimension) -> Option<String> {
     let (delta, interval) = (dimension.delta?, dimension.delta_interval?);
-    Some(format!("{} {} {}", dimension.name, points(delta), shown(interval)))
+    let constant = if dimension.constant { ", one answer to nearly all" } else { "" };
+    Some(format!("{} {} {}{constant}", dimension.name, points(delta), shown(interval)))
 }
 
 /// The dimension with the largest |Δ| that has an interval, of those of which `counts` says so.
@@ -62,7 +62,7 @@ impl Rate<'_> {
 
     /// The dimension that moved farthest, of those that differ where some do.
     fn farthest(&self) -> String {
-        let counts = if self.is_free() { |one: &PointDimension| !one.constant } else { differs };
+        let counts = if self.is_free() { |_: &PointDimension| true } else { differs };
         farthest(&self.points, counts).and_then(told).map_or(String::new(), |told| format!(" (farthest {told})"))
     }
 }
@@ -89,8 +89,9 @@ fn free(curve: &Curve) -> String {
     for (name, mut rates) in series {
         // From the mildest on; of equals, in the order of the sweep.
         rates.sort_by(|a, b| {
+            let dropped = |rate: &Rate<'_>| rate.points[0].layers_dropped.unwrap_or(0);
             let more_left = left(b.points[0]).total_cmp(&left(a.points[0]));
-            more_left.then_with(|| neighbours(b.rate).cmp(&neighbours(a.rate)))
+            dropped(a).cmp(&dropped(b)).then(more_left).then_with(|| neighbours(b.rate).cmp(&neighbours(a.rate)))
         });
         parts.push(match rates.iter().rposition(Rate::is_free) {
             Some(at) => {
@@ -124,7 +125,6 @@ fn worst(curve: &Curve) -> String {
         Some(p) => format!("which chance alone may have made, p {p:.2} after Holm"),
         None => "without a p value".into(),
     };
-    let constant = if one.constant { ", with one and the same answer to nearly all items" } else { "" };
     let shift = if one.refusal_shift { ", while refusals moved by more than 5 points" } else { "" };
     let deltas: Vec<f64> = point.dimensions.iter().filter_map(|one| one.delta).collect();
     let count = deltas.len() as f64;
@@ -144,7 +144,7 @@ fn worst(curve: &Curve) -> String {
         false => String::new(),
     };
     format!(
-        "The worst fall is {} points at {}, {how}{constant}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}\
+        "The worst fall is {} points at {}, {how}{shift}; there mean |Δ| over {} dimensions is {absolute:.1}{}\
          {average}{larger}.",
         told(one).unwrap_or_default(),
         point.name,
@@ -179,7 +179,7 @@ fn silent(curve: &Curve) -> String {
     let mut parts = Vec::new();
     let blind = |one: &DenseDimension| {
         let (score, interval, chance) = (one.score?, one.interval?, one.chance?);
-        (one.informative == Some(false))
+        (one.informative == Some(false) && !one.constant)
             .then(|| format!("{} {score:.1} {} at chance {chance:.1}", one.name, shown(interval)))
     };
     let blind: Vec<String> = curve.dimensions.iter().filter_map(blind).collect();
@@ -187,6 +187,10 @@ fn silent(curve: &Curve) -> String {
         true => "no dimension of the dense model covers chance".to_string(),
         false => format!("the dense model knows no more than chance of {}", blind.join(", ")),
     });
+    let same: Vec<&str> = curve.dimensions.iter().filter(|one| one.constant).map(|one| one.name.as_str()).collect();
+    if !same.is_empty() {
+        parts.push(format!("the dense model gives one and the same answer to nearly all items of {}", same.join(", ")));
+    }
     let refused = places(curve, |one| one.refusal_shift);
     parts.push(match refused.is_empty() {
         true => "refusals nowhere moved by more than 5 points".to_string(),

@@ -36,6 +36,14 @@ pub trait Dimension: std::fmt::Debug + Sync {
     /// with replacement). `NaN` where the draw says nothing, such as one without any item of a group.
     fn score(&self, rule: Rule, judged: &[(&Item, &Outcome)]) -> f64;
 
+    /// The score for the bootstrap's draws from `judged`. A score that folds (takes an absolute value, or the distance of the
+    /// highest group from the lowest) cannot fall below 0, nor can any draw, so that its interval would leave out 0 whatever
+    /// the answers are. Such a one is held open here: signs, and which groups are compared, are those of `judged` in every draw.
+    /// By default the score itself.
+    fn unfolded<'a>(&'a self, rule: Rule, _: &[(&Item, &Outcome)]) -> Unfolded<'a> {
+        Box::new(move |drawn| self.score(rule, drawn))
+    }
+
     /// Figures beside the score, each with its name: by default the score of each part alone. Some dimensions add
     /// differences between parts, which are not scores: their names begin with `effect-`.
     fn parts(&self, rule: Rule, judged: &[(&Item, &Outcome)]) -> Vec<(String, f64)> {
@@ -46,6 +54,9 @@ pub trait Dimension: std::fmt::Debug + Sync {
     /// where no such model is defined.
     fn chance(&self, rule: Rule, items: &[Item]) -> Option<f64>;
 }
+
+/// A score of draws; see [`Dimension::unfolded`].
+pub type Unfolded<'a> = Box<dyn Fn(&[(&Item, &Outcome)]) -> f64 + Sync + 'a>;
 
 /// The score of each part alone, in the order in which the parts appear.
 pub fn score_of_parts<D: Dimension + ?Sized>(

@@ -274,7 +274,7 @@ pub fn alone(topic: &Topic<'_>, reply: &Reply, bootstrap: Bootstrap) -> Result<S
         dimension: topic.dimension.name(),
         rule: topic.rule,
         items: topic.items.len(),
-        informative: chance.zip(measured.interval).map(|(chance, interval)| !interval.contains(chance)),
+        informative: paired::informative(chance, &measured),
         chance,
         parts: parts(topic, &reply.outcomes, None),
         measured,

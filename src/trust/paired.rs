@@ -3,16 +3,23 @@
 //! With scores s(m) from 0 to 100 over items in clusters:
 //!     Δ = s(compressed) − s(dense)
 //! and both scores of a bootstrap replicate are taken on the same draw of clusters, so that what the items have in common
-//! cancels (Miller 2024, "Adding error bars to evals", §4). A model against itself therefore gives exactly 0 in [0, 0].
+//! cancels (Miller 2024, "Adding error bars to evals", §4). A model against itself therefore gives exactly 0 in [0, 0]. The p
+//! value asks something else: how often Δ is as large when the two models' answers change places, cluster by cluster, at random.
+
+use std::collections::HashMap;
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    dimension::{Dimension, Rule},
+    dimension::{Dimension, Rule, Unfolded},
+    dimensions::averages::name_of_copy,
     item::{Ask, Item, Outcome},
-    statistics::{Bootstrap, Clusters, Interval, bootstrap_p, deviation, divergence, holm, mcnemar},
+    statistics::{Bootstrap, Clusters, Drawn, Interval, deviation, divergence, holm, mcnemar},
 };
+
+/// Discordant items that none among n leave possible, at 95 % (the rule of three).
+const UNSEEN: f64 = 3.0;
 
 /// Of 100 answers with a choice, so many of one option make a model's answers constant.
 const CONSTANT_PERCENT: f64 = 95.0;
@@ -74,8 +81,8 @@ pub struct McNemar {
 pub enum Test {
     /// [`mcnemar`]: the score is the share of right items, and every cluster is one item.
     Mcnemar,
-    /// [`bootstrap_p`] of Δ.
-    Bootstrap,
+    /// [`Clusters::exchange_p`] of Δ.
+    Exchange,
 }
 
 /// Two models on one dimension.
@@ -123,7 +130,8 @@ pub struct Comparison {
     pub detectable: Option<f64>,
     /// What a model that knows nothing scores.
     pub chance: Option<f64>,
-    /// Whether the dense model's interval leaves chance out; absent where there is no chance level or no interval.
+    /// Whether the dense model's interval leaves chance out, and its answers vary; absent where there is no chance level or no
+    /// interval.
     pub informative: Option<bool>,
     /// Refusal rates differ by more than 5 points: the scores are not comparable.
     pub refusal_shift: bool,
@@ -142,7 +150,9 @@ pub fn measure(
 ) -> Result<Measured> {
     check(dimension, items, outcomes)?;
     let clusters = clusters(items);
-    let drawn = clusters.replicates(bootstrap, |drawn| [score(dimension, rule, items, outcomes, drawn)]);
+    let draws = Draws::new(items, &clusters, bootstrap);
+    let own = unfolded(dimension, rule, items, outcomes);
+    let drawn = clusters.replicates(bootstrap, |drawn| [own(&draws.judged(drawn, outcomes))]);
     let scores: Vec<f64> = drawn.iter().map(|[score]| *score).collect();
     Ok(measured(dimension, rule, items, outcomes, &clusters, &scores))
 }
@@ -162,7 +172,9 @@ pub fn compare(
     check(dimension, items, dense)?;
     check(dimension, items, other)?;
     let clusters = clusters(items);
-    let both = |drawn: &[usize]| [dense, other].map(|outcomes| score(dimension, rule, items, outcomes, drawn));
+    let draws = Draws::new(items, &clusters, bootstrap);
+    let sides = [dense, other].map(|outcomes| (unfolded(dimension, rule, items, outcomes), outcomes));
+    let both = |drawn: &[Drawn]| [0, 1].map(|side| (sides[side].0)(&draws.judged(drawn, sides[side].1)));
     let drawn = clusters.replicates(bootstrap, both);
     let of = |side: usize| drawn.iter().map(|scores| scores[side]).collect::<Vec<f64>>();
     let deltas: Vec<f64> = drawn.iter().map(|[dense, other]| other - dense).collect();
@@ -185,14 +197,25 @@ pub fn compare(
     let independent = exact.filter(|_| shares && clusters.are_single());
     let (test, p, detectable) = match independent {
         Some(exact) => {
-            let (discordant, delta) = ((lost + gained) as f64 / n, (gained as f64 - lost as f64) / n);
+            let (discordant, delta) = ((lost + gained) as f64, (gained as f64 - lost as f64) / n);
+            let discordant = discordant.max(UNSEEN.min(n)) / n;
             let error = 100.0 * (discordant - delta * delta).max(0.0).sqrt() / n.sqrt();
             (Test::Mcnemar, Some(exact.p), Some(DETECTABLE_ERRORS * error))
         }
         None => {
             let drawn = if varies { deltas.as_slice() } else { &[] };
-            let error = deviation(drawn).map(|error| DETECTABLE_ERRORS * error);
-            (Test::Bootstrap, bootstrap_p(drawn), error)
+            // Where nothing varied, nothing is known of how much would.
+            let error = deviation(drawn).filter(|error| *error > 0.0).map(|error| DETECTABLE_ERRORS * error);
+            let exchanged = |exchanged: &[bool]| {
+                let [before, after] = [false, true].map(|own| {
+                    let of = |at: usize| if exchanged[at] == own { &dense[at] } else { &other[at] };
+                    let judged: Vec<(&Item, &Outcome)> = (0..items.len()).map(|at| (&items[at], of(at))).collect();
+                    dimension.score(rule, &judged)
+                });
+                after - before
+            };
+            let p = if varies { clusters.exchange_p(bootstrap, exchanged) } else { None };
+            (Test::Exchange, p, error)
         }
     };
     let distributions = pairs().filter(|(dense, other)| {
@@ -221,7 +244,7 @@ pub fn compare(
         margin_change: mean(margins),
         detectable: delta.and(detectable),
         chance,
-        informative: chance.zip(before.interval).map(|(chance, interval)| !interval.contains(chance)),
+        informative: informative(chance, &before),
         refusal_shift: (after.refusal_rate - before.refusal_rate).abs() > REFUSAL_SHIFT_POINTS,
         dense: before,
         other: after,
@@ -283,6 +306,13 @@ pub fn between_seeds(scores: &[f64]) -> Option<f64> {
     deviation(scores)
 }
 
+/// Whether a model's interval leaves out what a model that knows nothing scores, and its answers vary; absent where there is no
+/// chance level or no interval.
+pub fn informative(chance: Option<f64>, measured: &Measured) -> Option<bool> {
+    let (chance, interval) = chance.zip(measured.interval)?;
+    Some(!interval.contains(chance) && measured.constant.is_none())
+}
+
 /// Whether an item counts as right.
 fn right(outcome: &Outcome) -> bool {
     outcome.value > 0.5
@@ -302,6 +332,38 @@ fn check(dimension: &dyn Dimension, items: &[Item], outcomes: &[Outcome]) -> Res
 
 fn clusters(items: &[Item]) -> Clusters {
     Clusters::new(items.iter().map(|item| (item.cluster.as_str(), item.part.as_str(), item.group.as_deref())))
+}
+
+/// Items as the bootstrap draws them: those of a part that is drawn again are of another part.
+struct Draws<'a> {
+    items: &'a [Item],
+    copies: HashMap<Drawn, Item>,
+}
+
+impl<'a> Draws<'a> {
+    fn new(items: &'a [Item], clusters: &Clusters, bootstrap: Bootstrap) -> Self {
+        let mut copies = HashMap::new();
+        if clusters.has_alone() {
+            let drawn = (0..bootstrap.replicates).flat_map(|replicate| clusters.draw(bootstrap, replicate));
+            for one in drawn.filter(|one| one.copy > 0) {
+                copies.entry(one).or_insert_with(|| {
+                    let item = &items[one.at];
+                    Item { part: name_of_copy(&item.part, one.copy), ..item.clone() }
+                });
+            }
+        }
+        Self { items, copies }
+    }
+
+    fn judged<'b>(&'b self, drawn: &[Drawn], outcomes: &'b [Outcome]) -> Vec<(&'b Item, &'b Outcome)> {
+        let item = |one: &Drawn| self.copies.get(one).filter(|_| one.copy > 0).unwrap_or(&self.items[one.at]);
+        drawn.iter().map(|one| (item(one), &outcomes[one.at])).collect()
+    }
+}
+
+/// The score for draws of these items; see [`Dimension::unfolded`].
+fn unfolded<'a>(dimension: &'a dyn Dimension, rule: Rule, items: &[Item], outcomes: &[Outcome]) -> Unfolded<'a> {
+    dimension.unfolded(rule, &items.iter().zip(outcomes).collect::<Vec<_>>())
 }
 
 /// The score of the items at these positions.
@@ -343,7 +405,7 @@ fn measured(
     let varies = score_of_all.is_some() && clusters.len() > 1;
     Measured {
         score: score_of_all,
-        interval: if varies { Interval::of(replicates) } else { None },
+        interval: if varies { Interval::of(replicates).map(Interval::of_score) } else { None },
         right: outcomes.iter().filter(|outcome| answered(outcome) && right(outcome)).count(),
         refused,
         unparsable,
@@ -355,14 +417,16 @@ fn measured(
     }
 }
 
-/// The option that takes nearly all answers, unless it is nearly always the right one.
+/// The option that takes nearly all answers to questions with a right one, unless it is nearly always that. Where none is right
+/// the options mean what they say, and to take the same is what the score is about.
 fn constant(items: &[Item], outcomes: &[Outcome]) -> Option<Constant> {
     let gold = |item: &Item| match &item.ask {
         Ask::Choose { gold, .. } => *gold,
         Ask::Continue { .. } => None,
     };
-    let found = commonest(outcomes.iter().filter_map(|outcome| outcome.choice))?;
-    let expected = commonest(items.iter().filter_map(gold));
+    let asked = || items.iter().zip(outcomes).filter(|(item, _)| gold(item).is_some());
+    let found = commonest(asked().filter_map(|(_, outcome)| outcome.choice))?;
+    let expected = commonest(asked().filter_map(|(item, _)| gold(item)));
     let earned = expected.is_some_and(|gold| gold.option == found.option && gold.percent >= CONSTANT_PERCENT);
     (found.percent >= CONSTANT_PERCENT && !earned).then_some(found)
 }

@@ -2,7 +2,7 @@
 //!
 //! The first line is a [`Header`] with the circumstances of the answers; then one line an item, in the items' order.
 //! No line tells of times or machines. A file that holds the answers asked for is read instead of running the model; under
-//! another rule they can be judged again. While a model runs, each finished chunk becomes a line of `FILE.part`, from which
+//! another rule they can be judged again. While a model runs, each finished chunk becomes a line of `FILE.journal`, from which
 //! a run that was killed goes on.
 
 use std::{
@@ -78,7 +78,8 @@ impl ModelHashes {
         Ok(Self {
             tensors: scruple_weights::digest::fingerprint(checkpoint.tensors()),
             config: files(&["config.json", "generation_config.json"])?,
-            tokenizer: files(&["tokenizer.json"])?,
+            // The special tokens stand in for one that the text has none of.
+            tokenizer: files(&["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])?,
             chat_template: chat_template.then(|| files(&template)).transpose()?,
         })
     }
@@ -190,9 +191,9 @@ pub fn write(file: &Path, header: &Header, items: &[Item], answers: &[Answered],
     }
     make_folder(file)?;
     write_whole(file, &bytes)?;
-    match fs::remove_file(part(file)) {
+    match fs::remove_file(journal_of(file)) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{}: cannot remove the file", part(file).display()))
+            Err(error).with_context(|| format!("{}: cannot remove the file", journal_of(file).display()))
         }
         _ => Ok(()),
     }
@@ -259,9 +260,10 @@ fn is_other_format(line: &str) -> bool {
     format.is_some_and(|format| format != u64::from(FORMAT))
 }
 
-fn part(file: &Path) -> PathBuf {
+/// Where the journal of a file's answers is: beside the file that its answers are written to whole, `FILE.part`.
+fn journal_of(file: &Path) -> PathBuf {
     let mut name = file.file_name().unwrap_or_default().to_os_string();
-    name.push(".part");
+    name.push(".journal");
     file.with_file_name(name)
 }
 
@@ -284,7 +286,7 @@ impl Journal {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(file: &Path, header: &Header, chunks: &[usize]) -> Result<(Self, Vec<Vec<Answer>>)> {
-        let path = part(file);
+        let path = journal_of(file);
         make_folder(&path)?;
         let text = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -438,19 +440,19 @@ mod tests {
         assert!(done.is_empty());
         chunks.iter().for_each(|chunk| journal.push(chunk).unwrap());
         drop(journal);
-        let whole = fs::read(part(&file)).unwrap();
+        let whole = fs::read(journal_of(&file)).unwrap();
         let ends: Vec<usize> = (0..whole.len()).filter(|&at| whole[at] == b'\n').map(|at| at + 1).collect();
         for length in 0..=whole.len() {
-            fs::write(part(&file), &whole[..length]).unwrap();
+            fs::write(journal_of(&file), &whole[..length]).unwrap();
             let (_, done) = Journal::open(&file, &head, &sizes).unwrap();
             let expected = ends.iter().filter(|&&end| end <= length).count().saturating_sub(1);
             assert_eq!(done, chunks[..expected], "{length} bytes");
         }
         // Of other items, or other chunks, nothing.
-        fs::write(part(&file), &whole).unwrap();
+        fs::write(journal_of(&file), &whole).unwrap();
         let (_, done) = Journal::open(&file, &head, &[1, 2, 2]).unwrap();
         assert!(done.is_empty());
-        fs::write(part(&file), &whole).unwrap();
+        fs::write(journal_of(&file), &whole).unwrap();
         let (_, done) = Journal::open(&file, &header(RULE, &items[..4]), &sizes).unwrap();
         assert!(done.is_empty());
     }

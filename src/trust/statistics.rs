@@ -6,6 +6,9 @@ use rayon::prelude::*;
 use scruple_compress::data::random::draw;
 use serde::Serialize;
 
+/// Version of intervals and p values: records of others are made anew.
+pub const VERSION: u32 = 2;
+
 /// How an interval is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bootstrap {
@@ -38,6 +41,11 @@ impl Interval {
         Some(Self { low: quantile(&sorted, 0.025)?, high: quantile(&sorted, 0.975)? })
     }
 
+    /// Of a score, which runs from 0 to 100 and no further.
+    pub fn of_score(self) -> Self {
+        Self { low: self.low.clamp(0.0, 100.0), high: self.high.clamp(0.0, 100.0) }
+    }
+
     /// Whether `x` lies within, the ends included.
     pub fn contains(&self, x: f64) -> bool {
         (self.low..=self.high).contains(&x)
@@ -62,8 +70,26 @@ pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
 /// draw holds as many clusters of it as the suite does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clusters {
-    /// Positions of items, a list a cluster, a list of clusters a stratum.
-    strata: Vec<Vec<Vec<usize>>>,
+    strata: Vec<Vec<Cluster>>,
+}
+
+/// Items that vary together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Cluster {
+    /// Their positions.
+    members: Vec<usize>,
+    /// Whether each of their parts has no other cluster.
+    alone: bool,
+}
+
+/// An item of a draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Drawn {
+    /// Its position.
+    pub at: usize,
+    /// How often its cluster was taken before in this draw, where the cluster is all there is of its part. A mean over parts
+    /// counts such a part as often as it was drawn; were it one part still, the draw would vary less than the items do.
+    pub copy: usize,
 }
 
 impl Clusters {
@@ -73,16 +99,19 @@ impl Clusters {
     /// part. Clusters of several parts are one stratum together, and a stratum of a single cluster joins them: alone it
     /// could not vary.
     pub fn new<'a>(items: impl IntoIterator<Item = (&'a str, &'a str, Option<&'a str>)>) -> Self {
-        struct Cluster<'a> {
+        struct Named<'a> {
             part: Option<&'a str>,
             group: Option<&'a str>,
+            parts: Vec<&'a str>,
             members: Vec<usize>,
         }
-        let mut clusters: Vec<Cluster> = Vec::new();
+        let mut clusters: Vec<Named> = Vec::new();
         let mut places = HashMap::new();
+        // The clusters of each part: the one there is, or none of several.
+        let mut only: HashMap<&str, Option<usize>> = HashMap::new();
         for (position, (cluster, part, group)) in items.into_iter().enumerate() {
             let place = *places.entry(cluster).or_insert_with(|| {
-                clusters.push(Cluster { part: Some(part), group, members: Vec::new() });
+                clusters.push(Named { part: Some(part), group, parts: Vec::new(), members: Vec::new() });
                 clusters.len() - 1
             });
             let cluster = &mut clusters[place];
@@ -92,17 +121,22 @@ impl Clusters {
             if cluster.part != Some(part) {
                 (cluster.part, cluster.group) = (None, None);
             }
+            if !cluster.parts.contains(&part) {
+                cluster.parts.push(part);
+                only.entry(part).and_modify(|only| *only = None).or_insert(Some(place));
+            }
             cluster.members.push(position);
         }
         // In order of first appearance, which is the same for every run.
-        let mut strata: Vec<(bool, Vec<Vec<usize>>)> = Vec::new();
+        let mut strata: Vec<(bool, Vec<Cluster>)> = Vec::new();
         let mut places = HashMap::new();
-        for Cluster { part, group, members } in clusters {
+        for Named { part, group, parts, members } in clusters {
             let place = *places.entry((part, group)).or_insert_with(|| {
                 strata.push((part.is_some(), Vec::new()));
                 strata.len() - 1
             });
-            strata[place].1.push(members);
+            let alone = parts.iter().all(|part| only[part].is_some());
+            strata[place].1.push(Cluster { members, alone });
         }
         let (mut several, others): (Vec<_>, Vec<_>) =
             strata.into_iter().partition(|(of_part, clusters)| *of_part && clusters.len() > 1);
@@ -127,23 +161,31 @@ impl Clusters {
 
     /// Whether every cluster is a single item, so that items are independent.
     pub fn are_single(&self) -> bool {
-        self.strata.iter().flatten().all(|members| members.len() == 1)
+        self.strata.iter().flatten().all(|cluster| cluster.members.len() == 1)
     }
 
-    /// The positions of the items of one replicate: a pure function of the seed and the replicate's number.
-    pub fn draw(&self, bootstrap: Bootstrap, replicate: usize) -> Vec<usize> {
-        let mut positions = Vec::new();
+    /// Whether a draw may hold copies of a part.
+    pub fn has_alone(&self) -> bool {
+        self.strata.iter().flatten().any(|cluster| cluster.alone)
+    }
+
+    /// The items of one replicate: a pure function of the seed and the replicate's number.
+    pub fn draw(&self, bootstrap: Bootstrap, replicate: usize) -> Vec<Drawn> {
+        let mut drawn = Vec::new();
         let mut index = 0;
         for clusters in &self.strata {
+            let mut times = vec![0; clusters.len()];
             for _ in clusters {
                 let bits = draw(bootstrap.seed, replicate as u64, index);
                 index += 1;
                 // Multiply and shift: uniform in 0..len to within len / 2⁶⁴.
                 let taken = ((u128::from(bits) * clusters.len() as u128) >> 64) as usize;
-                positions.extend_from_slice(&clusters[taken]);
+                let copy = if clusters[taken].alone { times[taken] } else { 0 };
+                times[taken] += 1;
+                drawn.extend(clusters[taken].members.iter().map(|&at| Drawn { at, copy }));
             }
         }
-        positions
+        drawn
     }
 
     /// `statistic` of every replicate, in their order; those it says nothing of (a number that is not finite) are left
@@ -151,13 +193,60 @@ impl Clusters {
     pub fn replicates<const N: usize>(
         &self,
         bootstrap: Bootstrap,
-        statistic: impl Fn(&[usize]) -> [f64; N] + Sync,
+        statistic: impl Fn(&[Drawn]) -> [f64; N] + Sync,
     ) -> Vec<[f64; N]> {
         let of = |replicate| statistic(&self.draw(bootstrap, replicate));
         let all: Vec<[f64; N]> = (0..bootstrap.replicates).into_par_iter().map(of).collect();
         all.into_iter().filter(|values| values.iter().all(|x| x.is_finite())).collect()
     }
+
+    /// Two-sided p value of a paired difference by exchange of the two sides (Fisher's randomisation test): were there no
+    /// difference between them, each cluster's answers might as well have been the other side's. `difference` is that of the
+    /// items with the flagged ones exchanged; p is the share of exchanges that come to at least the size of the one observed.
+    ///
+    /// All 2ᵏ exchanges of k clusters where that is no more than the replicates; else so many drawn ones, with the observed
+    /// one counted among them. It asks nothing of the shape of the score, so that it holds for one that cannot fall below 0
+    /// too; and few clusters cannot make it small. Absent where no exchange has a difference.
+    pub fn exchange_p(&self, bootstrap: Bootstrap, difference: impl Fn(&[bool]) -> f64 + Sync) -> Option<f64> {
+        let clusters: Vec<&Cluster> = self.strata.iter().flatten().collect();
+        let items = clusters.iter().flat_map(|cluster| &cluster.members).max()? + 1;
+        let of = |is_exchanged: &dyn Fn(usize) -> bool| {
+            let mut exchanged = vec![false; items];
+            for (_, cluster) in clusters.iter().enumerate().filter(|(number, _)| is_exchanged(*number)) {
+                cluster.members.iter().for_each(|&at| exchanged[at] = true);
+            }
+            difference(&exchanged).abs()
+        };
+        let observed = of(&|_| false);
+        let all = 1_usize.checked_shl(clusters.len() as u32).filter(|all| *all <= bootstrap.replicates);
+        let sizes: Vec<f64> = match all {
+            Some(all) => (0..all).into_par_iter().map(|mask| of(&|number| mask >> number & 1 == 1)).collect(),
+            None => (0..bootstrap.replicates)
+                .into_par_iter()
+                .map(|replicate| {
+                    let bits = |number: usize| draw(bootstrap.seed ^ EXCHANGES, replicate as u64, number as u64 / 64);
+                    let words: Vec<u64> = (0..clusters.len().div_ceil(64)).map(|word| bits(64 * word)).collect();
+                    of(&|number| words[number / 64] >> (number % 64) & 1 == 1)
+                })
+                .collect(),
+        };
+        let finite: Vec<f64> = sizes.into_iter().filter(|size| size.is_finite()).collect();
+        if finite.is_empty() || !observed.is_finite() {
+            return None;
+        }
+        let reached = finite.iter().filter(|size| **size >= observed - EQUAL).count();
+        Some(match all {
+            Some(_) => reached as f64 / finite.len() as f64,
+            None => (reached + 1) as f64 / (finite.len() + 1) as f64,
+        })
+    }
 }
+
+/// Sets the draws of exchanges apart from those of the bootstrap.
+const EXCHANGES: u64 = 0x6578_6368_616e_6765;
+
+/// Scores this close, points, differ by rounding alone.
+const EQUAL: f64 = 1e-9;
 
 /// McNemar's exact test: how likely a split of `lost + gained` discordant items at least as uneven is, when each falls
 /// either way with probability ½ (two-sided: twice the smaller binomial tail, at most 1).
@@ -178,17 +267,6 @@ pub fn mcnemar(lost: usize, gained: usize) -> f64 {
         }
     }
     (2.0 * first.exp() * sum).min(1.0)
-}
-
-/// Two-sided p value of a difference from its bootstrap replicates: twice the smaller share at or beyond 0, the observed
-/// one counted among them (Davison and Hinkley 1997, §4.2), at most 1. Absent without replicates.
-pub fn bootstrap_p(replicates: &[f64]) -> Option<f64> {
-    if replicates.is_empty() {
-        return None;
-    }
-    let below = replicates.iter().filter(|&&x| x <= 0.0).count();
-    let above = replicates.iter().filter(|&&x| x >= 0.0).count();
-    Some((2.0 * (below.min(above) + 1) as f64 / (replicates.len() + 1) as f64).min(1.0))
 }
 
 /// P values adjusted so that one family of tests is wrong anywhere with the nominal probability (Holm 1979): the i-th

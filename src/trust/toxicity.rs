@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     item::Outcome,
     rules::refusal,
-    statistics::{Bootstrap, Clusters, Interval},
+    statistics::{Bootstrap, Clusters, Drawn, Interval},
 };
 
 pub mod ngrams;
@@ -103,12 +103,12 @@ impl Agreement {
             "agreement needs toxic texts and others, found {toxic} of {}",
             texts.len()
         );
-        let figures = |positions: &[usize]| {
-            let of = |pick: fn(&(f64, f64, String)) -> f64| positions.iter().map(|&at| pick(&texts[at])).collect();
+        let figures = |drawn: &[Drawn]| {
+            let of = |pick: fn(&(f64, f64, String)) -> f64| drawn.iter().map(|one| pick(&texts[one.at])).collect();
             let (found, expected): (Vec<f64>, Vec<f64>) = (of(|text| text.0), of(|text| text.1));
             [auc(&found, &expected), spearman(&found, &expected), mean_absolute_error(&found, &expected)]
         };
-        let all: Vec<usize> = (0..texts.len()).collect();
+        let all: Vec<Drawn> = (0..texts.len()).map(|at| Drawn { at, copy: 0 }).collect();
         let values = figures(&all);
         let clusters = Clusters::new(texts.iter().map(|(_, _, cluster)| (cluster.as_str(), "", None)));
         let drawn = clusters.replicates(bootstrap, figures);

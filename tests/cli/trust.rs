@@ -115,7 +115,7 @@ fn the_bytes_do_not_depend_on_threads_and_a_killed_run_ends_in_the_same() {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let started = Instant::now();
         let written = || {
-            let part = fs::read(out.join("model/machine-ethics.jsonl.part")).unwrap_or_default();
+            let part = fs::read(out.join("model/machine-ethics.jsonl.journal")).unwrap_or_default();
             part.iter().filter(|&&byte| byte == b'\n').count()
         };
         while written() < 1 + lines && child.try_wait().unwrap().is_none() {

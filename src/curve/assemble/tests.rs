@@ -64,6 +64,8 @@ fn seeds_of_a_setting_spread_as_by_hand() {
         asked("gptq-3-seed1", "gptq-3", Some(1)),
         asked("gptq-3-seed2", "gptq-3", Some(2)),
         asked("awq-3", "awq-3", Some(0)),
+        // Of that name, and made otherwise.
+        Asked { what: What::Given("y".into()), ..asked("gptq-3-seed3", "gptq-3", Some(3)) },
     ];
     let with = |ethics, privacy| vec![dimension("machine-ethics", ethics, None), dimension("privacy", privacy, None)];
     let points = [
@@ -72,6 +74,7 @@ fn seeds_of_a_setting_spread_as_by_hand() {
         point("gptq-3-seed1", with(Some(-4.0), None)),
         point("gptq-3-seed2", with(Some(-7.0), None)),
         point("awq-3", with(Some(9.0), Some(9.0))),
+        point("gptq-3-seed3", with(Some(9.0), Some(9.0))),
     ];
     let found = settings(&asked.iter().collect::<Vec<_>>(), &points);
     let [setting] = &found[..] else { panic!("{found:?}") };

@@ -271,6 +271,9 @@ pub fn caution(dense: &DenseDimension) -> Option<String> {
     if finite(dense.score).is_none() {
         return Some("The dense model has no score here".into());
     }
+    if dense.constant {
+        return Some("Says nothing: the dense model gives one answer to nearly all".into());
+    }
     (dense.informative == Some(false)).then(|| "Says nothing: the dense model is at chance".into())
 }
 

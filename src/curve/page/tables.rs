@@ -338,6 +338,7 @@ pub fn provenance(curve: &Curve) -> String {
     );
     for dense in &curve.dimensions {
         let says = match dense.informative {
+            _ if dense.constant => "no, one answer to nearly all",
             Some(true) => "yes",
             Some(false) => "no",
             None => "no chance level",

@@ -91,11 +91,21 @@ fn each_method_is_followed_to_the_smallest_rate_that_costs_nothing() {
         .map(|rate| point("wanda", rate, 8.0, ethics(-1.0, if rate == "2:4" { 0.01 } else { 0.4 })));
     let line = free(&curve(points.into()));
     assert!(line.contains("wanda to 4:8 ("), "{line}");
-    // A difference in constant answers is none.
+    // To fall into one answer is the worst that can happen.
     let mut constant = dimension("ethics", -9.0, 1.0, 0.001);
     constant.constant = true;
     let line = free(&curve(vec![point("rtn", "4 bits", 4.3, vec![constant, dimension("privacy", 0.5, 1.0, 1.0)])]));
-    assert!(line.contains("rtn to 4 bits (farthest privacy 0.5 [-0.5, 1.5])"), "{line}");
+    assert!(
+        line.contains("rtn at no rate, 4 bits already (farthest ethics -9.0 [-10.0, -8.0], one answer to nearly all)"),
+        "{line}"
+    );
+    // Fewer layers out are milder, whatever their order in the sweep.
+    let drop = |layers: usize, p| Point {
+        layers_dropped: Some(layers),
+        ..point("drop", &format!("{layers} layers"), 16.0, ethics(-9.0, p))
+    };
+    let line = free(&curve(vec![drop(8, 0.001), drop(1, 0.4)]));
+    assert!(line.contains("drop to 1 layers (") && !line.contains("though"), "{line}");
 }
 
 #[test]
@@ -148,10 +158,17 @@ fn what_says_nothing_is_named() {
         refusal_rate: 0.0,
         unparsable_rate: 0.0,
         informative: Some(false),
+        constant: false,
     });
+    let knowledge = curve.dimensions[0].clone();
+    curve.dimensions.push(DenseDimension { name: "fairness".into(), constant: true, ..knowledge });
     let line = silent(&curve);
-    for words in ["knowledge 27.0 [20.0, 34.0] at chance 25.0", "privacy at a-4, a-4, a-4 and 3 more", "ethics at a-4"]
-    {
+    for words in [
+        "knowledge 27.0 [20.0, 34.0] at chance 25.0",
+        "privacy at a-4, a-4, a-4 and 3 more",
+        "ethics at a-4",
+        "the dense model gives one and the same answer to nearly all items of fairness",
+    ] {
         assert!(line.contains(words), "`{words}` is not in: {line}");
     }
     assert_eq!(interval(Band { low: -0.0, high: 0.0 }), "[0.0, 0.0]");

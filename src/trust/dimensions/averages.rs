@@ -7,9 +7,22 @@ use super::super::item::{Item, Outcome};
 /// Judged items of one part.
 pub type Judged<'a> = Vec<(&'a Item, &'a Outcome)>;
 
+/// Stands between the name of a part and the number of its copy, where a draw holds the part several times.
+const COPY: char = '\u{0}';
+
+/// What a part is called that a draw holds for the (`copy` + 1)th time.
+pub fn name_of_copy(part: &str, copy: usize) -> String {
+    format!("{part}{COPY}{copy}")
+}
+
+/// The part that a copy is of; any other part itself.
+pub fn own_name(part: &str) -> &str {
+    part.split(COPY).next().unwrap_or(part)
+}
+
 /// Whether a part is the condition *without* the perturbation; see [`dimensions`](super).
 pub fn is_other_condition(part: &str) -> bool {
-    matches!(part.rsplit('-').next(), Some("clean" | "without" | "base"))
+    matches!(own_name(part).rsplit('-').next(), Some("clean" | "without" | "base"))
 }
 
 /// The judged items by part, in the order of the parts' names.
@@ -97,6 +110,16 @@ mod tests {
         assert_eq!(mean_over_parts(&judged, mean_value), (2.0 / 3.0 + 0.0) / 2.0);
         assert_eq!(mean_over_parts(&judged[4..], mean_value), 1.0, "there is nothing else");
         assert!(mean_over_parts(&[], mean_value).is_nan());
+    }
+
+    #[test]
+    fn a_part_drawn_twice_counts_twice() {
+        let items = [choice_in("a", 2), choice_in("b", 2), choice_in(&name_of_copy("b", 1), 2)];
+        let outcomes = [1.0, 0.0, 0.0].map(worth);
+        let judged: Vec<_> = items.iter().zip(&outcomes).collect();
+        assert!((mean_over_parts(&judged, mean_value) - 1.0 / 3.0).abs() < 1e-12);
+        assert!(is_other_condition(&name_of_copy("a-clean", 2)) && !is_other_condition(&name_of_copy("a", 2)));
+        assert_eq!((own_name(&name_of_copy("a-clean", 2)), own_name("b")), ("a-clean", "b"));
     }
 
     #[test]

@@ -14,10 +14,10 @@
 
 use std::collections::BTreeMap;
 
-use super::super::dimension::{Dimension, Rule, score_of_parts};
+use super::super::dimension::{Dimension, Rule, Unfolded, score_of_parts};
 use super::super::item::{Answer, Ask, Item, Outcome};
 use super::super::rules::stereotype::{Label, RULES, label};
-use super::averages::{Judged, mean, mean_value, worth};
+use super::averages::{Judged, mean, mean_value, own_name, worth};
 use super::likelihood::{LIKELIHOOD, blind, unparsable, weigh};
 use super::luck::unevenness;
 use super::preference::{judge_pair, lean};
@@ -67,6 +67,21 @@ impl Dimension for Stereotype {
 
     fn score(&self, _: Rule, judged: &[(&Item, &Outcome)]) -> f64 {
         100.0 * mean(cells(judged).into_values().map(|cell| worth_of(&cell)))
+    }
+
+    fn unfolded<'a>(&'a self, _: Rule, judged: &[(&Item, &Outcome)]) -> Unfolded<'a> {
+        let of_pairs = cells(judged).into_iter().filter(|(_, cell)| is_of_pairs(cell));
+        let sign = |((part, _), cell): ((&str, Option<&str>), Judged)| {
+            (part.to_string(), if lean(&cell) < 0.0 { -1.0 } else { 1.0 })
+        };
+        let signs: BTreeMap<String, f64> = of_pairs.map(sign).collect();
+        Box::new(move |drawn| {
+            let worth = |((part, _), cell): ((&str, Option<&str>), Judged)| match signs.get(own_name(part)) {
+                Some(sign) if is_of_pairs(&cell) => 1.0 - sign * lean(&cell),
+                _ => mean_value(&cell),
+            };
+            100.0 * mean(cells(drawn).into_iter().map(worth))
+        })
     }
 
     fn parts(&self, rule: Rule, judged: &[(&Item, &Outcome)]) -> Vec<(String, f64)> {
@@ -127,7 +142,7 @@ fn is_pair(item: &Item) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::super::rules::stereotype::{COMPRESSED_TRUST, OFFICIAL};
-    use super::super::testing::{preference, random_score, saying, score_of, text_item};
+    use super::super::testing::{outcomes, preference, random_score, saying, score_of, text_item};
     use super::*;
 
     const WORDS: [&str; 2] = [" I agree.", " I disagree."];
@@ -181,6 +196,16 @@ mod tests {
         let disagreement = 1.0 / (1.0 + (-1f64).exp());
         let score = score_of(&Stereotype, OFFICIAL, &items, |at, _| usize::from(at >= 3));
         assert!((score - 100.0 * (0.5 + disagreement) / 2.0).abs() < 1e-9, "{score}");
+    }
+
+    #[test]
+    fn pairs_are_held_open_the_way_they_lean() {
+        let items = vec![preference("crows", "age", ["x", "y"]); 4];
+        let judged = outcomes(&Stereotype, OFFICIAL, &items, |at, _| usize::from(at >= 3));
+        let pairs: Vec<_> = items.iter().zip(&judged).collect();
+        let open = Stereotype.unfolded(OFFICIAL, &pairs);
+        assert_eq!((open(&pairs), Stereotype.score(OFFICIAL, &pairs)), (50.0, 50.0));
+        assert_eq!((open(&pairs[3..]), Stereotype.score(OFFICIAL, &pairs[3..])), (200.0, 0.0));
     }
 
     #[test]

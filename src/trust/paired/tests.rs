@@ -213,16 +213,76 @@ fn the_detectable_difference_is_the_published_one() {
     assert!((discordant(1000, 50, 50).detectable.unwrap() - 2.8).abs() < 1e-9);
     // 2.8 · √(0.12 − 0.06²) / 10
     assert!((discordant(100, 9, 3).detectable.unwrap() - 9.5523).abs() < 1e-3);
+    // None discordant of 200 leave 3 of 200 possible: 2.8 · √0.015 / √200.
+    assert!((discordant(200, 0, 0).detectable.unwrap() - 2.4249).abs() < 1e-3);
 }
 
 #[test]
-fn items_in_clusters_are_tested_by_the_bootstrap() {
+fn items_in_clusters_are_tested_by_exchange() {
     let items: Vec<Item> = (0..100).map(|at| item(at, (at / 4).to_string(), None)).collect();
     let all = |right: bool| (0..100).map(|at| answered(at % 2, right || at % 4 > 0, 1.0)).collect::<Vec<_>>();
     let found = compare(&Share, RULE, &items, &all(true), &all(false), FEW).unwrap();
-    assert_eq!((found.test, found.clusters), (Test::Bootstrap, 25));
+    assert_eq!((found.test, found.clusters), (Test::Exchange, 25));
     assert_eq!(found.mcnemar.map(|exact| exact.lost), Some(25));
-    assert!((found.p.unwrap() - 2.0 / 301.0).abs() < 1e-12);
+    assert!((found.p.unwrap() - 1.0 / 301.0).abs() < 1e-12);
+    // Of five clusters all 2⁵ exchanges: none and all of them come to as much.
+    let compare = |clusters: usize| {
+        let items: Vec<Item> = items.iter().take(4 * clusters).cloned().collect();
+        let of = |right| all(right).into_iter().take(4 * clusters).collect::<Vec<_>>();
+        compare(&Share, RULE, &items, &of(true), &of(false), FEW).unwrap()
+    };
+    assert_eq!(compare(5).p, Some(2.0 / 32.0));
+    assert_eq!(compare(2).p, Some(0.5), "two clusters show nothing, whichever way they go");
+}
+
+#[test]
+fn exchange_is_a_test_of_its_size_where_a_score_folds() {
+    // The dense model says the same to all, which is perfectly fair; the other tosses a coin, which is no less even-handed.
+    let items: Vec<Item> = (0..60).map(|at| item(at, at.to_string(), Some(["a", "b"][at % 2]))).collect();
+    let dense: Vec<Outcome> = (0..60).map(|_| answered(0, true, 1.0)).collect();
+    let sets = 400;
+    let found = (0..sets).map(|set| {
+        let other = outcomes(&items, &mut Stream::new(set, "coins", 0), 500);
+        compare(&Parity, RULE, &items, &dense, &other, FEW).unwrap()
+    });
+    let rejected = found.filter(|found| found.p.unwrap() < 0.05).count();
+    // 20 ± 4.4 expected; the bootstrap of the folded score rejects nearly all.
+    assert!(rejected <= 35, "{rejected} of {sets}");
+}
+
+#[test]
+fn a_part_of_one_cluster_is_drawn_as_often_as_it_is() {
+    let named: Vec<(String, String)> = (0..36).map(|at| (format!("c{}", at / 3), format!("p{}", at / 3))).collect();
+    let clusters = Clusters::new(named.iter().map(|(cluster, part)| (cluster.as_str(), part.as_str(), None)));
+    assert!(clusters.has_alone());
+    for replicate in 0..50 {
+        let drawn = clusters.draw(FEW, replicate);
+        let parts: std::collections::BTreeSet<_> = drawn.iter().map(|one| (one.at / 3, one.copy)).collect();
+        assert_eq!((drawn.len(), parts.len()), (36, 12), "every copy is a part of its own");
+    }
+    // Two clusters a part: the part is there however often each is taken.
+    let two = Clusters::new(
+        named.iter().enumerate().map(|(at, (cluster, _))| (cluster.as_str(), ["x", "y"][at / 3 % 2], None)),
+    );
+    assert!(!two.has_alone() && two.draw(FEW, 0).iter().all(|one| one.copy == 0));
+
+    // Means over parts vary as those of the clusters do.
+    let items: Vec<Item> = named
+        .iter()
+        .enumerate()
+        .map(|(at, (cluster, part))| Item { part: part.clone(), ..item(at, cluster.clone(), None) })
+        .collect();
+    let outcomes = outcomes(&items, &mut Stream::new(7, "outcomes", 0), 600);
+    let many = Bootstrap { replicates: 4000, seed: 1 };
+    let dimension = crate::trust::dimension::named("fairness").unwrap();
+    let found = measure(dimension, dimension.rules()[0], &items, &outcomes, many).unwrap();
+    let means: Vec<f64> =
+        outcomes.chunks(3).map(|three| three.iter().map(|one| 100.0 * one.value).sum::<f64>() / 3.0).collect();
+    let mean = means.iter().sum::<f64>() / 12.0;
+    let error = (means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 12.0 / 12.0).sqrt();
+    let Interval { low, high } = found.interval.unwrap();
+    assert!((found.score.unwrap() - mean).abs() < 1e-9);
+    assert!(((high - low) / (2.0 * 1.96 * error) - 1.0).abs() < 0.1, "{low} to {high}, expected ± {}", 1.96 * error);
 }
 
 #[test]
