@@ -484,8 +484,8 @@ fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
         "output_activations": null,
         "targets": targets,
         "weights": {
-            // Static groups in activation order: the file is the same as without.
-            "actorder": if activation_order { Value::from("weight") } else { Value::Null },
+            // Static groups in activation order: the file is the same as without. A row that is one group has no order.
+            "actorder": if activation_order && !per_row { Value::from("weight") } else { Value::Null },
             "block_structure": null,
             "dynamic": false,
             "group_size": if per_row { Value::Null } else { group_size.into() },
