@@ -237,6 +237,12 @@ fn an_awq_configuration_has_the_fields_loaders_read() {
         "modules_to_not_convert": ["a.gate", "lm_head"],
     });
     assert_eq!(config, expected);
+    let (dense, beside) = (["model.language_model.gate".to_owned()], ["vision_tower".to_owned()]);
+    let parts = QuantisedModel { beside: &beside, ..model(&linears, &dense) };
+    assert_eq!(
+        Format::Awq.config(&parts).unwrap().unwrap()["modules_to_not_convert"],
+        json!(["model.language_model.gate", "language_model.model.gate", "vision_tower", "model.vision_tower"])
+    );
     let mixed = [("a".to_owned(), layout(4, 64, false)), ("b".to_owned(), layout(4, 128, false))];
     let error = Format::Awq.config(&model(&mixed, &[])).unwrap_err().to_string();
     assert!(error.contains("`b` has -1 where most have 64"), "{error}");
