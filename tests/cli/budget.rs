@@ -95,6 +95,47 @@ fn json_lines_calibrate_as_the_same_text_does() {
 }
 
 #[test]
+fn whole_documents_are_looked_for_in_the_whole_file() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    // Far more bytes of short documents than the one sequence asked for would take.
+    let short = "{\"text\": \"w1 w2\"}\n".repeat(1000);
+    let long = json!({ "text": "w3 w4 ".repeat(40) });
+    let lines = place.file("lines.jsonl", format!("{short}{long}\n"));
+    let options = "--group-size 32 --n-samples 1 --seq-len 32 --whole-documents --no-speed --calibration";
+    scruple!["compress", model, options, lines, "-o", place.out("out")].succeeds();
+}
+
+#[test]
+fn a_recipe_is_drawn_by_the_seed_that_is_given() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 400);
+    let recipe = place.file(
+        "recipe.toml",
+        "[[stage]]\nmethod = \"gptq\"\nparams = { bits = 2, group_size = 32 }\n\
+         [calibration]\nn_samples = 4\nseq_len = 32\nseed = 7\n",
+    );
+    let compress = |name: &str, more: &str| {
+        let out = place.out(name);
+        scruple!["compress", model, "--no-speed --recipe", recipe, more, "--calibration", text, "-o", out].succeeds();
+        let seed = json_file(&out.join("scruple.json"))["recipe"]["calibration"]["seed"].clone();
+        (seed, std::fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (own, given) = (compress("own", ""), compress("given", "--calibration-seed 8"));
+    assert_eq!((&own.0, &given.0), (&json!(7), &json!(8)));
+    assert!(own.1 != given.1);
+    let options = "--no-speed --json --calibration-seeds 2 --recipe";
+    let report =
+        scruple!["compress", model, options, recipe, "--calibration", text, "--text", text, "-o", place.out("seeds")];
+    assert!(report.json()["figures"][0]["std"].as_f64().unwrap() > 0.0);
+    for option in ["--whole-documents", "--calibration-chat", "--calibration-field body"] {
+        let name = option.split(' ').next().unwrap();
+        scruple!["compress", model, "--dry-run --recipe", recipe, option].refuses_the_arguments(&["--recipe", name]);
+    }
+}
+
+#[test]
 fn seeds_tell_how_far_results_spread() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));

@@ -84,7 +84,7 @@ pub struct Arguments {
     /// Tokens of a sequence
     #[arg(long, default_value_t = CalibrationRecipe::default().seq_len)]
     seq_len: usize,
-    /// Draw the sequences at random by this seed, instead of taking the first
+    /// Draw the sequences at random by this seed, instead of taking the first; instead of a recipe's seed, too
     #[arg(long)]
     calibration_seed: Option<u64>,
     /// Compress with this many seeds, from --calibration-seed on, and report how far the results spread (needs --text)
@@ -112,7 +112,7 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "bits")]
     target_size: Option<String>,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "whole_documents", "calibration_chat", "calibration_field", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
     /// Where blocks run and Hessians are summed while calibrating: cpu, or cuda[:N] in a build with CUDA; codes are chosen
     /// by the processor
@@ -195,7 +195,9 @@ impl Arguments {
 
     fn recipe(&self) -> Result<Recipe> {
         if let Some(file) = &self.recipe {
-            return Ok(Recipe::read(file)?);
+            let mut recipe = Recipe::read(file)?;
+            recipe.calibration.seed = self.calibration_seed.or(recipe.calibration.seed);
+            return Ok(recipe);
         }
         // Only what was said: the rest is the method's own to choose.
         let mut params = toml::Table::new();
@@ -269,9 +271,11 @@ fn free_folder(name: &str) -> PathBuf {
 fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
     let wanted = &plan.recipe.calibration;
-    // Most texts have more than two bytes a token; a draw at random needs all of them.
+    // Most texts have more than two bytes a token; a draw at random needs all of them, and so do whole documents, of which
+    // the short ones are passed over.
     let limit = match wanted.seed {
         Some(_) => usize::MAX,
+        None if wanted.whole_documents => usize::MAX,
         None => wanted.n_samples.saturating_mul(wanted.seq_len).saturating_mul(BYTES_PER_TOKEN),
     };
     let mut documents = Vec::new();
