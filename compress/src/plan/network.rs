@@ -260,18 +260,21 @@ fn part_of(name: &str) -> Option<&str> {
     Some(name.strip_prefix("model.").unwrap_or(name).split_once('.')?.0)
 }
 
-/// Ends of the names of tables looked up by row, which loaders do not take for linears.
-const TABLES: [&str; 10] = [
-    "embeddings",
-    "embed_tokens",
-    "embed_positions",
+/// Last names of tables looked up by row, which loaders do not take for linears.
+const TABLES: [&str; 13] = [
     "embed_in",
-    "token_embedding",
+    "embed_positions",
+    "embed_tokens",
     "position_embedding",
+    "position_embeddings",
     "relative_attention_bias",
-    "wte",
-    "wpe",
     "shared",
+    "tok_embeddings",
+    "token_embedding",
+    "token_type_embeddings",
+    "word_embeddings",
+    "wpe",
+    "wte",
 ];
 
 /// Every linear of `checkpoint` but those in `known` and those of the parts `beside`: heads, poolers, projections before
@@ -283,7 +286,7 @@ pub(super) fn others(checkpoint: &Checkpoint, known: &HashSet<&str>, beside: &[S
         .tensors()
         .filter(|view| matrix(view).is_some() && !is_beside(view.name()))
         .filter_map(|view| view.name().strip_suffix(".weight"))
-        .filter(|name| !known.contains(name) && !TABLES.iter().any(|table| name.ends_with(table)))
+        .filter(|name| !known.contains(name) && !TABLES.contains(&name.rsplit('.').next().unwrap_or(name)))
         .map(str::to_string)
         .collect()
 }
