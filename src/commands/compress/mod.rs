@@ -106,7 +106,7 @@ pub struct Arguments {
     /// Any other parameter of the method, as in a recipe: dampening=0.05, scales="channel"; may be repeated
     #[arg(long = "param", value_name = "KEY=VALUE")]
     params: Vec<String>,
-    /// Choose the bits of the linears of each input by their measured errors, so that all take this many a weight on average
+    /// Choose the bits of the linears of each input by their measured errors, so that a weight takes this many on average
     #[arg(long, conflicts_with_all = ["bits", "target_size"])]
     target_bpw: Option<f64>,
     /// The same, so that the file's tensors take this much: 600MB, 1.5GiB
