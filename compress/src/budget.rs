@@ -6,6 +6,9 @@
 //! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
 //! dynamic programming ([`choose`]).
 //!
+//! Linears that are one in other programs get one width ([`alike`]): those that read the same input, q, k and v or gate and
+//! up, which vLLM holds in one parameter, and all experts of a block. Their sizes and errors are added.
+//!
 //! The error of a linear is what its block loses: with that one linear compressed, the mean over some tokens of
 //! `‖Δy‖² / ‖y‖²` of the block's outputs y, the stream that the next block reads. What a linear's own outputs lose tells less:
 //! with it, small 2-bit errors of output projections passed for harmless, and the model was worse than one of uniform width
@@ -360,6 +363,40 @@ pub fn choose(offers: &[Vec<Offer>], importance: &[f64], capacity: u64) -> Optio
     Some(chosen)
 }
 
+/// What linears of one width have in common: block, stage (none of experts, which are alike throughout), methods.
+type Kin<'a> = (usize, Option<Stage>, &'a [usize]);
+
+/// The linears of `plan` that get one width, by their numbers: those of a block and a stage, and all experts of a block,
+/// where their methods are the same.
+pub fn alike(plan: &Plan) -> Vec<Vec<usize>> {
+    let mut sets: Vec<(Option<Kin<'_>>, Vec<usize>)> = Vec::new();
+    for (index, linear) in plan.linears.iter().enumerate() {
+        let stage = linear.site.map(|site| site.expert.is_none().then_some(site.stage));
+        let kin = stage.map(|stage| (linear.block, stage, &linear.methods[..])); // none in a network that does not run
+        match sets.iter_mut().find(|(known, _)| kin.is_some() && *known == kin) {
+            Some((_, set)) => set.push(index),
+            None => sets.push((kin, vec![index])),
+        }
+    }
+    sets.into_iter().map(|(_, set)| set).collect()
+}
+
+/// What the linears of `set` are offered together: the widths that each is offered, with the sums of their sizes and of
+/// their errors times their `importance`.
+fn together(set: &[usize], offers: &[Vec<Offer>], importance: &[f64]) -> Vec<Offer> {
+    let Some(&first) = set.first() else { return Vec::new() };
+    let sum = |bits: u32| {
+        let mut all = Offer { bits, storage_bits: 0, error: 0.0 };
+        for &index in set {
+            let offer = offers[index].iter().find(|offer| offer.bits == bits)?;
+            all.storage_bits += offer.storage_bits;
+            all.error += importance[index] * offer.error;
+        }
+        Some(all)
+    };
+    offers[first].iter().filter_map(|offer| sum(offer.bits)).collect()
+}
+
 /// The recipe in which every linear of `plan` has the width that `budget` leaves it by `offers`.
 ///
 /// # Errors
@@ -371,9 +408,20 @@ pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<R
         false => linear.layout.weights() as f64,
     };
     let importance: Vec<f64> = plan.linears.iter().map(importance).collect();
-    let Some(chosen) = choose(offers, &importance, capacity) else {
+    let mut sets = Vec::new();
+    for set in alike(plan) {
+        match together(&set, offers, &importance) {
+            // No width suits them all, so each has its own.
+            joint if joint.is_empty() => {
+                sets.extend(set.iter().map(|&index| (vec![index], together(&[index], offers, &importance))));
+            }
+            joint => sets.push((set, joint)),
+        }
+    }
+    let joint: Vec<Vec<Offer>> = sets.iter().map(|(_, joint)| joint.clone()).collect();
+    let Some(chosen) = choose(&joint, &vec![1.0; joint.len()], capacity) else {
         let weights: u64 = plan.linears.iter().map(|linear| linear.layout.weights()).sum();
-        let least: u64 = offers.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).min()).sum();
+        let least: u64 = joint.iter().filter_map(|offers| offers.iter().map(|offer| offer.storage_bits).min()).sum();
         return Err(Error::Recipe(format!(
             "the budget leaves {:.3} bits a weight, and the narrowest widths of the format {} take {:.3}",
             capacity as f64 / weights as f64,
@@ -381,6 +429,10 @@ pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<R
             least as f64 / weights as f64
         )));
     };
+    let mut widths: Vec<Option<u32>> = vec![None; plan.linears.len()];
+    for ((set, joint), number) in sets.iter().zip(chosen) {
+        set.iter().for_each(|&index| widths[index] = joint.get(number).map(|offer| offer.bits));
+    }
     let mut stages = Vec::new();
     for (stage, recipe) in plan.recipe.stages.iter().enumerate() {
         if !recipe.params.contains_key("bits") {
@@ -388,12 +440,11 @@ pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<R
             continue;
         }
         for bits in WIDTHS {
-            let here = |(index, linear): &(usize, &PlannedLinear)| {
-                linear.methods.contains(&stage)
-                    && offers[*index].get(chosen[*index]).is_some_and(|offer| offer.bits == bits)
+            let here = |(linear, width): &(&PlannedLinear, &Option<u32>)| {
+                linear.methods.contains(&stage) && **width == Some(bits)
             };
             let targets: Vec<String> =
-                plan.linears.iter().enumerate().filter(here).map(|(_, linear)| linear.name.clone()).collect();
+                plan.linears.iter().zip(&widths).filter(here).map(|(linear, _)| linear.name.clone()).collect();
             if targets.is_empty() {
                 continue;
             }
@@ -422,6 +473,19 @@ mod tests {
 
     fn offer(bits: u32, storage_bits: u64, error: f64) -> Offer {
         Offer { bits, storage_bits, error }
+    }
+
+    #[test]
+    fn a_set_is_offered_what_each_of_it_is() {
+        let offers = [
+            vec![offer(2, 20, 0.5), offer(4, 40, 0.1), offer(8, 80, 0.0)],
+            vec![offer(4, 4, 0.2), offer(8, 8, 0.1)],
+            vec![offer(3, 9, 0.3)],
+        ];
+        let importance = [1.0, 10.0, 1.0];
+        assert_eq!(together(&[0, 1], &offers, &importance), [offer(4, 44, 2.1), offer(8, 88, 1.0)]);
+        assert!(together(&[0, 2], &offers, &importance).is_empty());
+        assert_eq!(together(&[2], &offers, &importance), [offer(3, 9, 0.3)]);
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     scruple,
-    support::{Model, Place, json_file},
+    support::{Model, Place, assert_same_files, json_file},
 };
 
 fn bits_per_weight(report: &Value) -> f64 {
@@ -30,7 +30,12 @@ fn a_budget_is_kept_and_nearly_used() {
         let widths = |plan: &Value| -> Vec<u64> {
             plan["linears"].as_array().unwrap().iter().map(|l| l["stored"]["bits"].as_u64().unwrap()).collect()
         };
-        assert!(widths(&plan).iter().any(|bits| *bits != widths(&plan)[0]), "{target}: one width for all");
+        let widths = widths(&plan);
+        assert!(widths.iter().any(|bits| *bits != widths[0]), "{target}: one width for all");
+        for block in widths.chunks(7) {
+            let [q, k, v, _, gate, up, _] = block[..] else { panic!("{widths:?}") };
+            assert!(q == k && k == v && gate == up, "{target}: what other programs hold in one differs, {block:?}");
+        }
     }
     let refused = |options: &str, words: &[&str]| {
         scruple!["compress", model, "--method rtn --group-size 32 --dry-run", options].refuses(words);
@@ -95,6 +100,47 @@ fn json_lines_calibrate_as_the_same_text_does() {
 }
 
 #[test]
+fn whole_documents_are_looked_for_in_the_whole_file() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    // Far more bytes of short documents than the one sequence asked for would take.
+    let short = "{\"text\": \"w1 w2\"}\n".repeat(1000);
+    let long = json!({ "text": "w3 w4 ".repeat(40) });
+    let lines = place.file("lines.jsonl", format!("{short}{long}\n"));
+    let options = "--group-size 32 --n-samples 1 --seq-len 32 --whole-documents --no-speed --calibration";
+    scruple!["compress", model, options, lines, "-o", place.out("out")].succeeds();
+}
+
+#[test]
+fn a_recipe_is_drawn_by_the_seed_that_is_given() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 400);
+    let recipe = place.file(
+        "recipe.toml",
+        "[[stage]]\nmethod = \"gptq\"\nparams = { bits = 2, group_size = 32 }\n\
+         [calibration]\nn_samples = 4\nseq_len = 32\nseed = 7\n",
+    );
+    let compress = |name: &str, more: &str| {
+        let out = place.out(name);
+        scruple!["compress", model, "--no-speed --recipe", recipe, more, "--calibration", text, "-o", out].succeeds();
+        let seed = json_file(&out.join("scruple.json"))["recipe"]["calibration"]["seed"].clone();
+        (seed, std::fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (own, given) = (compress("own", ""), compress("given", "--calibration-seed 8"));
+    assert_eq!((&own.0, &given.0), (&json!(7), &json!(8)));
+    assert!(own.1 != given.1);
+    let options = "--no-speed --json --calibration-seeds 2 --recipe";
+    let report =
+        scruple!["compress", model, options, recipe, "--calibration", text, "--text", text, "-o", place.out("seeds")];
+    assert!(report.json()["figures"][0]["std"].as_f64().unwrap() > 0.0);
+    for option in ["--whole-documents", "--calibration-chat", "--calibration-field body"] {
+        let name = option.split(' ').next().unwrap();
+        scruple!["compress", model, "--dry-run --recipe", recipe, option].refuses_the_arguments(&["--recipe", name]);
+    }
+}
+
+#[test]
 fn seeds_tell_how_far_results_spread() {
     let place = Place::new();
     let model = Model::tiny().write(place.path("model"));
@@ -120,6 +166,51 @@ fn seeds_tell_how_far_results_spread() {
         std::fs::read_dir(out.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("seed-")), "{left:?}");
     run().refuses(&["already exists"]);
+}
+
+#[test]
+fn an_interrupted_call_over_seeds_goes_on_with_what_is_its_own() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let (text, other) = (place.text("text", 400), place.text("other", 300));
+    let run = |name: &str, text: &Path, more: &str| {
+        let options = "--group-size 32 --bits 2 --n-samples 4 --seq-len 32 --no-speed --json --calibration-seeds 2";
+        scruple!["compress", model, options, more, "--calibration", text, "--text", text, "-o", place.out(name)]
+    };
+    let whole = run("whole", &text, "").json();
+    // A folder in the way of the second seed ends the call after the first, as a kill would.
+    let stop = place.out("out.seed-1");
+    std::fs::create_dir(&stop).unwrap();
+    run("out", &text, "").refuses(&["out.seed-1", "delete it"]);
+    std::fs::remove_dir(&stop).unwrap();
+    let first = place.out("out.seed-0");
+    let made = std::fs::read(first.join("model.safetensors")).unwrap();
+    for (text, more) in [(&other, ""), (&text, "--max-tokens 64"), (&text, "--asymmetric")] {
+        run("out", text, more).refuses(&["out.seed-0", "delete it"]);
+    }
+    std::fs::remove_file(first.join("eval.json")).unwrap(); // as a kill while it is measured leaves it
+    let rest = run("out", &text, "");
+    assert!(rest.stderr.contains("not yet measured, by an earlier run"), "{rest:#?}");
+    assert_eq!(rest.json(), whole);
+    assert!(std::fs::read(place.out("out").join("model.safetensors")).unwrap() == made);
+    assert_same_files(&place.out("whole"), &place.out("out"));
+    assert_eq!(place.results(), ["out", "whole"]);
+}
+
+#[test]
+fn an_encoder_has_no_figures_over_seeds() {
+    let place = Place::new();
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/encoders/bert");
+    let vocabulary = json_file(&bert.join("tokenizer.json"))["model"]["vocab"].as_object().unwrap().clone();
+    let words: Vec<&String> = vocabulary.keys().filter(|word| word.chars().all(char::is_alphabetic)).collect();
+    let line =
+        |from: usize| (0..8).map(|i| words[(from * 3 + i * i) % words.len()].as_str()).collect::<Vec<_>>().join(" ");
+    let text = place.file("text", (0..40).map(line).collect::<Vec<_>>().join("\n"));
+    let options = "--group-size 0 --format dense --n-samples 2 --seq-len 12 --no-speed --calibration-seeds 2";
+    let out = place.out("out");
+    let run = scruple!["compress", bert, options, "--calibration", text, "--text", text, "-o", out].succeeds();
+    assert!(run.stdout.contains("a text encoder has no figures here"), "{run:#?}");
+    assert!(!run.stdout.contains("over the calibration seeds"), "{run:#?}");
 }
 
 #[test]

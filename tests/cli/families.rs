@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     arguments, scruple,
-    support::{Place, Run, VOCAB, assert_same_files, copy_folder, json_file, program, tokenizer},
+    support::{Model, Place, Run, VOCAB, assert_same_files, copy_folder, json_file, program, tokenizer},
 };
 
 /// Largest accepted median KL divergence, nats a token, of a model rounded to 8 bits: a part in 255 of a group's range. A
@@ -136,6 +136,35 @@ fn what_stands_beside_the_text_part_is_said_to_be_dense() {
     let ignored = ["lm_head", "re:.*multi_modal_projector.*", "re:.*vision_tower.*"];
     assert_eq!(config["quantization_config"]["ignore"], serde_json::json!(ignored));
     assert_eq!(config["vision_config"], json_file(&dense.join("config.json"))["vision_config"]);
+}
+
+#[test]
+fn every_linear_that_stays_dense_is_said_to_be() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let place = Place::new();
+    let named = Model::tiny().config("model_type", "of-nobody").shape("model.layers.0.mlp.gate.weight", &[4, 64]);
+    for (model, expected) in [
+        (fixtures.join("decoders/opt-projected"), &["model.decoder.project_in", "model.decoder.project_out"][..]),
+        (fixtures.join("encoders/bert"), &["pooler.dense"]),
+        (fixtures.join("encoders/bert-classifier"), &["bert.pooler.dense", "classifier"]),
+        (fixtures.join("encoders/distilbert-classifier"), &["classifier", "pre_classifier"]),
+        (fixtures.join("encoders/roberta-classifier"), &["classifier.dense", "classifier.out_proj"]),
+        (fixtures.join("encoders/mpnet"), &["pooler.dense"]),
+        (fixtures.join("vision/vit"), &["pooler.dense"]),
+        (named.write(place.path("of-nobody")), &["model.layers.0.mlp.gate"]),
+    ] {
+        let name = model.file_name().unwrap().to_string_lossy().into_owned();
+        let out = place.out(&name);
+        let options = "--method rtn --bits 8 --group-size 0 --format compressed-tensors --no-speed -o";
+        scruple!["compress", &model, options, &out].succeeds();
+        let config = json_file(&out.join("config.json"));
+        let ignored = config["quantization_config"]["ignore"].as_array().unwrap();
+        let mut ignored: Vec<&str> = ignored.iter().map(|name| name.as_str().unwrap()).collect();
+        ignored.sort_unstable();
+        let mut expected: Vec<&str> = expected.iter().copied().chain(["lm_head"]).collect();
+        expected.sort_unstable();
+        assert_eq!(ignored, expected, "{name}");
+    }
 }
 
 #[test]

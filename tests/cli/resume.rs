@@ -133,6 +133,13 @@ fn an_interrupted_run_is_not_continued_with_other_settings() {
     let words = ["journal.jsonl", "interrupted run", "cannot be continued", "delete the folder"];
     Run::of(&mut case.command(&out, "8")).refuses(&words); // other tensors
     Run::of(case.command(&out, "4").arg("--asymmetric")).refuses(&words); // the same tensors, another grid
+    let config = case.model.join("config.json");
+    let own = fs::read_to_string(&config).unwrap();
+    let mut changed = json_file(&config);
+    changed["rms_norm_eps"] = 1e-3.into();
+    fs::write(&config, changed.to_string()).unwrap();
+    Run::of(&mut case.command(&out, "4")).refuses(&words); // the same weights, run in another way
+    fs::write(&config, own).unwrap();
     assert_eq!(count_lines(&case.partial(&out).join("journal.jsonl")), before, "it is kept as it was");
     assert!(!out.exists());
     let last = case.finish(&out);

@@ -1,9 +1,11 @@
-//! The documents of a calibration file: plain text, JSON lines, or Parquet, told by content.
+//! The documents of a calibration file: plain text, JSON lines, a JSON array, or Parquet, told by content.
 //!
 //! | file | a document is |
 //! |---|---|
 //! | Parquet (`PAR1` at both ends) | the text column of a row |
 //! | JSON lines (every line an object) | the `text` field of a line, or its `messages` by the chat template |
+//! | a JSON array | an entry: a text, or an object as in a line |
+//! | any other JSON | refused: it is no text that anyone reads |
 //! | anything else | the whole file |
 
 use std::{fs::File, path::Path};
@@ -35,6 +37,14 @@ pub enum Document {
 }
 
 impl Document {
+    /// Bytes of its texts.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Messages(turns) => turns.iter().map(|(_, content)| content.len()).sum(),
+        }
+    }
+
     /// The document as text for the tokenizer; conversations by the checkpoint's chat template, and so plain texts too
     /// where `chat` asks for it: each is then what a user says.
     ///
@@ -73,14 +83,47 @@ pub fn read(path: &Path, field: Option<&str>, limit: usize) -> Result<Vec<Docume
     let bytes = std::fs::read(path).map_err(|error| fail(path, format!("cannot read the text: {error}")))?;
     let text = String::from_utf8(bytes)
         .map_err(|error| fail(path, format!("the text is not UTF-8 at byte {}", error.utf8_error().valid_up_to())))?;
-    match json_lines(path, &text, field, limit)? {
+    let documents = match json_lines(path, &text, field, limit)? {
+        None => json_array(path, &text, field, limit)?,
+        lines => lines,
+    };
+    match documents {
         Some(documents) => Ok(documents),
         None if field.is_some() => Err(fail(
             path,
-            "a text field was named, but the file is neither JSON lines nor Parquet; leave the field away",
+            "a text field was named, but the file is neither JSON lines, a JSON array nor Parquet; leave the field away",
         )),
         None => Ok(vec![Document::Text(text)]),
     }
+}
+
+/// The documents of a text that is one JSON array; `None` if it is no JSON at all.
+fn json_array(path: &Path, text: &str, field: Option<&str>, limit: usize) -> Result<Option<Vec<Document>>> {
+    if !text.trim_start().starts_with(['[', '{']) {
+        return Ok(None); // parsed, it would take several times its bytes
+    }
+    let Ok(value) = serde_json::from_str::<Value>(text) else { return Ok(None) };
+    let Value::Array(entries) = value else {
+        let what =
+            "the text is one JSON object over several lines; write JSON lines, an object with a `text` on each line";
+        return Err(fail(path, what));
+    };
+    let (mut documents, mut bytes) = (Vec::new(), 0);
+    for (number, entry) in entries.into_iter().enumerate() {
+        let document = match entry {
+            Value::String(text) if field.is_none() => Ok(Document::Text(text)),
+            entry @ Value::Object(_) => of_object(&entry, field),
+            _ if field.is_some() => Err("is no object, and a field was named".into()),
+            _ => Err("is neither an object nor a text; write JSON lines, an object with a `text` on each line".into()),
+        };
+        let document = document.map_err(|what| fail(path, format!("entry {} of the JSON array {what}", number + 1)))?;
+        bytes += document.bytes();
+        documents.push(document);
+        if bytes >= limit {
+            break;
+        }
+    }
+    Ok(Some(documents))
 }
 
 /// The documents of JSON lines; `None` if the first line is no JSON object.
@@ -204,7 +247,7 @@ mod tests {
         let (_folder, path) = write("a.txt", "one\n\ntwo {\n".as_bytes());
         assert_eq!(text(&read(&path, None, usize::MAX).unwrap()), ["one\n\ntwo {\n"]);
         let error = read(&path, Some("text"), usize::MAX).unwrap_err().to_string();
-        assert!(error.contains("a.txt") && error.contains("neither JSON lines nor Parquet"), "{error}");
+        assert!(error.contains("a.txt") && error.contains("neither JSON lines, a JSON array nor Parquet"), "{error}");
         let (_folder, path) = write("b.txt", b"ab\xff");
         assert!(read(&path, None, usize::MAX).unwrap_err().to_string().contains("not UTF-8 at byte 2"));
     }
@@ -233,6 +276,27 @@ mod tests {
             let error = read(&path, None, usize::MAX).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains("d.jsonl"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_json_array_holds_texts_or_objects() {
+        for array in ["[\n  {\"text\": \"a\"},\n  \"b\"\n]\n", "[{\"text\": \"a\"}, \"b\"]"] {
+            let (_folder, path) = write("a.json", array.as_bytes());
+            assert_eq!(text(&read(&path, None, usize::MAX).unwrap()), ["a", "b"]);
+            assert_eq!(read(&path, None, 1).unwrap().len(), 1, "the limit ends the reading");
+        }
+        for (json, field, words) in [
+            ("{\n  \"text\": \"a\"\n}\n", None, "JSON lines"),
+            ("[1, 2]", None, "entry 1 of the JSON array is neither an object nor a text; write JSON lines"),
+            ("[{\"text\": \"a\"}, {\"id\": 3}]", None, "entry 2 of the JSON array has none of the fields"),
+            ("[\"a\"]", Some("body"), "entry 1 of the JSON array is no object"),
+        ] {
+            let (_folder, path) = write("b.json", json.as_bytes());
+            let error = read(&path, field, usize::MAX).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("b.json"), "{error}");
+        }
+        let (_folder, path) = write("c.txt", b"[1] A note, and no JSON.\n");
+        assert_eq!(text(&read(&path, None, usize::MAX).unwrap()), ["[1] A note, and no JSON.\n"]);
     }
 
     #[test]

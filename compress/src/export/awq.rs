@@ -110,7 +110,7 @@ impl Rules for Awq {
             )));
         }
         // Readers that are given a list leave out nothing beside it, so the output projection is on it too.
-        let mut dense: Vec<&str> = model.dense.iter().chain(model.beside).map(String::as_str).collect();
+        let mut dense = model.dense_names();
         dense.dedup();
         Ok(Some(json!({
             "quant_method": "awq",

@@ -124,9 +124,9 @@ impl Rules for Bitsandbytes {
                  alike"
             )));
         }
-        let mut skipped: Vec<&str> = model.dense.iter().chain(model.beside).map(String::as_str).collect();
-        if !skipped.contains(&"lm_head") {
-            skipped.push("lm_head"); // tied to the embedding, it is still a module of class Linear
+        let mut skipped = model.dense_names();
+        if !skipped.iter().any(|name| name == "lm_head") {
+            skipped.push("lm_head".into()); // tied to the embedding, it is still a module of class Linear
         }
         Ok(Some(json!({
             "_load_in_4bit": true,

@@ -23,7 +23,7 @@ use super::{
     GptqVersion, Layout, More, QuantisedModel, Result, Rules, Setting, Source, element, error, expect_scales,
     expect_shape, field, flag, float_bytes,
     fp8::{block_size, float8_weight},
-    group_size, on_grid, whole_number, word_bytes, words,
+    group_size, on_grid, other_name, whole_number, word_bytes, words,
 };
 use crate::{
     grid::{Quantised, ScaleDtype},
@@ -150,10 +150,11 @@ impl Rules for CompressedTensors {
         formats.dedup();
         let quantised = |name: &str| model.linears.iter().any(|(linear, _)| linear == name);
         // By a pattern: releases differ in what stands before these names.
-        let beside: Vec<String> = model.beside.iter().map(|part| format!("re:.*{part}.*")).collect();
-        let mut ignore: Vec<&str> = model.dense.iter().chain(&beside).map(String::as_str).collect();
-        if !quantised("lm_head") && !ignore.contains(&"lm_head") {
-            ignore.push("lm_head"); // tied to the embedding, it is still a module of class Linear
+        let beside = model.beside.iter().map(|part| format!("re:.*{part}.*"));
+        let dense = model.dense.iter().flat_map(|name| [Some(name.clone()), other_name(name)]).flatten();
+        let mut ignore: Vec<String> = dense.chain(beside).collect();
+        if !quantised("lm_head") && !ignore.iter().any(|name| name == "lm_head") {
+            ignore.push("lm_head".into()); // tied to the embedding, it is still a module of class Linear
         }
         Ok(Some(json!({
             "config_groups": groups,
@@ -484,8 +485,8 @@ fn scheme(layout: &Layout, targets: &[&str], activation_order: bool) -> Value {
         "output_activations": null,
         "targets": targets,
         "weights": {
-            // Static groups in activation order: the file is the same as without.
-            "actorder": if activation_order { Value::from("weight") } else { Value::Null },
+            // Static groups in activation order: the file is the same as without. A row that is one group has no order.
+            "actorder": if activation_order && !per_row { Value::from("weight") } else { Value::Null },
             "block_structure": null,
             "dynamic": false,
             "group_size": if per_row { Value::Null } else { group_size.into() },

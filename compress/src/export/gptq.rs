@@ -112,10 +112,13 @@ impl Rules for Gptq {
             "checkpoint_format": version(main.2),
             "pack_dtype": "int32",
             "true_sequential": model.true_sequential,
-            "damp_percent": model.dampening.unwrap_or(0.0),
             "static_groups": model.activation_order && !model.has_g_idx(),
             "meta": { "quantizer": [concat!("scruple:", env!("CARGO_PKG_VERSION"))] },
         });
+        // Readers refuse a share that is not strictly between 0 and 1, and have one of their own where none is given.
+        if let Some(dampening) = model.dampening.filter(|&dampening| dampening > 0.0 && dampening < 1.0) {
+            config["damp_percent"] = dampening.into();
+        }
         if !dynamic.is_empty() {
             config["dynamic"] = dynamic.into();
         }

@@ -344,9 +344,24 @@ impl QuantisedModel<'_> {
         Ok((main, others.map(|(name, layout)| (name.as_str(), *layout)).collect()))
     }
 
+    /// What is dense, for loaders that match the start of a module's name: releases differ in where `model.` stands in a
+    /// model that reads more than text.
+    fn dense_names(&self) -> Vec<String> {
+        let own = self.dense.iter().flat_map(|name| [Some(name.clone()), other_name(name)]).flatten();
+        let parts = self.beside.iter().flat_map(|part| [part.clone(), format!("model.{part}")]);
+        own.chain(parts).collect()
+    }
+
     fn has_g_idx(&self) -> bool {
         self.linears.iter().filter_map(|(_, layout)| layout.code.grid()).any(|grid| grid.has_g_idx)
     }
+}
+
+/// What other releases call the linear `name` of the text part of a model that reads more.
+fn other_name(name: &str) -> Option<String> {
+    const FORMS: [&str; 2] = ["language_model.model.", "model.language_model."];
+    let renamed = |from: usize| Some(format!("{}{}", FORMS[1 - from], name.strip_prefix(FORMS[from])?));
+    renamed(0).or_else(|| renamed(1))
 }
 
 /// How formats that are only read refuse to be written.

@@ -237,6 +237,12 @@ fn an_awq_configuration_has_the_fields_loaders_read() {
         "modules_to_not_convert": ["a.gate", "lm_head"],
     });
     assert_eq!(config, expected);
+    let (dense, beside) = (["model.language_model.gate".to_owned()], ["vision_tower".to_owned()]);
+    let parts = QuantisedModel { beside: &beside, ..model(&linears, &dense) };
+    assert_eq!(
+        Format::Awq.config(&parts).unwrap().unwrap()["modules_to_not_convert"],
+        json!(["model.language_model.gate", "language_model.model.gate", "vision_tower", "model.vision_tower"])
+    );
     let mixed = [("a".to_owned(), layout(4, 64, false)), ("b".to_owned(), layout(4, 128, false))];
     let error = Format::Awq.config(&model(&mixed, &[])).unwrap_err().to_string();
     assert!(error.contains("`b` has -1 where most have 64"), "{error}");
@@ -339,6 +345,12 @@ fn a_gptq_configuration_has_the_fields_loaders_read() {
     let dynamic = json!({ r"+:^a\.0\.k$": { "bits": 8, "group_size": -1, "sym": false }, r"-:^a\.0\.down$": {} });
     assert_eq!(config["dynamic"], dynamic);
 
+    // GPTQModel, AutoGPTQ and transformers refuse a dampening that is not strictly between 0 and 1.
+    for dampening in [None, Some(0.0), Some(1.0), Some(2.5)] {
+        let config = Format::Gptq.config(&QuantisedModel { dampening, ..model(&linears, &[]) }).unwrap().unwrap();
+        assert!(config.get("damp_percent").is_none(), "{config:#}");
+    }
+
     let mixed = [("a".to_owned(), layout(4, 64, false)), ("b".to_owned(), layout(4, 64, true))];
     let error = Format::Gptq.config(&model(&mixed, &[])).unwrap_err().to_string();
     assert!(error.contains("`b`") && error.contains("symmetric"), "{error}");
@@ -370,7 +382,9 @@ fn a_compressed_tensors_configuration_has_the_library_s_fields() {
     assert_eq!(config["ignore"], json!(["lm_head"]));
     assert_eq!(config["config_groups"]["group_0"]["targets"], json!(["a.q"]));
     assert_eq!(config["config_groups"]["group_1"]["targets"], json!(["a.k"]));
-    assert_eq!(config["config_groups"]["group_1"]["weights"]["strategy"], "channel");
+    assert_eq!(config["config_groups"]["group_0"]["weights"]["actorder"], "weight");
+    let per_row = &config["config_groups"]["group_1"]["weights"];
+    assert_eq!((&per_row["strategy"], &per_row["actorder"]), (&json!("channel"), &Value::Null));
 }
 
 #[test]

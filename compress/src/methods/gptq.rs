@@ -53,7 +53,8 @@ pub struct Gptq {
     pub groups: Groups,
     /// Whether columns are processed by descending diag(H) instead of from left to right.
     pub activation_order: bool,
-    /// α of asymmetric calibration: 0 is plain GPTQ, 1 makes up for all that the inputs have lost.
+    /// α of asymmetric calibration: 0 is plain GPTQ, 1 makes up for all that the inputs have lost. Linears of routed
+    /// experts, whose dense inputs are not gathered, are plain GPTQ at any α, and their records say so.
     pub asymmetric_calibration: f64,
     /// Columns quantised before the others are brought up to date; changes nothing but speed and rounding.
     pub column_block: usize,
@@ -137,6 +138,14 @@ impl LayerMethod for Gptq {
                     .solve(weight.values, &prepared, weight.keep_zeros)
                     .map_err(|cause| super::in_linear(weight.name, cause))?;
                 let mut escalations = prepared.escalations.clone();
+                if self.asymmetric_calibration > 0.0 && original.is_none() {
+                    escalations.push(Escalation {
+                        dampening: prepared.dampening,
+                        reason: "what the dense model's experts read is not known, since its tokens may go to others, so \
+                                 this is plain GPTQ, without asymmetric calibration"
+                            .into(),
+                    });
+                }
                 let mut quantised = quantised;
                 if original.is_none()
                     && let Some((rounded, lost)) = self.better_rounded(weight.values, hessian, error)?

@@ -88,6 +88,8 @@ pub struct Plan {
     /// What stands beside the decoder in a model that reads more than text, by the first name of its path: it stays as it
     /// is.
     pub beside: Vec<String>,
+    /// Linears that are no matter of a recipe, and stay as they are: heads, poolers, projections outside of the blocks.
+    pub others: Vec<String>,
     /// Every tensor of the result, in the source's order.
     pub tensors: Vec<TensorSpec>,
     /// NaN and infinite weights are let through.
@@ -275,8 +277,11 @@ impl Plan {
         let folded = scalings.iter().flat_map(|scaling| scaling.tensors.iter().cloned());
         let replaced: HashSet<String> = weights.chain(folded).collect();
         let tensors = tensors(checkpoint, &linears, format);
+        let beside = network.beside(checkpoint);
+        let known = linears.iter().map(|linear| &linear.name).chain(&left_dense).map(String::as_str).collect();
         let plan = Self {
-            beside: network.beside(checkpoint),
+            others: network::others(checkpoint, &known, &beside),
+            beside,
             recipe,
             network,
             format,
@@ -385,7 +390,11 @@ impl Plan {
             coded.into_iter().map(|linear| (linear.name.clone(), linear.layout)).collect();
         let mut dense = self.left_dense.clone();
         dense.extend(plain.into_iter().map(|linear| linear.name.clone()));
-        dense.push(self.network.decoder().map_or("lm_head".into(), |config| config.head.name.clone()));
+        dense.extend(self.others.iter().cloned());
+        let head = self.network.decoder().map_or("lm_head", |config| config.head.name.as_str());
+        if !dense.iter().any(|name| name == head) {
+            dense.push(head.to_string());
+        }
         let parameters = |key: &str| self.methods.iter().find_map(|method| method.parameters().get(key).cloned());
         let model = QuantisedModel {
             linears: &linears,

@@ -1,6 +1,6 @@
 //! Which linears a network has, and where: from its family where it runs here, from names and shapes where it does not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use candle_core::{Device, Tensor};
 use scruple_weights::{
@@ -238,7 +238,7 @@ impl Network {
             .tensors()
             .map(TensorView::name)
             .filter(|name| config.text_part && !name.starts_with(&config.base) && !name.starts_with(&config.head.name))
-            .filter_map(|name| Some(name.strip_prefix("model.").unwrap_or(name).split_once('.')?.0.to_string()))
+            .filter_map(|name| Some(part_of(name)?.to_string()))
             .collect();
         beside.sort();
         beside.dedup();
@@ -253,6 +253,42 @@ impl Network {
             Self::Named(network) => network.candidates(checkpoint),
         }
     }
+}
+
+/// The first name of the path of tensor `name` in a model that reads more than text.
+fn part_of(name: &str) -> Option<&str> {
+    Some(name.strip_prefix("model.").unwrap_or(name).split_once('.')?.0)
+}
+
+/// Last names of tables looked up by row, which loaders do not take for linears.
+const TABLES: [&str; 13] = [
+    "embed_in",
+    "embed_positions",
+    "embed_tokens",
+    "position_embedding",
+    "position_embeddings",
+    "relative_attention_bias",
+    "shared",
+    "tok_embeddings",
+    "token_embedding",
+    "token_type_embeddings",
+    "word_embeddings",
+    "wpe",
+    "wte",
+];
+
+/// Every linear of `checkpoint` but those in `known` and those of the parts `beside`: heads, poolers, projections before
+/// and behind the blocks, routers. A table of another name than the usual is among them, and does no harm in a list of
+/// what stays dense.
+pub(super) fn others(checkpoint: &Checkpoint, known: &HashSet<&str>, beside: &[String]) -> Vec<String> {
+    let is_beside = |name: &str| part_of(name).is_some_and(|part| beside.iter().any(|known| known == part));
+    checkpoint
+        .tensors()
+        .filter(|view| matrix(view).is_some() && !is_beside(view.name()))
+        .filter_map(|view| view.name().strip_suffix(".weight"))
+        .filter(|name| !known.contains(name) && !TABLES.contains(&name.rsplit('.').next().unwrap_or(name)))
+        .map(str::to_string)
+        .collect()
 }
 
 fn decoder_candidates(config: &DecoderConfig) -> Vec<Candidate> {

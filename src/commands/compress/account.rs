@@ -107,6 +107,21 @@ fn report_scalings(plan: &Plan, scalings: &[ScalingRecord]) {
     }
 }
 
+/// What had to be changed on the way, each with the linears it was the same for, in the order of the first.
+fn escalations(linears: &[LinearRecord]) -> Vec<(String, Vec<&str>)> {
+    let mut all: Vec<(String, Vec<&str>)> = Vec::new();
+    for record in linears.iter().filter(|record| !record.report.escalations.is_empty()) {
+        let steps = record.report.escalations.iter();
+        let steps: Vec<_> = steps.map(|step| format!("with dampening {}, {}", step.dampening, step.reason)).collect();
+        let (steps, linear) = (steps.join("; "), record.report.linear.as_str());
+        match all.iter_mut().find(|(known, _)| *known == steps) {
+            Some((_, linears)) => linears.push(linear),
+            None => all.push((steps, vec![linear])),
+        }
+    }
+    all
+}
+
 /// What was made of every linear, and what it cost.
 pub fn report(
     arguments: &Arguments,
@@ -200,12 +215,11 @@ pub fn report(
     }
     table.print();
     printer::data("");
-    let escalated: Vec<&LinearRecord> =
-        outcome.linears.iter().filter(|record| !record.report.escalations.is_empty()).collect();
-    for record in escalated {
-        let steps = record.report.escalations.iter();
-        let steps: Vec<_> = steps.map(|step| format!("with dampening {}, {}", step.dampening, step.reason)).collect();
-        printer::warn(format!("linear `{}`: {}", record.report.linear, steps.join("; ")));
+    for (steps, linears) in escalations(&outcome.linears) {
+        match linears[..] {
+            [linear] => printer::warn(format!("linear `{linear}`: {steps}")),
+            _ => printer::warn(format!("{} linears, first `{}`: {steps}", linears.len(), linears[0])),
+        }
     }
     match checked {
         Some(checked) => printer::data(format!("verified: {checked} linears read back from the file bit for bit")),

@@ -38,7 +38,8 @@ pub mod write;
 
 use account::{dry_run, report, warn_of_experts};
 use cost::{Cost, SPEED_BYTES};
-use write::{Work, Written};
+use seeds::State;
+use write::{Identity, Work, Written};
 
 use super::{eval, share::recipe as shared, verify};
 use crate::{
@@ -84,7 +85,7 @@ pub struct Arguments {
     /// Tokens of a sequence
     #[arg(long, default_value_t = CalibrationRecipe::default().seq_len)]
     seq_len: usize,
-    /// Draw the sequences at random by this seed, instead of taking the first
+    /// Draw the sequences at random by this seed, instead of taking the first; instead of a recipe's seed, too
     #[arg(long)]
     calibration_seed: Option<u64>,
     /// Compress with this many seeds, from --calibration-seed on, and report how far the results spread (needs --text)
@@ -105,14 +106,14 @@ pub struct Arguments {
     /// Any other parameter of the method, as in a recipe: dampening=0.05, scales="channel"; may be repeated
     #[arg(long = "param", value_name = "KEY=VALUE")]
     params: Vec<String>,
-    /// Choose the bits of each linear by its measured error, so that the linears take this many bits a weight on average
+    /// Choose the bits of the linears of each input by their measured errors, so that a weight takes this many on average
     #[arg(long, conflicts_with_all = ["bits", "target_size"])]
     target_bpw: Option<f64>,
     /// The same, so that the file's tensors take this much: 600MB, 1.5GiB
     #[arg(long, conflicts_with = "bits")]
     target_size: Option<String>,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "target_bpw", "target_size"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "whole_documents", "calibration_chat", "calibration_field", "target_bpw", "target_size"])]
     recipe: Option<PathBuf>,
     /// Where blocks run and Hessians are summed while calibrating: cpu, or cuda[:N] in a build with CUDA; codes are chosen
     /// by the processor
@@ -195,7 +196,9 @@ impl Arguments {
 
     fn recipe(&self) -> Result<Recipe> {
         if let Some(file) = &self.recipe {
-            return Ok(Recipe::read(file)?);
+            let mut recipe = Recipe::read(file)?;
+            recipe.calibration.seed = self.calibration_seed.or(recipe.calibration.seed);
+            return Ok(recipe);
         }
         // Only what was said: the rest is the method's own to choose.
         let mut params = toml::Table::new();
@@ -269,9 +272,11 @@ fn free_folder(name: &str) -> PathBuf {
 fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<CalibrationSet> {
     let text = Text::open(checkpoint)?;
     let wanted = &plan.recipe.calibration;
-    // Most texts have more than two bytes a token; a draw at random needs all of them.
+    // Most texts have more than two bytes a token; a draw at random needs all of them, and so do whole documents, of which
+    // the short ones are passed over.
     let limit = match wanted.seed {
         Some(_) => usize::MAX,
+        None if wanted.whole_documents => usize::MAX,
         None => wanted.n_samples.saturating_mul(wanted.seq_len).saturating_mul(BYTES_PER_TOKEN),
     };
     let mut documents = Vec::new();
@@ -321,19 +326,19 @@ fn calibration_set(checkpoint: &Checkpoint, plan: &Plan, file: &Path) -> Result<
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match arguments.calibration_seeds.filter(|_| !arguments.dry_run) {
-        None => compress(arguments, true)?,
+        None => compress(arguments, None)?,
         Some(count) => {
             let out = arguments.output.clone();
             let out = out.context("--calibration-seeds needs --output, the folder of the first seed's model")?;
             anyhow::ensure!(!out.exists(), "{}: already exists; give another folder", out.display());
-            seeds::run(arguments, &out, count, |arguments| compress(arguments, false))?;
+            seeds::run(arguments, &out, count, |arguments, record| compress(arguments, Some(record)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One compression; `tell` prints its account.
-fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
+/// One compression, and its account printed; or that of one seed, of which `record` says in a file what it was made of.
+fn compress(arguments: &Arguments, record: Option<&Path>) -> Result<()> {
     let mut clock = Run::start("compress");
     let mut recipe = arguments.recipe()?;
     let embedded = match &arguments.model {
@@ -355,7 +360,8 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
     let text = arguments.text.clone().or_else(|| embedded.as_ref().map(Fixture::text));
 
     if let Some((method, stage)) = Rps::of(&recipe)? {
-        anyhow::ensure!(arguments.calibration_seeds.is_none(), "method `{}` has no calibration seeds", stage.method);
+        let seeds = record.is_some() || arguments.calibration_seeds.is_some();
+        anyhow::ensure!(!seeds, "method `{}` has no calibration seeds", stage.method);
         anyhow::ensure!(
             arguments.device == DeviceName::Cpu,
             "method `{}` asks for no calibration, which is all that runs on a device; leave --device out",
@@ -369,7 +375,7 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
             out: arguments.output.clone().unwrap_or_else(out),
             dry_run: arguments.dry_run,
             json: arguments.json,
-            tell,
+            tell: record.is_none(),
         };
         return shared::compress(&method, stage, &located, &asked, &clock);
     }
@@ -467,23 +473,34 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         Some(out) => out.clone(),
         None => free_folder(&format!("{}-{}", name_of(Path::new(&name)), plan.recipe.stages[0].method)),
     };
-    let Written { outcome, bytes: written, source_hash_seconds } = write::write(Work {
-        checkpoint,
-        plan: &plan,
-        layers: dropped.as_ref(),
-        set,
-        bits_per_weight: forecast.bits_per_weight,
-        name: &name,
-        source: located.origin(),
-        read_again: text.is_some() || (!arguments.no_speed && runs.is_some()),
-        widths: widths.as_ref(),
-        out: &out,
-    })?;
-    clock.extra.insert("source_hash_seconds".into(), source_hash_seconds.into());
-
+    let identity = Identity::of(checkpoint, &plan, set.as_ref())?;
+    clock.extra.insert("source_hash_seconds".into(), identity.source_hash_seconds.into());
+    let state = match record {
+        None => State::New,
+        Some(record) => seeds::state(record, &out, &identity.digest, text.as_deref(), arguments.max_tokens)?,
+    };
+    let written = match state {
+        State::Finished => return Ok(()),
+        State::Compressed => None,
+        State::New => Some(write::write(Work {
+            checkpoint,
+            plan: &plan,
+            layers: dropped.as_ref(),
+            set,
+            identity,
+            bits_per_weight: forecast.bits_per_weight,
+            name: &name,
+            source: located.origin(),
+            read_again: text.is_some() || (!arguments.no_speed && runs.is_some()),
+            widths: widths.as_ref(),
+            out: &out,
+        })?),
+    };
     clock.extra.insert("forecast".into(), serde_json::to_value(forecast)?);
-    clock.extra.insert("phases".into(), serde_json::to_value(outcome.phases)?);
-    clock.extra.insert("seconds_by_linear".into(), outcome.seconds.iter().cloned().collect());
+    if let Some(Written { outcome, .. }) = &written {
+        clock.extra.insert("phases".into(), serde_json::to_value(outcome.phases)?);
+        clock.extra.insert("seconds_by_linear".into(), outcome.seconds.iter().cloned().collect());
+    }
     clock.extra.insert("compress_peak_rss_bytes".into(), record::peak_rss().into());
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
 
@@ -497,12 +514,6 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         clock.extra.insert("tokens_per_second".into(), json!({ "dense": dense, "compressed": compressed }));
     }
     record::write_whole(&out.join("run.json"), &record::pretty(&clock.to_json())?)?;
-    if let Some(embeddings) = &cost.embeddings {
-        record::write_whole(&out.join("eval.json"), &record::pretty(embeddings)?)?;
-    }
-    if let Some(evaluation) = &cost.evaluation {
-        record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
-    }
     let checked = match plan.proof {
         true => {
             let verify::Findings { faults, linears, .. } = verify::check(&out, None)?;
@@ -516,9 +527,18 @@ fn compress(arguments: &Arguments, tell: bool) -> Result<()> {
         }
         false => None,
     };
-    warn_of_experts(&outcome.linears);
-    if tell {
-        report(arguments, &plan, &outcome, &whole, (written, checked), &cost, &out)?;
+    // Last: figures stand beside a file that was proved to be what they are of.
+    if let Some(embeddings) = &cost.embeddings {
+        record::write_whole(&out.join("eval.json"), &record::pretty(embeddings)?)?;
+    }
+    if let Some(evaluation) = &cost.evaluation {
+        record::write_whole(&out.join("eval.json"), &record::pretty(evaluation)?)?;
+    }
+    if let Some(Written { outcome, bytes }) = &written {
+        warn_of_experts(&outcome.linears);
+        if record.is_none() {
+            report(arguments, &plan, outcome, &whole, (*bytes, checked), &cost, &out)?;
+        }
     }
     Ok(())
 }

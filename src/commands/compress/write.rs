@@ -18,7 +18,7 @@ use scruple_compress::{
     sequential::{self, Outcome},
     sharing::Rps,
 };
-use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, hub::Origin, source::Located};
+use scruple_weights::{Checkpoint, CheckpointWriter, WriterOptions, digest::sha256, hub::Origin, source::Located};
 use serde_json::{Value, json};
 
 use super::{Provenance, calibration_set, card, layers};
@@ -40,6 +40,8 @@ pub struct Work<'a> {
     pub layers: Option<&'a LayersProvenance>,
     /// The text to calibrate on, where a method needs one.
     pub set: Option<CalibrationSet>,
+    /// All that decides the result's bytes.
+    pub identity: Identity,
     /// What its linears will take, as forecast.
     pub bits_per_weight: f64,
     /// What the dense model is called.
@@ -61,8 +63,50 @@ pub struct Written {
     pub outcome: Outcome,
     /// Bytes of the folder's weights.
     pub bytes: u64,
+}
+
+/// All that decides the bytes of a result: a stopped run goes on where it is the same.
+#[derive(Debug)]
+pub struct Identity {
+    source_fingerprint: Option<String>,
+    calibration: Option<Value>,
+    device: Option<String>,
+    /// Of all of these.
+    pub digest: String,
     /// Wall seconds of hashing the dense model.
     pub source_hash_seconds: f64,
+}
+
+impl Identity {
+    /// Of `plan` carried out on `checkpoint` with `set`.
+    pub fn of(checkpoint: &Checkpoint, plan: &Plan, set: Option<&CalibrationSet>) -> Result<Self> {
+        let hashing = Instant::now();
+        let source_fingerprint = plan.proof.then(|| checkpoint.fingerprint());
+        checkpoint.release_all();
+        let source_hash_seconds = hashing.elapsed().as_secs_f64();
+        let calibration =
+            set.map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
+        let device = plan.device().map(|device| device.to_string());
+        let mut identity = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "source": match &source_fingerprint {
+                Some(fingerprint) => json!(fingerprint),
+                // Which files a stopped run was working on; nothing of this is in the result.
+                None => json!(checkpoint.identity()),
+            },
+            "recipe": plan.recipe,
+            "calibration": calibration,
+        });
+        if let Some(device) = &device {
+            identity["device"] = device.as_str().into(); // blocks of two devices do not mix
+        }
+        if plan.needs_calibration() {
+            // What is run is more than its weights: positions, norms' epsilon, numbers of heads.
+            identity["config"] = sha256(&serde_json::to_vec(checkpoint.config()?)?).into();
+        }
+        let digest = sha256(&serde_json::to_vec(&identity)?);
+        Ok(Self { source_fingerprint, calibration, device, digest, source_hash_seconds })
+    }
 }
 
 /// Carries out the plan.
@@ -71,7 +115,7 @@ pub struct Written {
 /// Weights that are not finite, a model that changes meanwhile, a folder that exists, a full disk; what a full disk leaves
 /// is gone on with by the next run.
 pub fn write(work: Work<'_>) -> Result<Written> {
-    let Work { checkpoint, plan, layers, set, bits_per_weight, name, source, read_again, widths, out } = work;
+    let Work { checkpoint, plan, layers, set, identity, bits_per_weight, name, source, read_again, widths, out } = work;
     if !plan.allow_nonfinite && plan.needs_calibration() {
         // Before the work: in the last block it would show after hours. Without calibration it shows in seconds.
         for view in checkpoint.tensors() {
@@ -79,28 +123,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
             view.release();
         }
     }
-    let hashing = Instant::now();
-    let source_fingerprint = plan.proof.then(|| checkpoint.fingerprint());
-    checkpoint.release_all();
-    let source_hash_seconds = hashing.elapsed().as_secs_f64();
-    let calibration = set
-        .as_ref()
-        .map(|set| json!({ "n_samples": set.n_samples(), "seq_len": set.seq_len, "tokens_sha256": set.digest }));
-    let device = plan.device().map(|device| device.to_string());
-    let mut identity = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "source": match &source_fingerprint {
-            Some(fingerprint) => json!(fingerprint),
-            // Which files a stopped run was working on; nothing of this is in the result.
-            None => json!(checkpoint.identity()),
-        },
-        "recipe": plan.recipe,
-        "calibration": calibration,
-    });
-    if let Some(device) = &device {
-        identity["device"] = device.as_str().into(); // blocks of two devices do not mix
-    }
-    let run_fingerprint = scruple_weights::digest::sha256(&serde_json::to_vec(&identity)?);
+    let Identity { source_fingerprint, calibration, device, digest, .. } = identity;
     let hashed = source_fingerprint.as_deref().map(|fingerprint| ("source", fingerprint));
     let metadata: BTreeMap<String, String> = [("format", "pt"), ("scruple", env!("CARGO_PKG_VERSION"))]
         .into_iter()
@@ -111,7 +134,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         out,
         plan.tensors.clone(),
         WriterOptions { metadata, past_cache: !plan.proof && !read_again, ..WriterOptions::default() },
-        &run_fingerprint,
+        &digest,
         &CheckpointWriter::work_folder(out)?,
     )?;
     let mut progress = Progress::new("compress", plan.linears.len() as u64);
@@ -166,7 +189,7 @@ pub fn write(work: Work<'_>) -> Result<Written> {
         writer.add_file("errors.png", &picture)?;
     }
     let bytes = writer.finish()?.bytes;
-    Ok(Written { outcome, bytes, source_hash_seconds })
+    Ok(Written { outcome, bytes })
 }
 
 /// Compresses the model at `located`, called `name`, by `recipe` into the folder `out`, without an account of it: what one
@@ -204,6 +227,7 @@ pub fn by_recipe(
         checkpoint,
         plan: &plan,
         layers: dropped.as_ref(),
+        identity: Identity::of(checkpoint, &plan, set.as_ref())?,
         set,
         bits_per_weight,
         name,

@@ -138,6 +138,18 @@ fn configurations_have_the_libraries_fields() {
     ] {
         assert_eq!(config[key], value, "{key}");
     }
+    // transformers 5 compares with the start and the end of a name that may or may not begin with `model.`.
+    let (dense, beside) = (["language_model.model.layers.0.mlp.gate".to_owned()], ["vision_tower".to_owned()]);
+    let parts = QuantisedModel { beside: &beside, ..model(&linears, &dense) };
+    let skipped = [
+        "language_model.model.layers.0.mlp.gate",
+        "model.language_model.layers.0.mlp.gate",
+        "vision_tower",
+        "model.vision_tower",
+        "lm_head",
+    ];
+    let config = Format::Bitsandbytes.config(&parts).unwrap().unwrap();
+    assert_eq!(config["llm_int8_skip_modules"], json!(skipped));
     let plain = Code::Table4(nf4((2, 64), false).code());
     let linears = [linears[0].clone(), ("a.v".to_owned(), Layout { code: plain, ..layout(4, 64, true) })];
     let error = Format::Bitsandbytes.config(&model(&linears, &[])).unwrap_err().to_string();

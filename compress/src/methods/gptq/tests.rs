@@ -382,6 +382,25 @@ fn asymmetric_calibration_comes_closer_to_the_dense_outputs() {
 }
 
 #[test]
+fn asymmetric_calibration_without_dense_inputs_says_that_it_is_plain() {
+    let (rows, n) = (8, 32);
+    let mut hessian = vec![0.0; n * n];
+    (0..n).for_each(|i| hessian[i * n + i] = 1.0 + i as f32);
+    let compress = |alpha, cross: Option<Vec<f32>>| {
+        let method = Gptq { group_size: 32, asymmetric_calibration: alpha, ..Gptq::default() };
+        let mut values = uniform(rows * n, 35);
+        let stats = GroupStats { in_features: n, hessian: Some(hessian.clone()), cross, ..GroupStats::default() };
+        let mut group =
+            [Weight { name: "w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
+        let report = method.compress(&mut group, &stats).unwrap().remove(0).report;
+        report.escalations.into_iter().filter(|step| step.reason.contains("plain GPTQ")).count()
+    };
+    assert_eq!(compress(0.25, None), 1);
+    assert_eq!(compress(0.25, Some(vec![0.0; n * n])), 0);
+    assert_eq!(compress(0.0, None), 0);
+}
+
+#[test]
 fn on_uncorrelated_inputs_it_is_round_to_nearest() {
     let (rows, n) = (20, 128);
     let weight = uniform(rows * n, 1);
