@@ -322,6 +322,12 @@ fn distillation_helps_and_a_killed_run_ends_as_one_that_was_not() {
     let again = support::run(&heal(&whole, "")).succeeds();
     assert!(again.stderr.contains("written by an earlier run"), "{again:#?}");
     support::run(&heal(&whole, "--seed 2")).refuses(&["already exists and is not this run's result"]);
+    // Nor does the same run of another pruned model, whose tensors have the same names.
+    let others = place.out("others");
+    scruple!["layers prune", &model, "--drop 3-4 -o", &others].succeeds();
+    let mut of_others = heal(&whole, "");
+    of_others[2] = others.into_os_string();
+    support::run(&of_others).refuses(&["already exists and is not this run's result"]);
 
     // A number that is none is named where it stands, not where it was felt.
     let file = pruned.join("model.safetensors");

@@ -67,6 +67,14 @@ pub struct Provenance {
     pub healed: Option<Healed>,
 }
 
+impl Provenance {
+    /// Whether `other` is the same model without the same layers, healed or not.
+    pub fn lacks_the_same(&self, other: &Self) -> bool {
+        let set = |of: &Self| (of.source_fingerprint.clone(), of.stack.clone(), of.removed.clone());
+        set(self) == set(other)
+    }
+}
+
 /// What [`drop_layers`] wrote.
 #[derive(Debug, Clone, Serialize)]
 pub struct Dropped {
