@@ -243,9 +243,19 @@ fn once(views: Vec<TensorView>) -> (Vec<TensorView>, Vec<Tied>) {
 }
 
 /// Runs `body` over (first weight, values) of `view` by pieces of whole rows.
-pub(super) fn by_pieces(view: &TensorView, mut body: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+pub(super) fn by_pieces(view: &TensorView, body: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    by_pieces_of(view, 1, body)
+}
+
+/// The same where `together` rows, of which the tensor has a whole number of times as many, are never parted.
+pub(super) fn by_pieces_of(
+    view: &TensorView,
+    together: usize,
+    mut body: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
     let (rows, columns) = view.rows();
-    let at_once = (PIECE / columns.max(1)).clamp(1, rows.max(1));
+    let at_once = (PIECE / (together * columns).max(1)).max(1) * together;
+    let at_once = at_once.clamp(1, rows.max(1));
     let mut values = vec![0.0; at_once * columns];
     for first in (0..rows).step_by(at_once) {
         let last = rows.min(first + at_once);
