@@ -234,7 +234,7 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
     let (tokens, _) = eval::tokens_of(&tokenizer, text)?;
     let teacher = arguments.teacher()?;
     let decoder = teacher.as_ref().map(Decoder::open).transpose()?;
-    let fingerprint = teacher.as_ref().map(Checkpoint::fingerprint);
+    let told = teacher.as_ref().map(Checkpoint::fingerprint_with_config).transpose()?;
     let recipe = language::Recipe {
         seed: arguments.seed,
         steps: arguments.steps,
@@ -246,10 +246,8 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
         clip: 1.0,
         distillation: arguments.distillation(),
     };
-    let teaches = decoder
-        .as_ref()
-        .zip(fingerprint.as_deref())
-        .map(|(decoder, fingerprint)| language::Teacher { decoder, fingerprint });
+    let teaches =
+        decoder.as_ref().zip(told.as_deref()).map(|(decoder, fingerprint)| language::Teacher { decoder, fingerprint });
     let mut tuner = language::Tuner::new(file, recipe.clone(), &tokens, teaches)
         .with_context(|| format!("{}: cannot be fine-tuned", file.path().display()))?;
     let judge = |model: &Path, against: Option<&Path>| -> Result<Option<EvalRecord>> {
@@ -303,7 +301,7 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
         recipe: serde_json::to_value(&recipe)?,
         distillation: arguments.distillation(),
         source_fingerprint: file.checkpoint().fingerprint(),
-        teacher_fingerprint: fingerprint,
+        teacher_fingerprint: teacher.as_ref().map(Checkpoint::fingerprint),
         train_loss,
         before: serde_json::to_value(before)?,
         after: serde_json::to_value(after)?,
