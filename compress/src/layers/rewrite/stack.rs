@@ -57,6 +57,12 @@ fn count(scope: &Map<String, Value>, key: &str) -> Option<usize> {
     scope.get(key)?.as_u64().and_then(|n| usize::try_from(n).ok())
 }
 
+/// Whether a decoder whose part this is stands behind an encoder: T5 says so by its type alone.
+fn has_encoder(scope: &Map<String, Value>, model_type: &str) -> bool {
+    let said = scope.get("is_encoder_decoder").and_then(Value::as_bool);
+    said.unwrap_or(matches!(model_type, "t5" | "mt5"))
+}
+
 impl Stack {
     /// The stack called `wanted`, or the only one that can be the language model's.
     ///
@@ -167,6 +173,10 @@ impl Stack {
             let mut all = vec![first.to_string()];
             if !counts.contains(&first) || counts == ENCODER_COUNTS {
                 all.extend(COUNTS.iter().filter(same).map(|key| (*key).to_string()));
+            }
+            if counts == DECODER_COUNTS && all.iter().any(|key| key == "num_layers") && has_encoder(scope, &model_type)
+            {
+                all = vec!["num_decoder_layers".to_string()]; // the others count the encoder's
             }
             return Some(Self { name: name.to_string(), layers, scope: keys, counts: all, model_type, shared: false });
         }
