@@ -178,9 +178,9 @@ fn one_text_is_cut_in_two() {
             arguments!["layers search", &model, rest, "--calibration", &text, "-o", place.out(&number.to_string())];
         run.extend(holdout);
         let run = support::run(&run).succeeds();
-        assert!(run.stderr.contains("the search sees its first 150 tokens, what follows is held out"), "{run:#?}");
+        assert!(run.stderr.contains("the search sees its first 128 tokens, what follows is held out"), "{run:#?}");
         let record = json_file(&place.out(&number.to_string()).join("search.json"));
-        assert_eq!((&record["search_tokens"], &record["holdout_tokens"]), (&json!(150), &json!(148)));
+        assert_eq!((&record["search_tokens"], &record["holdout_tokens"]), (&json!(128), &json!(160)));
     }
 }
 

@@ -164,6 +164,15 @@ fn a_sweep_gives_the_losses_of_the_models_written_without_the_layers() {
 }
 
 #[test]
+fn windows_are_of_one_length() {
+    // Every token counts alike in a mean over windows, so none is shorter than the others, unless it is alone.
+    for (tokens, lengths) in [(64, vec![24, 24]), (72, vec![24; 3]), (47, vec![24]), (20, vec![20]), (1, vec![1])] {
+        let corpus = Corpus::windows(&ids(tokens + 1), 24, tokens.max(2), 1.0, 5).unwrap();
+        assert_eq!(corpus.sequences().iter().map(|s| s.ids.len()).collect::<Vec<_>>(), lengths, "{tokens}");
+    }
+}
+
+#[test]
 fn a_sweep_shares_what_sets_share() {
     let singles: Vec<Removal> = (0..10).map(|layer| Removal::from(vec![layer])).collect();
     // One layer less to apply at each further removal, and the dense way is not among them.
