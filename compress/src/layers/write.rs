@@ -118,7 +118,7 @@ pub fn without_layers(
 
 /// Writes `checkpoint` without the layers `removal` into the folder `out`, which must not exist: tensors renumbered, their
 /// bytes as they were; the configuration rewritten ([`rewrite`](mod@rewrite) says how); tokenizer, licence and other
-/// files beside it as they were; [`PROVENANCE`]. Nothing appears under the name `out` before all of it is on disk.
+/// files beside it as they were, unless they name layers; [`PROVENANCE`]. Nothing appears under the name `out` before all of it is on disk.
 ///
 /// `progress` hears (bytes done, bytes in all).
 ///
@@ -153,8 +153,12 @@ pub fn drop_layers(
     checkpoint.release_all();
     checkpoint.expect_unchanged()?;
     let dropped = describe(checkpoint, &rewrite, options, fingerprint);
-    for file in checkpoint.side_files() {
-        writer.copy_beside(checkpoint.dir(), &file)?;
+    let rewritten = |file: &Path| rewrite.beside.iter().any(|(name, _)| file == checkpoint.dir().join(name));
+    for file in checkpoint.side_files().iter().filter(|file| !rewritten(file)) {
+        writer.copy_beside(checkpoint.dir(), file)?;
+    }
+    for (name, value) in &rewrite.beside {
+        writer.add_file(name, &pretty(value)?)?;
     }
     writer.add_file("config.json", &pretty(&rewrite.config)?)?;
     writer.add_file(PROVENANCE, &pretty(&dropped.provenance)?)?;
