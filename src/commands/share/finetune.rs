@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     report,
-    train::{EVALUATED, expect_free, image_sets, spec_beside},
+    train::{EVALUATED, expect_free, image_sets, scaling_beside, spec_beside},
 };
 use crate::{
     commands::eval::{self, EvalRecord},
@@ -332,7 +332,8 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
         schedule: Schedule { peak: arguments.learning_rate.unwrap_or(0.02), warmup_epochs: 0.0, curve: Curve::Cosine },
         label_smoothing: 0.0,
         augmentation: Augmentation::default(),
-        scaling: images.scaling(),
+        // As the net has known images so far; the dense net, which it came from, is fed the same numbers.
+        scaling: scaling_beside(file)?.unwrap_or_else(|| images.scaling()),
     };
     let mut judge = Net::new(&spec, EVALUATED)?;
     let mut told = |weights: &dyn Source, running: &[f32]| -> Result<Told> {
