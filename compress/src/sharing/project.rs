@@ -125,9 +125,11 @@ pub fn project(
     }
     let takes = |view: &&TensorView| is_shareable(view.dtype()) && options.choice.takes(view.name(), view.shape());
     let (shared, tied) = once(checkpoint.tensors().filter(takes).cloned().collect());
+    // A size that does not suit is refused before the weights are read for their scales.
+    let tensors = shared.iter().map(|view| (view.name().into(), view.shape().to_vec(), 1.0));
+    let mut sharing = Sharing::new(tensors.collect(), options.size, options.align, options.seed)?;
     let scales = shared.par_iter().map(|view| Ok(options.scales.of(rms(view)?))).collect::<Result<Vec<f32>>>()?;
-    let tensors = shared.iter().zip(scales).map(|(view, scale)| (view.name().into(), view.shape().to_vec(), scale));
-    let sharing = Sharing::new(tensors.collect(), options.size, options.align, options.seed)?;
+    sharing.modules.iter_mut().zip(scales).for_each(|(module, scale)| module.scale = scale);
     let fold = &sharing.fold;
     if out.is_some() && fold.slots() < fold.weights() && !options.allow_lossy {
         return Err(Error::Recipe(format!(
