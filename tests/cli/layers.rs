@@ -178,9 +178,9 @@ fn one_text_is_cut_in_two() {
             arguments!["layers search", &model, rest, "--calibration", &text, "-o", place.out(&number.to_string())];
         run.extend(holdout);
         let run = support::run(&run).succeeds();
-        assert!(run.stderr.contains("the search sees its first 150 tokens, what follows is held out"), "{run:#?}");
+        assert!(run.stderr.contains("the search sees its first 128 tokens, what follows is held out"), "{run:#?}");
         let record = json_file(&place.out(&number.to_string()).join("search.json"));
-        assert_eq!((&record["search_tokens"], &record["holdout_tokens"]), (&json!(150), &json!(148)));
+        assert_eq!((&record["search_tokens"], &record["holdout_tokens"]), (&json!(128), &json!(160)));
     }
 }
 
@@ -322,6 +322,12 @@ fn distillation_helps_and_a_killed_run_ends_as_one_that_was_not() {
     let again = support::run(&heal(&whole, "")).succeeds();
     assert!(again.stderr.contains("written by an earlier run"), "{again:#?}");
     support::run(&heal(&whole, "--seed 2")).refuses(&["already exists and is not this run's result"]);
+    // Nor does the same run of another pruned model, whose tensors have the same names.
+    let others = place.out("others");
+    scruple!["layers prune", &model, "--drop 3-4 -o", &others].succeeds();
+    let mut of_others = heal(&whole, "");
+    of_others[2] = others.into_os_string();
+    support::run(&of_others).refuses(&["already exists and is not this run's result"]);
 
     // A number that is none is named where it stands, not where it was felt.
     let file = pruned.join("model.safetensors");

@@ -122,9 +122,14 @@ fn a_net_is_projected_and_trained_beside_the_dense_one() {
     assert!(accuracy("after") > 0.5 && accuracy("after") > accuracy("before") + 0.2, "{found:#}");
     let verified = scruple!["share verify --json --test glyphs", whole].json();
     assert_eq!(verified["test_accuracy"].as_f64(), Some(accuracy("after")));
-    // A second run knows the net from the first one's record.
+    // A second run knows the net from the first one's record, and how it was fed images.
     let again = scruple!["share finetune --json --epochs 1 --stop-after 1", whole, "-o", place.out("again")].json();
     assert_eq!(again["step"], 1);
+    let (mut record, scaling) = (json_file(&whole.join("share.json")), json!({ "mean": [0.5], "deviation": [0.75] }));
+    record["recipe"]["scaling"] = scaling.clone();
+    fs::write(whole.join("share.json"), record.to_string()).unwrap();
+    let fed = scruple!["share finetune --json --epochs 1", whole, "-o", place.out("fed")].json();
+    assert_eq!(fed["recipe"]["scaling"], scaling);
 }
 
 #[test]

@@ -379,6 +379,15 @@ impl Checkpoint {
         digest::fingerprint(self.tensors())
     }
 
+    /// [`Self::fingerprint`] and a hash of [`Self::config`]: what the model computes depends on both.
+    ///
+    /// # Errors
+    /// As [`Self::config`].
+    pub fn fingerprint_with_config(&self) -> Result<String> {
+        let config = digest::json(self.config()?);
+        Ok(format!("{} {config}", self.fingerprint()))
+    }
+
     /// The files beside the weights that belong to the model and travel with it: tokenizer, generation settings, chat
     /// template, licence, model card. Sorted by name; `config.json` is not among them.
     pub fn side_files(&self) -> Vec<PathBuf> {

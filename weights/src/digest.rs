@@ -3,6 +3,7 @@
 use std::{fs::File, io, path::Path};
 
 use rayon::prelude::*;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result, TensorView};
@@ -56,6 +57,13 @@ pub fn fingerprint<'a>(tensors: impl IntoIterator<Item = &'a TensorView>) -> Str
         ));
     }
     hex(&all.finalize())
+}
+
+/// The SHA-256 of a JSON value: the same whatever the order of its keys and the spaces between, in hexadecimal.
+pub fn json(value: &Value) -> String {
+    let mut sorted = value.clone();
+    sorted.sort_all_objects();
+    sha256(sorted.to_string().as_bytes())
 }
 
 fn hex(bytes: &[u8]) -> String {

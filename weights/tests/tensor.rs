@@ -76,6 +76,17 @@ fn a_fingerprint_depends_on_the_tensors_and_on_nothing_else() {
     ] {
         assert_ne!(all, fingerprint(name, &[a.clone(), changed], 1000), "{name}");
     }
+    // The configuration counts where it is asked for, its keys' order and spaces do not.
+    let configured = |name: &str, config: &str| {
+        let folder = folder.path().join(name);
+        checkpoint(&folder, &[a.clone(), b.clone()], 1000);
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        Checkpoint::open(&folder).unwrap().fingerprint_with_config().unwrap()
+    };
+    let base = configured("base", r#"{"rope": {"theta": 1e4, "type": "x"}, "layers": 2}"#);
+    assert!(base.starts_with(&all));
+    assert_eq!(configured("sorted", r#"{"layers":2,"rope":{"type":"x","theta":1e4}}"#), base);
+    assert_ne!(configured("theta", r#"{"rope": {"theta": 1e5, "type": "x"}, "layers": 2}"#), base);
     // printf abc | sha256sum
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(digest::sha256(b"abc"), abc);

@@ -33,7 +33,8 @@ pub struct Corpus {
 
 impl Corpus {
     /// Windows of `window` tokens over `ids`, `tokens` of them in all at most; each is scored at a `share` of its
-    /// positions, drawn by `seed`.
+    /// positions, drawn by `seed`. Windows count alike in a mean, so a shorter last one is left out unless it is the only
+    /// one.
     ///
     /// # Errors
     /// If there is not one window of two tokens.
@@ -48,8 +49,8 @@ impl Corpus {
         let mut sequences = Vec::new();
         for start in (0..targets).step_by(window) {
             let end = (start + window).min(targets);
-            if end - start < window.min(targets).min(16) {
-                break; // a stub tells little and costs a walk
+            if end - start < window.min(targets) {
+                break;
             }
             let mut rows: Vec<usize> = (0..end - start).collect();
             let scored = ((rows.len() as f64 * share).round() as usize).max(1);

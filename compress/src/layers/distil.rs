@@ -171,13 +171,15 @@ pub struct Progress {
 struct State {
     version: u32,
     recipe: Recipe,
+    /// Of the tensors and the configuration of each model.
     model: String,
     dense: String,
     text: String,
     step: u64,
 }
 
-const VERSION: u32 = 1;
+/// The version of [`State`]: since 2 configurations count.
+const VERSION: u32 = 2;
 
 /// The metadata key of [`State`].
 const STATE: &str = "scruple.distillation";
@@ -247,8 +249,8 @@ impl<'a> Distiller<'a> {
             identity: State {
                 version: VERSION,
                 recipe: recipe.clone(),
-                model: pruned.fingerprint(),
-                dense: dense.fingerprint(),
+                model: pruned.fingerprint_with_config()?,
+                dense: dense.fingerprint_with_config()?,
                 text: hex(&text.finalize()),
                 step: 0,
             },

@@ -60,6 +60,15 @@ fn the_divergence_falls_and_a_stopped_run_ends_as_a_whole_one() {
     let mut other = distiller(&models, Recipe { seed: 2, ..recipe() }, &tokens).unwrap();
     let error = other.resume(&saved).unwrap_err().to_string();
     assert!(error.contains("is a saved run of another recipe"), "{error}");
+    // The same bytes under another configuration are another model.
+    let config = models.pruned.dir().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen('{', "{\"rope_theta\": 500.0,", 1)).unwrap();
+    let pruned = Checkpoint::open(models.pruned.dir()).unwrap();
+    let both = (&models.dense, &models.teacher);
+    let mut changed = Distiller::new(&pruned, both, &models.provenance, recipe(), &tokens).unwrap();
+    let error = changed.resume(&saved).unwrap_err().to_string();
+    assert!(error.contains("is a saved run of another pruned model"), "{error}");
     assert!(other.resume(models.pruned.path()).unwrap_err().to_string().contains("is not a saved run"));
 
     // Every tensor that is said to change does, and no other.

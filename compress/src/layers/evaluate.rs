@@ -150,8 +150,9 @@ impl<'a> Evaluator<'a> {
         self
     }
 
-    /// Keeps what is found in `folder`, and takes what is there already: a file a model (by `fingerprint`) and corpus. A
-    /// part of a line at its end, left by a killed run, is cut off.
+    /// Keeps what is found in `folder`, and takes what is there already: a file a model and corpus. The
+    /// model is told by `fingerprint`, [`scruple_weights::Checkpoint::fingerprint_with_config`]. A part of a line at its
+    /// end, left by a killed run, is cut off.
     ///
     /// # Errors
     /// If the folder cannot be used.

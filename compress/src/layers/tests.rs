@@ -164,6 +164,15 @@ fn a_sweep_gives_the_losses_of_the_models_written_without_the_layers() {
 }
 
 #[test]
+fn windows_are_of_one_length() {
+    // Every token counts alike in a mean over windows, so none is shorter than the others, unless it is alone.
+    for (tokens, lengths) in [(64, vec![24, 24]), (72, vec![24; 3]), (47, vec![24]), (20, vec![20]), (1, vec![1])] {
+        let corpus = Corpus::windows(&ids(tokens + 1), 24, tokens.max(2), 1.0, 5).unwrap();
+        assert_eq!(corpus.sequences().iter().map(|s| s.ids.len()).collect::<Vec<_>>(), lengths, "{tokens}");
+    }
+}
+
+#[test]
 fn a_sweep_shares_what_sets_share() {
     let singles: Vec<Removal> = (0..10).map(|layer| Removal::from(vec![layer])).collect();
     // One layer less to apply at each further removal, and the dense way is not among them.
@@ -414,6 +423,54 @@ fn numbers_are_read_segment_by_segment() {
         [bias, "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.1.layer.0.SelfAttention.q.weight"];
     let new = kept(json!({ "model_type": "t5", "num_layers": 2 }), &old, "0", "t5");
     assert_eq!(new.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([bias.to_owned(), old[1].to_owned()]));
+}
+
+/// Writes a model of names alone.
+fn named(folder: &Path, config: &Value, names: impl IntoIterator<Item = String>) -> Checkpoint {
+    let tensors: Vec<_> = names.into_iter().map(|name| (name, vec![1], vec![1.0])).collect();
+    write(folder, config, &tensors);
+    Checkpoint::open(folder).unwrap()
+}
+
+#[test]
+fn heads_that_align_words_with_sound_follow_their_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whisper");
+    let config = json!({ "model_type": "whisper", "encoder_layers": 4, "decoder_layers": 4, "num_hidden_layers": 4 });
+    let layers = ["encoder", "decoder"].into_iter().flat_map(|side| (0..4).map(move |layer| (side, layer)));
+    let source = named(&path, &config, layers.map(|(side, layer)| format!("model.{side}.layers.{layer}.fc1.weight")));
+    let generation = json!({ "alignment_heads": [[1, 0], [2, 3], [3, 1]], "max_length": 448 });
+    fs::write(path.join("generation_config.json"), generation.to_string()).unwrap();
+    for (number, (side, drop, expected)) in [
+        ("decoder", "1", json!({ "alignment_heads": [[1, 3], [2, 1]], "max_length": 448 })),
+        ("decoder", "1-3", json!({ "max_length": 448 })),
+        ("encoder", "1", generation.clone()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(number.to_string());
+        let options = DropOptions { stack: Some(format!("model.{side}.layers")), ..DropOptions::default() };
+        drop_layers(&source, &Removal::parse(drop).unwrap(), &out, &options, &mut |_, _| {}).unwrap();
+        let found: Value = serde_json::from_slice(&fs::read(out.join("generation_config.json")).unwrap()).unwrap();
+        assert_eq!(found, expected, "{side} without {drop}");
+    }
+}
+
+#[test]
+fn layers_that_see_images_go_whatever_the_text_does_by_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/decoders/gemma3-vision/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(fixture).unwrap()).unwrap();
+    config["vision_config"]["num_hidden_layers"] = json!(2);
+    let (text, vision) = ("language_model.model.layers", "vision_tower.encoder.layers");
+    let stacks = [text, vision].into_iter().flat_map(|stack| (0..2).map(move |layer| (stack, layer)));
+    let names = stacks.map(|(stack, layer)| format!("{stack}.{layer}.mlp.weight"));
+    let source = named(&folder.path().join("model"), &config, names);
+    // The text's two layers differ, of which the first stays the first.
+    let plan = super::rewrite::plan(&source, &vec![0].into(), Some(vision), false).unwrap();
+    assert_eq!(plan.config["vision_config"]["num_hidden_layers"], 1);
+    assert_eq!(plan.config["text_config"], config["text_config"]);
 }
 
 #[test]

@@ -118,7 +118,8 @@ pub fn verify(pruned: &Checkpoint, source: &Checkpoint) -> Result<Findings> {
     }
 
     let (mut difference, mut not_run) = (None, None);
-    match outputs(pruned, source, &provenance.kept) {
+    // Without layers that see images, the text is read as before.
+    match outputs(pruned, source, plan.stack.is_text().then_some(&provenance.kept)) {
         Ok(_) if !healed.is_empty() => {
             not_run =
                 Some(format!("{} of its tensors were healed, so its logits are meant to be others", healed.len()));
@@ -139,7 +140,7 @@ pub fn verify(pruned: &Checkpoint, source: &Checkpoint) -> Result<Findings> {
 }
 
 /// Largest difference of what the models give on [`TOKENS`] tokens.
-fn outputs(pruned: &Checkpoint, source: &Checkpoint, kept: &[usize]) -> Result<f32> {
+fn outputs(pruned: &Checkpoint, source: &Checkpoint, kept: Option<&Vec<usize>>) -> Result<f32> {
     let largest = |a: &[f32], b: &[f32]| -> Result<f32> {
         if a.len() != b.len() {
             return Err(Error::Model(format!("the models give {} and {} numbers", a.len(), b.len())));
@@ -152,7 +153,7 @@ fn outputs(pruned: &Checkpoint, source: &Checkpoint, kept: &[usize]) -> Result<f
     };
     match (AnyModel::open(pruned)?, AnyModel::open(source)?) {
         (AnyModel::Decoder(pruned), AnyModel::Decoder(mut source)) => {
-            source.keep_blocks(kept)?;
+            kept.map_or(Ok(()), |kept| source.keep_blocks(kept))?;
             let ids = ids(source.config().vocab_size);
             let logits = |model: &Decoder| -> Result<Vec<f32>> {
                 with_f32(&model.logits(&model.hidden_once(&ids)?)?, <[f32]>::to_vec)
@@ -160,7 +161,7 @@ fn outputs(pruned: &Checkpoint, source: &Checkpoint, kept: &[usize]) -> Result<f
             largest(&logits(&pruned)?, &logits(&source)?)
         }
         (AnyModel::Encoder(pruned), AnyModel::Encoder(mut source)) => {
-            source.keep_blocks(kept)?;
+            kept.map_or(Ok(()), |kept| source.keep_blocks(kept))?;
             let ids = [ids(source.config().vocab_size)];
             let hidden = |model: &crate::model::Encoder| with_f32(&model.hidden(&ids)?, <[f32]>::to_vec);
             largest(&hidden(&pruned)?, &hidden(&source)?)

@@ -67,6 +67,14 @@ pub struct Provenance {
     pub healed: Option<Healed>,
 }
 
+impl Provenance {
+    /// Whether `other` is the same model without the same layers, healed or not.
+    pub fn lacks_the_same(&self, other: &Self) -> bool {
+        let set = |of: &Self| (of.source_fingerprint.clone(), of.stack.clone(), of.removed.clone());
+        set(self) == set(other)
+    }
+}
+
 /// What [`drop_layers`] wrote.
 #[derive(Debug, Clone, Serialize)]
 pub struct Dropped {
@@ -110,7 +118,7 @@ pub fn without_layers(
 
 /// Writes `checkpoint` without the layers `removal` into the folder `out`, which must not exist: tensors renumbered, their
 /// bytes as they were; the configuration rewritten ([`rewrite`](mod@rewrite) says how); tokenizer, licence and other
-/// files beside it as they were; [`PROVENANCE`]. Nothing appears under the name `out` before all of it is on disk.
+/// files beside it as they were, unless they name layers; [`PROVENANCE`]. Nothing appears under the name `out` before all of it is on disk.
 ///
 /// `progress` hears (bytes done, bytes in all).
 ///
@@ -145,8 +153,12 @@ pub fn drop_layers(
     checkpoint.release_all();
     checkpoint.expect_unchanged()?;
     let dropped = describe(checkpoint, &rewrite, options, fingerprint);
-    for file in checkpoint.side_files() {
-        writer.copy_beside(checkpoint.dir(), &file)?;
+    let rewritten = |file: &Path| rewrite.beside.iter().any(|(name, _)| file == checkpoint.dir().join(name));
+    for file in checkpoint.side_files().iter().filter(|file| !rewritten(file)) {
+        writer.copy_beside(checkpoint.dir(), file)?;
+    }
+    for (name, value) in &rewrite.beside {
+        writer.add_file(name, &pretty(value)?)?;
     }
     writer.add_file("config.json", &pretty(&rewrite.config)?)?;
     writer.add_file(PROVENANCE, &pretty(&dropped.provenance)?)?;

@@ -149,6 +149,9 @@ struct State {
     spec: Spec,
     recipe: Recipe,
     data: String,
+    /// Of the weights the run began with; nothing in files of programs that did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start: Option<String>,
     parametrisation: String,
     step: u64,
     sums: Sums,
@@ -180,6 +183,8 @@ pub struct Trainer<'a> {
     parametrise: Option<&'a dyn Parametrise>,
     criterion: Option<&'a mut dyn Criterion>,
     weights: Weights,
+    /// Hash of the weights the run begins with.
+    start: String,
     /// What the optimiser moves, where that is not the weights.
     trainable: Vec<f32>,
     gradient: Vec<f32>,
@@ -249,6 +254,7 @@ impl<'a> Trainer<'a> {
             images,
             parametrise,
             criterion: None,
+            start: fingerprint_of_weights(&weights),
             weights,
             trainable,
             gradient,
@@ -418,16 +424,20 @@ impl<'a> Trainer<'a> {
         if self.parametrise.is_some() {
             tensors.push(("trainable".into(), vec![self.trainable.len()], &self.trainable));
         }
-        let state = State {
+        saved::write(file, (STATE, &self.state()), tensors, &self.optimiser)
+    }
+
+    fn state(&self) -> State {
+        State {
             version: VERSION,
             spec: self.net.spec().clone(),
             recipe: self.recipe.clone(),
             data: fingerprint(self.images),
+            start: Some(self.start.clone()),
             parametrisation: self.parametrisation(),
             step: self.step,
             sums: self.sums,
-        };
-        saved::write(file, (STATE, &state), tensors, &self.optimiser)
+        }
     }
 
     fn parametrisation(&self) -> String {
@@ -438,19 +448,21 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Takes up the run that was saved in `file`; it must be this one: the same net, recipe, images and parametrisation.
+    /// Takes up the run that was saved in `file`; it must be this one: the same net, recipe, images, first weights and
+    /// parametrisation. A file of an older program does not say which weights its run began with, and is believed.
     ///
     /// # Errors
     /// If the file cannot be read, is not a run's, or is another run's; the message says in what they differ.
     pub fn resume(&mut self, file: &Path) -> Result<()> {
         let saved = Saved::<State>::open(file, STATE)?;
-        let state = &saved.state;
+        let (state, own) = (&saved.state, self.state());
         let same = [
-            ("version of the file", state.version == VERSION),
-            ("net", state.spec == *self.net.spec()),
-            ("recipe", state.recipe == self.recipe),
-            ("images", state.data == fingerprint(self.images)),
-            ("parametrisation", state.parametrisation == self.parametrisation()),
+            ("version of the file", state.version == own.version),
+            ("net", state.spec == own.spec),
+            ("recipe", state.recipe == own.recipe),
+            ("images", state.data == own.data),
+            ("start, from other weights", state.start.is_none() || state.start == own.start),
+            ("parametrisation", state.parametrisation == own.parametrisation),
         ];
         saved.is_of(&same, state.step, self.steps())?;
         let weights = Weights::load(self.net.graph(), &saved.checkpoint)?;
@@ -477,6 +489,17 @@ pub(crate) fn fingerprint(images: &ImageSet) -> String {
     hash.update([images.white]);
     hash.update(&images.labels);
     hash.update(&images.pixels);
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What stands for the weights a run begins with in a saved run.
+fn fingerprint_of_weights(weights: &Weights) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for values in [&weights.values, &weights.running] {
+        hash.update((values.len() as u64).to_le_bytes());
+        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+    }
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -113,6 +113,7 @@ fn a_saved_run_of_something_else_is_refused_in_words() {
     changed.epochs = 2;
     let keep = vec![true; trainer.weights().values.len()];
     let masked = Masked::new(keep);
+    let elsewhere = Weights::start(trainer.net().graph(), 2);
     let mut runs = [
         (Trainer::new(&resnet(4), recipe.clone(), &images).unwrap(), "another net"),
         (Trainer::new(&resnet(8), changed, &images).unwrap(), "another recipe"),
@@ -122,11 +123,20 @@ fn a_saved_run_of_something_else_is_refused_in_words() {
                 .unwrap(),
             "another parametrisation",
         ),
+        (
+            Trainer::from_weights(&resnet(8), recipe.clone(), &images, elsewhere, None).unwrap(),
+            "another start, from other weights",
+        ),
     ];
     for (run, part) in &mut runs {
         let error = run.resume(&file).unwrap_err().to_string();
         assert!(error.contains("run.safetensors") && error.contains(*part), "{error}");
     }
+    // A file that does not say where its run began is believed.
+    let silent = State { start: None, ..trainer.state() };
+    saved::write(&file, (STATE, &silent), trainer.weights().tensors(trainer.net().graph()), &trainer.optimiser)
+        .unwrap();
+    assert!(runs.last_mut().unwrap().0.resume(&file).is_ok());
     trainer.weights().write(trainer.net().graph(), &file).unwrap();
     let error = runs[0].0.resume(&file).unwrap_err().to_string();
     assert!(error.contains("is not a saved run"), "{error}");

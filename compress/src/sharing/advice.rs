@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use scruple_weights::{TensorView, linalg};
 use serde::Serialize;
 
-use super::project::by_pieces;
+use super::project::{by_pieces, by_pieces_of};
 use crate::{
     Result,
     grid::{self, GridSpec, ScaleDtype, Search},
@@ -86,7 +86,9 @@ fn group_of(columns: usize) -> usize {
 
 /// Squared error of rounding to `bits`.
 fn code_error(view: &TensorView, bits: u32) -> Result<f64> {
-    let (_, columns) = matrix(view);
+    let (rows, columns) = matrix(view);
+    // Groups run through all dimensions but the first, so pieces hold whole rows of the matrix.
+    let together = (view.rows().0 / rows).max(1);
     let spec = GridSpec {
         bits,
         group_size: group_of(columns),
@@ -95,7 +97,7 @@ fn code_error(view: &TensorView, bits: u32) -> Result<f64> {
         search: Search::None,
     };
     let mut error = 0.0;
-    by_pieces(view, |_, values| {
+    by_pieces_of(view, together, |_, values| {
         let rounded = grid::round_to_nearest(values, values.len() / columns, columns, &spec)?.dequantize();
         error += values.iter().zip(&rounded).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
         Ok(())
@@ -162,12 +164,12 @@ mod tests {
     use super::*;
     use crate::data::random::Stream;
 
-    fn views(folder: &std::path::Path, matrices: &[(usize, usize, Vec<f32>)]) -> Vec<TensorView> {
+    fn views(folder: &std::path::Path, tensors: &[(&[usize], Vec<f32>)]) -> Vec<TensorView> {
         let name = |at: usize| format!("w{at}.weight");
-        let specs = matrices.iter().enumerate();
-        let specs = specs.map(|(at, (rows, columns, _))| TensorSpec::new(name(at), Dtype::F32, [*rows, *columns]));
+        let specs = tensors.iter().enumerate();
+        let specs = specs.map(|(at, (shape, _))| TensorSpec::new(name(at), Dtype::F32, shape.to_vec()));
         let writer = CheckpointWriter::create(folder, specs.collect(), WriterOptions::default()).unwrap();
-        for (at, (_, _, values)) in matrices.iter().enumerate() {
+        for (at, (_, values)) in tensors.iter().enumerate() {
             writer.write(&name(at), bytemuck::cast_slice(values)).unwrap();
         }
         writer.finish().unwrap();
@@ -183,7 +185,7 @@ mod tests {
     fn codes_win_where_they_fit_and_factors_where_the_weights_are_thin() {
         let folder = tempfile::tempdir().unwrap();
         let (rows, columns) = (96, 256);
-        let dense = views(&folder.path().join("a"), &[(rows, columns, normal(rows * columns, 1))]);
+        let dense = views(&folder.path().join("a"), &[(&[rows, columns], normal(rows * columns, 1))]);
         // f32 over c = 4 is a byte a weight: 8-bit codes need a little more, 4-bit ones fit.
         let advice = advise(&dense, (rows * columns) as u64, 4, 0.87).unwrap();
         let names: Vec<&str> = advice.rivals.iter().map(|rival| rival.name.as_str()).collect();
@@ -198,7 +200,7 @@ mod tests {
         // An outer product is its own factors.
         let (u, v) = (normal(rows, 2), normal(columns, 3));
         let thin = u.iter().flat_map(|u| v.iter().map(move |v| u * v)).collect();
-        let thin = views(&folder.path().join("b"), &[(rows, columns, thin)]);
+        let thin = views(&folder.path().join("b"), &[(&[rows, columns], thin)]);
         let advice = advise(&thin, (rows * columns) as u64, 4, 0.87).unwrap();
         assert!(advice.rivals[1].relative_error < 1e-3, "{advice:?}");
         assert_eq!(advice.better().unwrap().name, "low rank");
@@ -207,5 +209,23 @@ mod tests {
         let advice = advise(&dense, (rows * columns) as u64 / 16, 4, 0.99).unwrap();
         assert_eq!(advice.rivals.len(), 1);
         assert_eq!(Advice { rivals: Vec::new(), ..advice }.better(), None);
+    }
+
+    #[test]
+    fn a_convolution_in_more_than_one_piece_is_rounded_as_its_matrix_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = normal(256 * 128 * 9, 4);
+        let views = views(folder.path().join("a").as_path(), &[(&[256, 128, 3, 3], values.clone())]);
+        let spec = GridSpec {
+            bits: 4,
+            group_size: GROUP,
+            symmetric: true,
+            scale_dtype: ScaleDtype::F16,
+            search: Search::None,
+        };
+        let rounded = grid::round_to_nearest(&values, 256, 128 * 9, &spec).unwrap().dequantize();
+        let expected: f64 = values.iter().zip(&rounded).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        let found = code_error(&views[0], 4).unwrap();
+        assert!((found - expected).abs() < 1e-9 * expected, "{found} and {expected}");
     }
 }

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     fold::{FOLD_HASH, SIGN_HASH},
-    modules::{Module, Sharing, Size, check_scale},
+    modules::{MOST_RATE, Module, Sharing, Size, check_scale},
     pool::recover,
 };
 use crate::{Error, Result};
@@ -51,9 +51,6 @@ const TILE: &str = "row-major";
 
 /// Weights recovered at a time.
 pub(super) const PIECE: usize = 1 << 18;
-
-/// Weights a slot at most: more would be a mistake, or a small file that wants to become a very large one.
-const MOST_RATE: usize = 1 << 16;
 
 /// The metadata's text.
 #[derive(Debug, Clone, Serialize, Deserialize)]

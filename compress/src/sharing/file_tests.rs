@@ -343,6 +343,7 @@ fn projections_that_cannot_be_are_refused_in_words() {
         (&source, Options { choice: include("norm.*"), ..good.clone() }, "no tensor is left to share"),
         (&source, Options { align: 8, ..good.clone() }, "the alignment is 8"),
         (&source, Options { psi_dtype: Dtype::I8, ..good.clone() }, "a pool cannot be stored in I8"),
+        (&broken, Options { size: Size::Rate(0.9), ..good.clone() }, "the rate is 0.9"),
         (&broken, good, "tensor `a.weight` holds inf at index 70"),
     ] {
         let error = run(source, &out, &options).unwrap_err().to_string();

@@ -11,6 +11,9 @@ use crate::{Error, Result};
 /// Tensors of fewer values stay as they are unless another number is asked for.
 pub const LEAST_VALUES: usize = 1024;
 
+/// Weights a slot at most: more would be a mistake, or a small file that wants to become a very large one.
+pub(super) const MOST_RATE: usize = 1 << 16;
+
 /// A tensor that shares.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Module {
@@ -146,7 +149,8 @@ impl Sharing {
     /// `tensors` (name, shape, scale) one after the other over a pool, or each over its own.
     ///
     /// # Errors
-    /// If there are none, a scale is no number above 0, or the pool does not suit the weights.
+    /// If there are none, a scale is no number above 0, or the pool does not suit the weights: is larger than they are, or
+    /// so small that a file of it would not be opened.
     pub fn new(tensors: Vec<(String, Vec<usize>, f32)>, size: Size, align: usize, seed: u64) -> Result<Self> {
         let (modules, weights) = lay_out(tensors)?;
         let fold = match size {
@@ -159,6 +163,14 @@ impl Sharing {
             }
             Size::Rate(_) | Size::Slots(_) => Fold::new(weights, size.slots(weights)?, align, seed)?,
         };
+        if fold.weights() / fold.slots() > MOST_RATE {
+            return Err(Error::Recipe(format!(
+                "{} weights would share {} slots; a file with more than {MOST_RATE} a slot is not believed, so ask for a \
+                 lower rate",
+                fold.weights(),
+                fold.slots()
+            )));
+        }
         Ok(Self { fold, modules })
     }
 
@@ -308,12 +320,15 @@ mod tests {
         let new = |scale: f32, size: Size| {
             Sharing::new(vec![("a".into(), vec![4, 4], scale)], size, ALIGN, 0).unwrap_err().to_string()
         };
+        let large = |slots: usize| Sharing::new(vec![("a".into(), vec![512, 256], 1.0)], Size::Slots(slots), ALIGN, 0);
+        assert!(large(2).is_ok());
         for (error, part) in [
             (new(1.0, Size::Rate(0.5)), "the rate is 0.5"),
             (new(1.0, Size::Rate(f64::NAN)), "the rate is NaN"),
             (new(1.0, Size::Slots(17)), "17 slots is larger than the 16 weights"),
             (new(f32::NAN, Size::Rate(1.0)), "tensor `a` has scale NaN"),
             (new(0.0, Size::Rate(1.0)), "tensor `a` has scale 0"),
+            (large(1).unwrap_err().to_string(), "131072 weights would share 1 slots"),
             (Sharing::new(Vec::new(), Size::Rate(1.0), ALIGN, 0).unwrap_err().to_string(), "no tensor is left"),
         ] {
             assert!(error.contains(part), "{error}");

@@ -125,9 +125,11 @@ pub fn project(
     }
     let takes = |view: &&TensorView| is_shareable(view.dtype()) && options.choice.takes(view.name(), view.shape());
     let (shared, tied) = once(checkpoint.tensors().filter(takes).cloned().collect());
+    // A size that does not suit is refused before the weights are read for their scales.
+    let tensors = shared.iter().map(|view| (view.name().into(), view.shape().to_vec(), 1.0));
+    let mut sharing = Sharing::new(tensors.collect(), options.size, options.align, options.seed)?;
     let scales = shared.par_iter().map(|view| Ok(options.scales.of(rms(view)?))).collect::<Result<Vec<f32>>>()?;
-    let tensors = shared.iter().zip(scales).map(|(view, scale)| (view.name().into(), view.shape().to_vec(), scale));
-    let sharing = Sharing::new(tensors.collect(), options.size, options.align, options.seed)?;
+    sharing.modules.iter_mut().zip(scales).for_each(|(module, scale)| module.scale = scale);
     let fold = &sharing.fold;
     if out.is_some() && fold.slots() < fold.weights() && !options.allow_lossy {
         return Err(Error::Recipe(format!(
@@ -243,9 +245,19 @@ fn once(views: Vec<TensorView>) -> (Vec<TensorView>, Vec<Tied>) {
 }
 
 /// Runs `body` over (first weight, values) of `view` by pieces of whole rows.
-pub(super) fn by_pieces(view: &TensorView, mut body: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+pub(super) fn by_pieces(view: &TensorView, body: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    by_pieces_of(view, 1, body)
+}
+
+/// The same where `together` rows, of which the tensor has a whole number of times as many, are never parted.
+pub(super) fn by_pieces_of(
+    view: &TensorView,
+    together: usize,
+    mut body: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
     let (rows, columns) = view.rows();
-    let at_once = (PIECE / columns.max(1)).clamp(1, rows.max(1));
+    let at_once = (PIECE / (together * columns).max(1)).max(1) * together;
+    let at_once = at_once.clamp(1, rows.max(1));
     let mut values = vec![0.0; at_once * columns];
     for first in (0..rows).step_by(at_once) {
         let last = rows.min(first + at_once);

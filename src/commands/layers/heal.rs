@@ -235,7 +235,8 @@ fn distil(arguments: &Arguments, models: &Models, clock: &Run) -> Result<Provena
         tensors: distiller.tensors(),
     };
     if arguments.output.exists() {
-        let there = provenance(&arguments.output).ok().filter(|there| there.healed.as_ref() == Some(&healed));
+        let own = |there: &Provenance| there.healed.as_ref() == Some(&healed) && there.lacks_the_same(before);
+        let there = provenance(&arguments.output).ok().filter(own);
         let there = there.with_context(|| {
             format!("{}: already exists and is not this run's result; give another folder", arguments.output.display())
         })?;

@@ -35,7 +35,7 @@ pub struct Judge<'a> {
     pub model: &'a Decoder,
     /// Where scores are kept.
     pub folder: Option<&'a Path>,
-    /// Of its tensors.
+    /// Of its tensors and its configuration.
     pub fingerprint: &'a str,
 }
 

@@ -178,7 +178,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (calibration, holdout) = texts(arguments, &tokenizer)?;
     let fingerprint = checkpoint.fingerprint();
     let folder = arguments.output.as_deref().map(record::folder).transpose()?;
-    let judge = Judge { model: &model, folder: folder.as_deref(), fingerprint: &fingerprint };
+    let whole = checkpoint.fingerprint_with_config()?;
+    let judge = Judge { model: &model, folder: folder.as_deref(), fingerprint: &whole };
 
     let mut found = look(&settings, &searches, &objectives, &judge, &calibration, &tokenizer)
         .map_err(|error| blame_any(error, &checkpoint))?;

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     report,
-    train::{EVALUATED, expect_free, image_sets, spec_beside},
+    train::{EVALUATED, expect_free, image_sets, scaling_beside, spec_beside},
 };
 use crate::{
     commands::eval::{self, EvalRecord},
@@ -234,7 +234,7 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
     let (tokens, _) = eval::tokens_of(&tokenizer, text)?;
     let teacher = arguments.teacher()?;
     let decoder = teacher.as_ref().map(Decoder::open).transpose()?;
-    let fingerprint = teacher.as_ref().map(Checkpoint::fingerprint);
+    let told = teacher.as_ref().map(Checkpoint::fingerprint_with_config).transpose()?;
     let recipe = language::Recipe {
         seed: arguments.seed,
         steps: arguments.steps,
@@ -246,10 +246,8 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
         clip: 1.0,
         distillation: arguments.distillation(),
     };
-    let teaches = decoder
-        .as_ref()
-        .zip(fingerprint.as_deref())
-        .map(|(decoder, fingerprint)| language::Teacher { decoder, fingerprint });
+    let teaches =
+        decoder.as_ref().zip(told.as_deref()).map(|(decoder, fingerprint)| language::Teacher { decoder, fingerprint });
     let mut tuner = language::Tuner::new(file, recipe.clone(), &tokens, teaches)
         .with_context(|| format!("{}: cannot be fine-tuned", file.path().display()))?;
     let judge = |model: &Path, against: Option<&Path>| -> Result<Option<EvalRecord>> {
@@ -303,7 +301,7 @@ fn language_model(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Resu
         recipe: serde_json::to_value(&recipe)?,
         distillation: arguments.distillation(),
         source_fingerprint: file.checkpoint().fingerprint(),
-        teacher_fingerprint: fingerprint,
+        teacher_fingerprint: teacher.as_ref().map(Checkpoint::fingerprint),
         train_loss,
         before: serde_json::to_value(before)?,
         after: serde_json::to_value(after)?,
@@ -334,7 +332,8 @@ fn image_net(arguments: &Arguments, file: &SharedFile, clock: &Run) -> Result<Ex
         schedule: Schedule { peak: arguments.learning_rate.unwrap_or(0.02), warmup_epochs: 0.0, curve: Curve::Cosine },
         label_smoothing: 0.0,
         augmentation: Augmentation::default(),
-        scaling: images.scaling(),
+        // As the net has known images so far; the dense net, which it came from, is fed the same numbers.
+        scaling: scaling_beside(file)?.unwrap_or_else(|| images.scaling()),
     };
     let mut judge = Net::new(&spec, EVALUATED)?;
     let mut told = |weights: &dyn Source, running: &[f32]| -> Result<Told> {

@@ -87,7 +87,7 @@ pub fn carry_out(
     progress.finish();
     let file = SharedFile::open(&start)?;
     let (tokens, _) = eval::tokens_of(&Text::open(&checkpoint)?, text)?;
-    let (teacher, fingerprint) = (Decoder::open(&checkpoint)?, checkpoint.fingerprint());
+    let (teacher, fingerprint) = (Decoder::open(&checkpoint)?, checkpoint.fingerprint_with_config()?);
     let teacher = language::Teacher { decoder: &teacher, fingerprint: &fingerprint };
     let mut tuner = language::Tuner::new(&file, recipe, &tokens, Some(teacher))?;
     // The projection is the same each time; what took steps is kept.

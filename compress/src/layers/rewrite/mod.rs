@@ -7,11 +7,14 @@
 //!    layer of another stack for a layer of this one.
 //! 3. The configuration is rewritten: counts; lists with an entry a layer, which are sliced; lists of layers' numbers,
 //!    which are renumbered; and what the family derives from a layer's number, which is written down with the values the
-//!    layers had *before* they were renumbered. What is not understood is refused by name.
+//!    layers had *before* they were renumbered. What is not understood is refused by name. Heads that
+//!    `generation_config.json` names by their layers are renumbered too.
 
 mod config;
 
 mod families;
+
+mod generation;
 
 mod quantised;
 
@@ -37,7 +40,9 @@ pub struct Rewrite {
     pub tensors: Vec<(String, String)>,
     /// The new `config.json`.
     pub config: Value,
-    /// What was changed in it, a sentence each.
+    /// Files beside it that name layers, by their names, as they must be.
+    pub beside: Vec<(String, Value)>,
+    /// What was changed in the configuration, a sentence each.
     pub changes: Vec<String>,
     /// What a reader of the new checkpoint should know.
     pub notes: Vec<String>,
@@ -57,7 +62,13 @@ pub fn plan(checkpoint: &Checkpoint, removal: &Removal, stack: Option<&str>, for
     stack.special_layers(&file, &kept, force)?;
     let tensors = names(checkpoint, &stack, removal, &kept)?;
     let mut rewritten = config::rewrite(&file, old, &stack, &kept, force)?;
-    if let Some(problem) = differs_here(&file, old, &rewritten.config, &kept) {
+    let generation = generation::rewrite(checkpoint.dir(), &stack, &kept, force)?;
+    let beside = generation.map(|(value, note)| {
+        rewritten.notes.push(note);
+        (generation::FILE.to_string(), value)
+    });
+    let problem = stack.is_text().then(|| differs_here(&file, old, &rewritten.config, &kept)).flatten();
+    if let Some(problem) = problem {
         let sentence = format!("{}: {problem}", file.display());
         if !force {
             return Err(Error::Model(sentence));
@@ -69,6 +80,7 @@ pub fn plan(checkpoint: &Checkpoint, removal: &Removal, stack: Option<&str>, for
         kept,
         tensors,
         config: rewritten.config,
+        beside: beside.into_iter().collect(),
         changes: rewritten.changes,
         notes: rewritten.notes,
         stack,
@@ -100,7 +112,7 @@ fn names(checkpoint: &Checkpoint, stack: &Stack, removal: &Removal, kept: &[usiz
 }
 
 /// Where the family runs here, what its adapter makes of both configurations must agree layer by layer: a second opinion
-/// on windows, rotary positions and experts.
+/// on windows, rotary positions and experts. Of layers that see images or hear it knows nothing.
 fn differs_here(file: &std::path::Path, old: &Value, new: &Value, kept: &[usize]) -> Option<String> {
     use crate::model::config::DecoderConfig;
     let before = DecoderConfig::from_json(file, old).ok()?;

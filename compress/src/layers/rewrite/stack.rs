@@ -57,6 +57,17 @@ fn count(scope: &Map<String, Value>, key: &str) -> Option<usize> {
     scope.get(key)?.as_u64().and_then(|n| usize::try_from(n).ok())
 }
 
+/// Whether the stack `name` can be the language model's.
+fn is_of_text(name: &str) -> bool {
+    !OTHER_STACKS.iter().any(|word| name.contains(word))
+}
+
+/// Whether a decoder whose part this is stands behind an encoder: T5 says so by its type alone.
+fn has_encoder(scope: &Map<String, Value>, model_type: &str) -> bool {
+    let said = scope.get("is_encoder_decoder").and_then(Value::as_bool);
+    said.unwrap_or(matches!(model_type, "t5" | "mt5" | "umt5"))
+}
+
 impl Stack {
     /// The stack called `wanted`, or the only one that can be the language model's.
     ///
@@ -77,7 +88,7 @@ impl Stack {
         let named: Vec<&String> = match wanted {
             Some(wanted) => stacks.keys().filter(|name| name.as_str() == wanted).collect(),
             None => {
-                let of_text = |name: &&String| !OTHER_STACKS.iter().any(|word| name.contains(word));
+                let of_text = |name: &&String| is_of_text(name);
                 let longest = |name: &&String| {
                     Self::describe(name, config).is_some_and(|stack| stacks[*name].len() >= stack.layers)
                 };
@@ -168,6 +179,10 @@ impl Stack {
             if !counts.contains(&first) || counts == ENCODER_COUNTS {
                 all.extend(COUNTS.iter().filter(same).map(|key| (*key).to_string()));
             }
+            if counts == DECODER_COUNTS && all.iter().any(|key| key == "num_layers") && has_encoder(scope, &model_type)
+            {
+                all = vec!["num_decoder_layers".to_string()]; // the others count the encoder's
+            }
             return Some(Self { name: name.to_string(), layers, scope: keys, counts: all, model_type, shared: false });
         }
         None
@@ -185,6 +200,16 @@ impl Stack {
         }
         self.shared = true;
         Ok(self)
+    }
+
+    /// Whether it can be the language model's.
+    pub(crate) fn is_text(&self) -> bool {
+        is_of_text(&self.name)
+    }
+
+    /// Whether its name says that it is a decoder.
+    pub(super) fn is_decoder(&self) -> bool {
+        self.name.split('.').any(|segment| segment == "decoder")
     }
 
     /// The layer of this stack that tensor `name` belongs to.

@@ -99,7 +99,7 @@ impl Recipe {
 pub struct Teacher<'a> {
     /// The model.
     pub decoder: &'a Decoder,
-    /// [`Checkpoint::fingerprint`] of its tensors.
+    /// [`Checkpoint::fingerprint_with_config`].
     pub fingerprint: &'a str,
 }
 
@@ -129,7 +129,8 @@ struct State {
     step: u64,
 }
 
-const VERSION: u32 = 1;
+/// The version of [`State`]: since 2 configurations count.
+const VERSION: u32 = 2;
 
 /// The metadata key of [`State`].
 const STATE: &str = "scruple.finetuning";
@@ -144,7 +145,7 @@ pub struct Tuner<'a> {
     recipe: Recipe,
     tokens: &'a [u32],
     teacher: Option<Teacher<'a>>,
-    /// Hash of the model the run began with.
+    /// Hashes of the model the run began with and of its configuration.
     model: String,
     weights: Vec<f32>,
     gradient: Vec<f32>,
@@ -206,7 +207,7 @@ impl<'a> Tuner<'a> {
             optimiser: Optimiser::flat(rule, trainable.len()),
             gradient: vec![0.0; weights.len()],
             of_trainable: vec![0.0; trainable.len()],
-            model: file.checkpoint().fingerprint(),
+            model: file.checkpoint().fingerprint_with_config()?,
             step: 0,
             file,
             config,

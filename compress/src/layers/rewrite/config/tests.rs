@@ -226,6 +226,9 @@ fn counts_are_changed_where_the_file_has_them() {
     );
 
     let t5 = json!({ "model_type": "t5", "num_layers": 3, "is_encoder_decoder": true });
+    // What the decoder loses is not lost to the encoder, which alone is counted.
+    let new = rewritten("decoder.block", t5.clone(), &[0, 2]);
+    assert_eq!((&new["num_layers"], &new["num_decoder_layers"]), (&json!(3), &json!(2)));
     let new = rewritten("encoder.block", t5, &[0, 2]);
     assert_eq!((&new["num_layers"], &new["num_decoder_layers"]), (&json!(2), &json!(3)));
 }
