@@ -72,6 +72,13 @@ pub struct TensorDiff {
     /// Figures of the difference; none for equal bytes and for shapes that cannot be laid side by side.
     #[serde(flatten)]
     pub measured: Option<Measured>,
+    /// Bytes that differ although all values are equal as f32: digits beyond f32, wide integers, signs of zeros.
+    #[serde(skip_serializing_if = "none")]
+    pub bytes_differ: usize,
+}
+
+fn none(n: &usize) -> bool {
+    *n == 0
 }
 
 /// A tensor that only one side has.
@@ -98,7 +105,7 @@ pub struct Diff {
     /// The whole in a sentence.
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// Nothing differs: the same names, types, shapes and values.
+    /// Nothing differs: the same names, types, shapes and values, and no byte of a value.
     pub identical: bool,
     /// Sizes of A.
     pub a: Size,
@@ -141,6 +148,7 @@ pub fn diff(a: &Model, b: &Model, progress: &(dyn Fn(usize, usize) + Sync)) -> R
             module: key.kind.clone(),
             change: compared.change,
             measured: compared.measured,
+            bytes_differ: compared.bytes_differ,
         })
     };
     // Large tensors one after the other, each by all threads; then the small ones side by side.
@@ -159,11 +167,11 @@ pub fn diff(a: &Model, b: &Model, progress: &(dyn Fn(usize, usize) + Sync)) -> R
         of.iter().map(|&at| lone(&model.arrays()[at])).collect()
     };
     let (missing, added) = (lone(a, &matching.missing), lone(b, &matching.added));
-    let identical = missing.is_empty()
-        && added.is_empty()
-        && tensors
-            .iter()
-            .all(|tensor| tensor.change == Change::Equal && tensor.a == tensor.b && tensor.shape_a == tensor.shape_b);
+    let same = |tensor: &TensorDiff| {
+        let same_place = tensor.a == tensor.b && tensor.shape_a == tensor.shape_b;
+        tensor.change == Change::Equal && tensor.bytes_differ == 0 && same_place
+    };
+    let identical = missing.is_empty() && added.is_empty() && tensors.iter().all(same);
     let size = |model: &Model| Size { tensors: model.arrays().len(), parameters: model.parameters() };
     let (size_a, size_b) = (size(a), size(b));
     let verdict = verdict::of(&tensors, &matching.blocks, &missing, &added, size_a, size_b);

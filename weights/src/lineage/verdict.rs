@@ -185,12 +185,18 @@ impl Change {
 impl TensorDiff {
     /// Its change in a few words, with how its rows lie where that is not plain.
     pub fn phrase(&self) -> String {
-        self.with_order(self.change.phrase())
+        self.with_order(match self.bytes_differ {
+            0 => self.change.phrase(),
+            bytes => format!("equal as f32, {} differ", count(bytes, "byte")),
+        })
     }
 
     /// As [`phrase`](Self::phrase), with [`Change::class`].
     pub fn class(&self) -> String {
-        self.with_order(self.change.class())
+        self.with_order(match self.bytes_differ {
+            0 => self.change.class(),
+            _ => "equal as f32, bytes differ".into(),
+        })
     }
 
     fn with_order(&self, what: String) -> String {
@@ -402,12 +408,27 @@ pub(super) fn of(
     if reordered > 0 {
         notes.push_str(&format!("; {} with rows in another order", count(reordered, "tensor")));
     }
+    let bytes: usize = tensors.iter().map(|tensor| tensor.bytes_differ).sum();
+    if bytes > 0 {
+        let in_tensors = tensors.iter().filter(|tensor| tensor.bytes_differ > 0).count();
+        let (bytes, in_tensors) = (count(bytes, "byte"), count(in_tensors, "tensor"));
+        notes.push_str(&format!("; {bytes} of {in_tensors} differ beyond what f32 tells apart"));
+    }
 
     let Some(main) = main else {
         let types = tensors.iter().filter(|tensor| tensor.stored_a != tensor.stored_b);
         let other_type = commonest(types.map(|tensor| tensor.stored_b.clone()));
         let (verdict, sentence) = match (structure.is_empty(), other_type) {
-            (true, None) => ("equal", format!("A and B are equal: {}, bit for bit{notes}", count(total, "tensor"))),
+            (true, None) => {
+                let total = count(total, "tensor");
+                // What was measured was not found equal by its bytes: reordered rows, packed weights.
+                let sentence = match (bytes, tensors.iter().any(|tensor| tensor.measured.is_some())) {
+                    (0, false) => format!("A and B are equal: {total}, bit for bit{notes}"),
+                    (0, true) => format!("A and B are equal: {total}, every value the same as f32{notes}"),
+                    _ => format!("A and B are equal as f32: {total}{notes}"),
+                };
+                ("equal", sentence)
+            }
             (true, Some((stored, n))) => {
                 let sentence =
                     format!("B is A in {stored}: {n} of {total} tensors re-typed, every value the same{notes}");

@@ -38,6 +38,15 @@ fn a_model_equals_itself() {
 }
 
 #[test]
+fn values_that_are_equal_as_f32_alone_are_not_called_identical() {
+    let a = decoder(3, Dtype::F32, 1);
+    let with_zero = |zero: f32| edited(&a, "layers.1.mlp.up_proj", |t| [&[zero], &t.values[1..]].concat());
+    let found = compare(&with_zero(0.0), &with_zero(-0.0));
+    assert!(!found.identical && found.tensors.iter().all(|tensor| tensor.change == Change::Equal));
+    says(&found, "equal", &["A and B are equal as f32: 29 tensors; 1 byte of 1 tensor differ"]);
+}
+
+#[test]
 fn removed_blocks_are_named_and_the_others_found_again() {
     let a = decoder(8, Dtype::Bf16, 2);
     let b = with_blocks(&a, &[0, 1, 5, 6, 7]);
