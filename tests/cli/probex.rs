@@ -274,6 +274,22 @@ fn without_options_every_layer_and_preset_is_tried() {
 }
 
 #[test]
+fn the_expert_of_another_tree_is_not_written_over() {
+    let Made { zoo, registry, .. } = made();
+    let place = Place::new();
+    let other = place.out("registry");
+    fs::create_dir(&other).unwrap();
+    let expert = fs::read(registry.join("tree0.classes.safetensors")).unwrap();
+    fs::write(other.join("tree1.classes.safetensors"), &expert).unwrap();
+    scruple!["probe train", zoo, "--preset ridge --layer fc1.weight --tree tree1 -o", other].refuses(&[
+        "tree1.classes.safetensors",
+        "another tree than `tree1`",
+        "move it away",
+    ]);
+    assert_eq!(fs::read(other.join("tree1.classes.safetensors")).unwrap(), expert);
+}
+
+#[test]
 fn a_folder_of_checkpoints_becomes_a_zoo() {
     let Made { zoo, .. } = made();
     let place = Place::new();

@@ -349,7 +349,7 @@ impl Study<'_> {
             for tree in self.trees.clone() {
                 let want = self.want(&tree, &layer, Preset::Ridge);
                 for expert in self.experts(&want)?.remove(0) {
-                    registry.experts.push((file_name(&tree, self.label).into(), expert));
+                    registry.experts.push((file_name(&tree, self.label, layer.adapter).into(), expert));
                 }
             }
             let kinds = self.trees.iter().map(|tree| (tree.clone(), "full")).chain([(NO_TREE.into(), NO_TREE_KIND)]);

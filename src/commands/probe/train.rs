@@ -8,12 +8,14 @@ use std::{
 use anyhow::{Context, Result};
 use scruple_compress::{device::DeviceName, model::encoder::SentenceEncoder, probe::Trainer, zoo::build::NO_TREE};
 use scruple_weights::{
+    Checkpoint,
     probex::{
         Expert,
         cache::Copies,
         damage::Damage,
         expert::{Candidate, Radius},
-        fit::{ClassTexts, Job},
+        fit::{ClassTexts, Job, Members},
+        layer::layers,
         metrics::{Figure, Figures},
         spec::{Input, PRESETS, Preset},
         train::{Engine, Training},
@@ -204,12 +206,41 @@ pub fn class_texts(encoder: &Path, names: &[String]) -> Result<ClassTexts> {
     Ok(ClassTexts { values, width: model.dimensions(), encoder: checkpoint.fingerprint() })
 }
 
-/// A file name of plain characters for an expert.
-pub fn file_name(tree: &str, label: &str) -> String {
+/// A file name of plain characters for an expert, another one for every tree, label and kind: other characters stand as
+/// `%` and their bytes, dots too, since they part the three. Experts of adapters stand beside those of whole models.
+pub fn file_name(tree: &str, label: &str, adapters: bool) -> String {
     let plain = |name: &str| -> String {
-        name.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
+        let escaped = |c: char| c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
+        name.chars().map(|c| if c.is_alphanumeric() || "-_".contains(c) { c.into() } else { escaped(c) }).collect()
     };
-    format!("{}.{}.safetensors", plain(tree), plain(label))
+    let kind = if adapters { ".adapters" } else { "" };
+    format!("{}.{}{kind}.safetensors", plain(tree), plain(label))
+}
+
+/// Refuses to write over an expert in `out` of another tree: `tree` of another zoo, or one whose name came out alike.
+fn expect_same_tree(out: &Path, zoo: &Zoo, (tree, label): (&str, &str), kinds: &[String]) -> Result<()> {
+    let members = Members::of(zoo, tree, kinds, Some(1));
+    let Some(&first) = members.training.first() else { return Ok(()) };
+    let model = Checkpoint::open(&members.files(zoo)[first])?;
+    for adapters in [false, true] {
+        let file = out.join(file_name(tree, label, adapters));
+        if !file.exists() || !layers(&model).iter().any(|layer| layer.adapter == adapters) {
+            continue;
+        }
+        let advice =
+            || format!("{}: would be written over; move it away, or name another folder by -o", file.display());
+        let known = Expert::read(&file).with_context(advice)?;
+        let (layer, limit) = (&known.about.layer, known.about.radius.limit);
+        let same_name = (known.about.tree.as_str(), known.about.label.as_str()) == (tree, label);
+        let is_near = layer.is_in(&model) && known.distance(&layer.read(&model)?) <= limit;
+        anyhow::ensure!(
+            same_name && is_near,
+            "{}: is the expert of another tree than `{}` of this zoo; move it away, or name another folder by -o",
+            file.display(),
+            tree.escape_debug()
+        );
+    }
+    Ok(())
 }
 
 /// `0.972 (0.955–0.985)`.
@@ -248,6 +279,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(encoder) => Some(class_texts(encoder, &of.classes)?),
         None => None,
     };
+    for tree in groups.iter().flatten() {
+        expect_same_tree(&out, &zoo, (tree, label), &arguments.kind)?;
+    }
     let mut record =
         Record { label: label.to_string(), shuffled_labels: arguments.shuffle_labels, experts: Vec::new() };
     for trees in groups {
@@ -279,11 +313,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             ));
         })?;
         for expert in experts {
-            // Experts of adapters stand beside those of whole models.
-            let file = match expert.about.layer.adapter {
-                true => file_name(&expert.about.tree, &format!("{}.adapters", expert.about.label)),
-                false => file_name(&expert.about.tree, &expert.about.label),
-            };
+            let file = file_name(&expert.about.tree, &expert.about.label, expert.about.layer.adapter);
             expert.write(&out.join(&file))?;
             record.experts.push(line(file, expert));
         }
@@ -344,5 +374,29 @@ fn print(record: &Record) {
                 line.file, zero_shot.models
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_of_different_names_have_different_files() {
+        assert_eq!(file_name("tree1", "classes", false), "tree1.classes.safetensors");
+        assert_eq!(file_name("a/b", "c", true), "a%2Fb.c.adapters.safetensors");
+        let names = [
+            ("a/b", "c", false),
+            ("a_b", "c", false),
+            ("a b", "c", false),
+            ("a", "b.c", false),
+            ("a.b", "c", false),
+            ("a%2Fb", "c", false),
+            ("a", "b.adapters", false),
+            ("a", "b", true),
+        ];
+        let files: std::collections::BTreeSet<String> =
+            names.iter().map(|&(tree, label, adapters)| file_name(tree, label, adapters)).collect();
+        assert_eq!(files.len(), names.len());
     }
 }
