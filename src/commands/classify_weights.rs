@@ -4,7 +4,10 @@ mod card;
 
 mod columns;
 
+mod resume;
+
 use std::{
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::OnceLock,
@@ -19,6 +22,7 @@ use scruple_weights::probex::{
 };
 use serde::Serialize;
 
+use self::resume::{Asked, Beside, whole_lines};
 use crate::{
     printer::{self, Table},
     record::{self, Run},
@@ -46,8 +50,9 @@ pub struct Options {
     /// Take part i of n of the models, so that n machines share them
     #[arg(long, value_name = "I/N", requires = "registry")]
     pub shard: Option<String>,
-    /// Write an answer a line as JSON into this file, and go on where an earlier run stopped; a model that cannot be read
-    /// gets a line with the reason, and the program then ends with 1
+    /// Write an answer a line as JSON into this file, and go on where an earlier run of the same experts and options stopped
+    /// (`FILE.identity` says which they were); a model that cannot be read gets a line with the reason, is tried again by a
+    /// later run, and lets the program end with 1
     #[arg(long, value_name = "FILE", requires = "registry")]
     pub jsonl: Option<PathBuf>,
     /// Write the same columns as Parquet when all answers are there; the lines it is made of, from which a later run goes
@@ -155,6 +160,25 @@ struct Summary {
     unknown: usize,
     /// Models that could not be read.
     unread: usize,
+}
+
+impl Summary {
+    /// Counts the answer to the model at `path`, and puts its line behind `lines`.
+    fn add(&mut self, path: &Path, answer: Result<Answer>, lines: &mut Vec<u8>) -> Result<()> {
+        match answer {
+            Ok(answer) => {
+                *(if answer.tree.is_some() { &mut self.known } else { &mut self.unknown }) += 1;
+                serde_json::to_writer(&mut *lines, &answer)?;
+            }
+            Err(error) => {
+                self.unread += 1;
+                let (model, error) = (path.display().to_string(), printer::sentence(&error));
+                serde_json::to_writer(&mut *lines, &Unread { model, error })?;
+            }
+        }
+        lines.push(b'\n');
+        Ok(())
+    }
 }
 
 /// Which part of the models is taken: (i, n).
@@ -305,48 +329,54 @@ pub fn run(models: &[PathBuf], options: &Options, json: bool, output: Option<&Pa
 fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Path) -> Result<Summary> {
     use std::io::Write;
     let fail = || format!("{}: cannot write the answers", file.display());
-    let before = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+    let before = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("{}: cannot read the answers", file.display())),
     };
-    // A line that was cut by a kill is done again.
-    let whole = &before[..before.rfind('\n').map_or(0, |end| end + 1)];
+    let whole = whole_lines(&before).map_err(|what| anyhow::anyhow!("{}: {what}", file.display()))?;
     let mut summary = Summary { coverage: options.coverage, experts: registry.experts.len(), ..Summary::default() };
-    let mut done = std::collections::HashSet::new();
+    let mine: HashMap<String, &PathBuf> = models.iter().map(|path| (path.display().to_string(), *path)).collect();
+    let mut beside = Beside::open(file, Asked::of(registry, options)?, !whole.is_empty())?;
+    let experts = Experts::new(registry, options);
+    let mut done = HashSet::new();
+    let mut kept = Vec::with_capacity(whole.len());
     for (number, line) in whole.lines().enumerate() {
         let value: serde_json::Value = serde_json::from_str(line)
             .with_context(|| format!("{}: line {} is no answer", file.display(), number + 1))?;
-        match (value.get("error"), value.get("tree").and_then(serde_json::Value::as_str)) {
-            (Some(_), _) => summary.unread += 1,
-            (None, Some(_)) => summary.known += 1,
-            (None, None) => summary.unknown += 1,
+        let model = value["model"].as_str();
+        let model = model.with_context(|| format!("{}: line {} is of no model", file.display(), number + 1))?;
+        done.insert(model.to_string());
+        match (mine.get(model), value.get("error"), value.get("tree").and_then(serde_json::Value::as_str)) {
+            // What could not be read is tried again, and has its line in the same place.
+            (Some(path), Some(_), _) => {
+                beside.add(&[*path])?;
+                let answer = experts.answers(&[*path]).remove(0);
+                summary.add(path, answer, &mut kept)?;
+                continue;
+            }
+            (None, Some(_), _) => summary.unread += 1,
+            (path, None, tree) => {
+                path.map_or(Ok(()), |path| beside.expect_same(path))?;
+                *(if tree.is_some() { &mut summary.known } else { &mut summary.unknown }) += 1;
+            }
         }
-        done.extend(value["model"].as_str().map(str::to_string));
+        kept.extend_from_slice(line.as_bytes());
+        kept.push(b'\n');
     }
-    let mut out = std::fs::OpenOptions::new().create(true).write(true).truncate(false).open(file).with_context(fail)?;
-    out.set_len(whole.len() as u64).with_context(fail)?;
-    std::io::Seek::seek(&mut out, std::io::SeekFrom::End(0)).with_context(fail)?;
+    if kept != before {
+        record::write_whole(file, &kept)?;
+    }
+    let mut out = std::fs::OpenOptions::new().create(true).append(true).open(file).with_context(fail)?;
     let left: Vec<&PathBuf> =
         models.iter().copied().filter(|path| !done.contains(&path.display().to_string())).collect();
     let mut progress = printer::Progress::new("classify", left.len() as u64);
-    let experts = Experts::new(registry, options);
     let mut written = 0;
     for paths in left.chunks(experts.together) {
+        beside.add(paths)?;
         let mut lines = Vec::new();
         for (path, answer) in paths.iter().zip(experts.answers(paths)) {
-            match answer {
-                Ok(answer) => {
-                    *(if answer.tree.is_some() { &mut summary.known } else { &mut summary.unknown }) += 1;
-                    serde_json::to_writer(&mut lines, &answer)?;
-                }
-                Err(error) => {
-                    summary.unread += 1;
-                    let (model, error) = (path.display().to_string(), printer::sentence(&error));
-                    serde_json::to_writer(&mut lines, &Unread { model, error })?;
-                }
-            }
-            lines.push(b'\n');
+            summary.add(path, answer, &mut lines)?;
         }
         out.write_all(&lines).and_then(|()| out.sync_data()).with_context(fail)?;
         written += paths.len();

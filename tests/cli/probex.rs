@@ -138,6 +138,34 @@ fn many_models_are_answered_line_by_line_in_parts_and_resumed() {
     let again = run(&all, "");
     assert!(again.stderr.contains("9 answers, 4 of them from before"), "{}", again.stderr);
     assert_eq!(fs::read_to_string(&all).unwrap(), whole);
+    let refused = |options: &str, words: &[&str]| {
+        let mut arguments = crate::arguments!["classify --registry", registry, "--jsonl", all, options];
+        arguments.extend(paths.iter().map(Into::into));
+        crate::support::run(&arguments).refuses(words);
+        assert_eq!(fs::read_to_string(&all).unwrap(), whole);
+    };
+    refused("--coverage 0.8", &["all.jsonl", "by other --coverage", "another file"]);
+    refused("--nearest 3", &["by other --nearest"]);
+    let (identity, moved) = (place.path("all.jsonl.identity"), place.path("moved"));
+    fs::rename(&identity, &moved).unwrap();
+    refused("", &["nothing says by which experts"]);
+    let said = fs::read_to_string(&moved).unwrap();
+    fs::write(&identity, said.replacen("{\"experts\":[\"", "{\"experts\":[\"0", 1)).unwrap();
+    refused("", &["by other experts"]);
+    // A model that could not be read is tried again; its line stays in its place.
+    fs::write(&identity, said).unwrap();
+    let second = serde_json::json!({ "model": paths[1].display().to_string(), "error": "no such disk" });
+    let mut lines: Vec<String> = whole.lines().map(str::to_string).collect();
+    lines[1] = second.to_string();
+    fs::write(&all, lines.join("\n") + "\n").unwrap();
+    run(&all, "");
+    assert_eq!(fs::read_to_string(&all).unwrap(), whole);
+    // What is no file of answers is left alone.
+    let foreign = place.file("thesis.txt", "one line");
+    let mut arguments = crate::arguments!["classify --registry", registry, "--jsonl", foreign];
+    arguments.push(paths[0].clone().into());
+    crate::support::run(&arguments).refuses(&["thesis.txt", "no answer"]);
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "one line");
     let parts: Vec<PathBuf> = (1..=2).map(|part| place.path(&format!("{part}.jsonl"))).collect();
     parts.iter().enumerate().for_each(|(at, file)| _ = run(file, &format!("--shard {}/2", at + 1)));
     let mut lines: Vec<String> = parts
