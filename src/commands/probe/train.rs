@@ -210,8 +210,10 @@ pub fn class_texts(encoder: &Path, names: &[String]) -> Result<ClassTexts> {
 /// `%` and their bytes, dots too, since they part the three. Experts of adapters stand beside those of whole models.
 pub fn file_name(tree: &str, label: &str, adapters: bool) -> String {
     let plain = |name: &str| -> String {
-        let escaped = |c: char| c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
-        name.chars().map(|c| if c.is_alphanumeric() || "-_".contains(c) { c.into() } else { escaped(c) }).collect()
+        let escaped = |c: char| c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+        name.chars()
+            .map(|c| if c.is_alphanumeric() || "-_".contains(c) { String::from(c) } else { escaped(c) })
+            .collect()
     };
     let kind = if adapters { ".adapters" } else { "" };
     format!("{}.{}{kind}.safetensors", plain(tree), plain(label))
