@@ -118,6 +118,8 @@ struct Finding {
     belongs: Vec<Belonging>,
     /// Share of right answers on the expert's own test models (validation models where it had none).
     expert_accuracy: f64,
+    /// Which of the two: `test`, or `validation`, on which the expert was chosen too.
+    expert_judged_on: &'static str,
 }
 
 /// What is said of one model.
@@ -267,6 +269,7 @@ fn finding(expert: &Expert, members: &Members, said: Said) -> Finding {
         vote: names(&said.vote),
         belongs: about.classes.iter().enumerate().filter_map(belonging).collect(),
         expert_accuracy: about.test.as_ref().unwrap_or(&about.validation).accuracy.value,
+        expert_judged_on: about.judged_on(),
     }
 }
 
@@ -405,8 +408,7 @@ fn print(answer: &Answer) {
         }
     }
     for finding in &answer.findings {
-        let right = 100.0 * finding.expert_accuracy;
-        printer::data(format!("  {} (read from {}, {right:.1} % right on test models)", finding.label, finding.layer));
+        printer::data(format!("  {} (read from {}, {})", finding.label, finding.layer, finding.right()));
         let mut table = Table::new(["  label", "probability", "predicted", "in the set", "belongs (p)"]);
         let mut order: Vec<&Probability> = finding.probabilities.iter().collect();
         order.sort_by(|a, b| b.probability.total_cmp(&a.probability));
@@ -431,6 +433,11 @@ impl Finding {
         self.belongs.iter().find(|fit| fit.label == label)
     }
 
+    /// How often the expert was right, and on which models.
+    fn right(&self) -> String {
+        format!("{:.1} % right on {} models", 100.0 * self.expert_accuracy, self.expert_judged_on)
+    }
+
     /// What the nearest documented models are, as a sentence.
     fn vote(&self) -> String {
         let labels = if self.vote.is_empty() { "no label in common".into() } else { self.vote.join(", ") };
@@ -441,6 +448,25 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_accuracy_of_models_that_chose_is_not_called_that_of_test_models() {
+        let mut finding = Finding {
+            label: "l".into(),
+            layer: "w".into(),
+            predicted: Vec::new(),
+            set: Vec::new(),
+            probabilities: Vec::new(),
+            nearest: Vec::new(),
+            vote: Vec::new(),
+            belongs: Vec::new(),
+            expert_accuracy: 0.975,
+            expert_judged_on: "validation",
+        };
+        assert_eq!(finding.right(), "97.5 % right on validation models");
+        finding.expert_judged_on = "test";
+        assert_eq!(finding.right(), "97.5 % right on test models");
+    }
 
     #[test]
     fn parts_are_numbered_from_one() {

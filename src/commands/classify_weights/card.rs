@@ -82,11 +82,11 @@ fn model(answer: &Answer, out: &mut String) {
 
 fn finding(found: &Finding, out: &mut String) {
     out.push_str(&format!(
-        "<p>{}, read from <code>{}</code> <span class=\"quiet\">({:.1} % right on test models)</span></p>\n<table>\
+        "<p>{}, read from <code>{}</code> <span class=\"quiet\">({})</span></p>\n<table>\
          <tr><th>label</th><th></th><th>probability</th><th>predicted</th><th>in the set</th><th>belongs (p)</th></tr>\n",
         text(&found.label),
         text(&found.layer),
-        100.0 * found.expert_accuracy
+        found.right()
     ));
     let mut order: Vec<_> = found.probabilities.iter().collect();
     order.sort_by(|a, b| b.probability.total_cmp(&a.probability));
@@ -182,7 +182,7 @@ fn section(found: &Finding) -> Section {
     let (first, rest) = vote.split_at(1);
     Section {
         title: found.label.clone(),
-        note: format!("read from {}, {:.1} % right on test models", found.layer, 100.0 * found.expert_accuracy),
+        note: format!("read from {}, {}", found.layer, found.right()),
         bars: order.iter().take(IN_PICTURE).map(bar).collect(),
         more: order.len().saturating_sub(IN_PICTURE),
         near: found

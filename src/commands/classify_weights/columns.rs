@@ -60,6 +60,7 @@ const SCHEMA: &str = "message answer {
             REQUIRED DOUBLE p;
         } } }
         REQUIRED DOUBLE expert_accuracy;
+        REQUIRED BYTE_ARRAY expert_judged_on (UTF8);
     } } }
 }";
 
@@ -302,7 +303,7 @@ mod tests {
                 "label": "is", "layer": "w", "predicted": ["a", "b"], "set": set,
                 "probabilities": [{ "label": "a", "probability": 0.3f32 }, { "label": "b", "probability": 1e-9f32 }],
                 "nearest": nearest, "vote": ["a"], "belongs": [{ "label": "b", "distance": 2.5f32, "p": 0.25 }],
-                "expert_accuracy": 0.975
+                "expert_accuracy": 0.975, "expert_judged_on": "test"
             })
         };
         let distance =

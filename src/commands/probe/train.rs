@@ -354,7 +354,8 @@ fn line(file: String, expert: Expert) -> Line {
 }
 
 fn print(record: &Record) {
-    let mut table = Table::new(["expert", "layer", "probe", "input", "accuracy on test models", "AUROC", "exact sets"]);
+    let mut table =
+        Table::new(["expert", "layer", "probe", "input", "accuracy", "on models of", "AUROC", "exact sets"]);
     for line in &record.experts {
         let figures = line.test.as_ref().unwrap_or(&line.validation);
         table.row([
@@ -363,6 +364,7 @@ fn print(record: &Record) {
             line.preset.name().into(),
             line.input.name().into(),
             shown(&figures.accuracy),
+            if line.test.is_some() { "test" } else { "validation" }.into(),
             figures.auroc.as_ref().map_or("-".into(), |auroc| format!("{:.3}", auroc.value)),
             format!("{:.3}", figures.exact.value),
         ]);

@@ -143,6 +143,13 @@ pub struct Answer {
     pub representation: Vec<f32>,
 }
 
+impl About {
+    /// Which models its accuracy is of: `test`, or `validation` where the zoo has no others.
+    pub fn judged_on(&self) -> &'static str {
+        if self.test.is_some() { "test" } else { "validation" }
+    }
+}
+
 impl Expert {
     /// ‖X − centroid‖ of a model's layer.
     pub fn distance(&self, values: &Values) -> f64 {
