@@ -302,6 +302,18 @@ fn without_options_every_layer_and_preset_is_tried() {
 }
 
 #[test]
+fn a_zoo_without_test_models_is_not_studied() {
+    let Made { zoo, .. } = made();
+    let place = Place::new();
+    let without = place.out("without");
+    fs::create_dir(&without).unwrap();
+    let mut index = json_file(&zoo.join("zoo.json"));
+    index["models"].as_array_mut().unwrap().retain(|model| model["split"] != "test");
+    fs::write(without.join("zoo.json"), index.to_string()).unwrap();
+    scruple!["probe study --part baselines --layer fc1.weight", without].refuses(&["nothing to study", "test model"]);
+}
+
+#[test]
 fn the_expert_of_another_tree_is_not_written_over() {
     let Made { zoo, registry, .. } = made();
     let place = Place::new();

@@ -14,7 +14,7 @@ use scruple_weights::{
     Checkpoint,
     probex::{
         Expert,
-        baseline::{Features, boosted, logistic, spectrum, statistics},
+        baseline::{Features, boosted, logistic, spectrum, statistics_of},
         cache::{Copies, mean},
         damage::Damage,
         evaluate::{Outcome, judge},
@@ -41,6 +41,9 @@ const DAMAGES: [Damage; 5] = [Damage::Bits(8), Damage::Bits(6), Damage::Bits(4),
 
 /// Compressed copies that augmented experts learn from.
 const COPIES: [Damage; 4] = [Damage::Bits(8), Damage::Bits(4), Damage::Prune(30), Damage::Prune(50)];
+
+/// Training models that a tree needs.
+const LEAST: usize = 4;
 
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
@@ -253,7 +256,8 @@ impl Study<'_> {
             let members = self.members(&tree, "full");
             let files = members.files(self.zoo);
             let open = |file: &PathBuf| Checkpoint::open(file);
-            let rows = files.iter().map(|file| statistics(&open(file)?)).collect::<Result<Vec<_>, _>>()?;
+            let names = left_out::shared_names(&files)?;
+            let rows = files.iter().map(|file| statistics_of(&open(file)?, &names)).collect::<Result<Vec<_>, _>>()?;
             self.learners(&tree, "all tensors", "statistics", &members, &rows)?;
             for layer in self.layers.clone() {
                 let read = |file: &PathBuf| -> Result<Vec<f32>> {
@@ -326,7 +330,7 @@ impl Study<'_> {
     fn controls(&mut self) -> Result<()> {
         for layer in self.layers.clone() {
             for preset in [Preset::Ridge, Preset::Probex, Preset::Delta, Preset::Mvprobe] {
-                if !self.members(NO_TREE, NO_TREE_KIND).training.is_empty() {
+                if lacking(&self.members(NO_TREE, NO_TREE_KIND)).is_none() {
                     let want = Want { kind: NO_TREE_KIND, ..self.want(NO_TREE, &layer, preset) };
                     let experts = self.experts(&want)?;
                     let found = self.judged(&experts, 0, (NO_TREE, NO_TREE_KIND), None, None)?;
@@ -462,6 +466,16 @@ impl Study<'_> {
     }
 }
 
+/// What models of a tree lack to be studied.
+fn lacking(members: &Members) -> Option<&'static str> {
+    match (members.training.len(), members.selection.len(), members.test.len()) {
+        (0..LEAST, ..) => Some("fewer than 4 training models"),
+        (_, 0, _) => Some("no validation models"),
+        (.., 0) => Some("no test models"),
+        _ => None,
+    }
+}
+
 /// Of each model over the seeds.
 fn average(seeds: &[Vec<f64>]) -> Vec<f64> {
     let models = seeds.first().map_or(0, Vec::len);
@@ -480,8 +494,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(wrong) = arguments.part.iter().find(|part| !PARTS.contains(&part.as_str())) {
         anyhow::bail!("there is no part `{}`; there are {}", wrong.escape_debug(), PARTS.join(", "));
     }
-    let trees: Vec<String> = zoo.trees().into_iter().filter(|tree| *tree != NO_TREE).map(str::to_string).collect();
+    let mut trees: Vec<String> = zoo.trees().into_iter().filter(|tree| *tree != NO_TREE).map(str::to_string).collect();
     anyhow::ensure!(!trees.is_empty(), "{}: the zoo has no trees", arguments.zoo.display());
+    trees.retain(|tree| {
+        let lacking = lacking(&Members::of(&zoo, tree, &["full".into()], None));
+        if let Some(lacking) = lacking {
+            printer::warn(format!("tree `{}` is left out: it has {lacking} of kind full", tree.escape_debug()));
+        }
+        lacking.is_none()
+    });
+    anyhow::ensure!(
+        !trees.is_empty(),
+        "{}: no tree has 4 training, a validation and a test model of kind full, so there is nothing to study",
+        arguments.zoo.display()
+    );
     let files: Vec<PathBuf> =
         trees.iter().flat_map(|tree| Members::of(&zoo, tree, &["full".into()], None).files(&zoo)).collect();
     let mut layers = common_layers(&files)?;

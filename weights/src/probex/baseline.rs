@@ -21,24 +21,16 @@ pub const SINGULAR_VALUES: usize = 16;
 /// Numbers a tensor gives.
 pub const STATISTICS: usize = 7;
 
-/// Minimum, quartiles, maximum, deviation and mean of each tensor, by the tensors' names.
+/// Minimum, quartiles, maximum, deviation and mean of each of these tensors, by their names; of an empty one, zeros.
 ///
 /// # Errors
-/// If a tensor cannot be decoded.
-pub fn statistics(checkpoint: &Checkpoint) -> Result<Vec<f32>> {
-    let named = checkpoint.tensors().filter(|tensor| tensor.elements() > 0).map(|tensor| tensor.name().to_string());
-    statistics_of(checkpoint, &named.collect())
-}
-
-/// The same of these tensors alone; of an empty one, zeros.
-///
-/// # Errors
-/// If a tensor cannot be decoded.
+/// If a tensor cannot be decoded, or a statistic of it is no finite number.
 pub fn statistics_of(checkpoint: &Checkpoint, names: &BTreeSet<String>) -> Result<Vec<f32>> {
     let mut tensors: Vec<&TensorView> = checkpoint.tensors().filter(|tensor| names.contains(tensor.name())).collect();
     tensors.sort_by(|a, b| a.name().cmp(b.name()));
     let mut out = Vec::with_capacity(tensors.len() * STATISTICS);
     for tensor in tensors {
+        let known = out.len();
         let mut x = tensor.to_f32()?;
         if x.is_empty() {
             out.extend([0.0; STATISTICS]);
@@ -53,6 +45,11 @@ pub fn statistics_of(checkpoint: &Checkpoint, names: &BTreeSet<String>) -> Resul
             below + share * (x[(place as usize + 1).min(x.len() - 1)] - below)
         }));
         out.extend([variance.sqrt() as f32, mean as f32]);
+        if let Some(value) = out[known..].iter().find(|value| !value.is_finite()) {
+            return Err(
+                tensor.error(format!("has a statistic that is {value}; models are told by finite numbers only"))
+            );
+        }
     }
     Ok(out)
 }
@@ -223,4 +220,27 @@ pub fn boosted(features: &Features, train: Part<'_>, asked: &[usize]) -> Vec<f32
         })
         .collect();
     (0..asked.len()).flat_map(|at| columns.iter().map(move |column| column[at])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probex::file::write_arrays;
+
+    #[test]
+    fn statistics_are_finite_and_of_the_names_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.safetensors");
+        let arrays: [(String, Vec<usize>, &[f32]); 3] = [
+            ("own".into(), vec![1], &[9.0]),
+            ("shared".into(), vec![2], &[1.0, 3.0]),
+            ("wild".into(), vec![2], &[1.0, f32::INFINITY]),
+        ];
+        write_arrays(&file, &arrays, &Default::default(), false).unwrap();
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let of = |name: &str| statistics_of(&checkpoint, &[name.to_string()].into());
+        assert_eq!(of("shared").unwrap(), [1.0, 1.5, 2.0, 2.5, 3.0, 1.0, 2.0]);
+        let refused = of("wild").unwrap_err().to_string();
+        assert!(refused.contains("wild") && refused.contains("statistic"), "{refused}");
+    }
 }

@@ -98,7 +98,7 @@ impl Study<'_> {
 }
 
 /// Names of tensors that every file has, whatever their shapes.
-fn shared_names(files: &[PathBuf]) -> Result<BTreeSet<String>> {
+pub(super) fn shared_names(files: &[PathBuf]) -> Result<BTreeSet<String>> {
     let mut shared: Option<BTreeSet<String>> = None;
     for file in files {
         let checkpoint = Checkpoint::open(file)?;
@@ -108,5 +108,7 @@ fn shared_names(files: &[PathBuf]) -> Result<BTreeSet<String>> {
             Some(before) => here.filter(|name| before.contains(name)).collect(),
         });
     }
-    Ok(shared.unwrap_or_default())
+    let shared = shared.unwrap_or_default();
+    anyhow::ensure!(!shared.is_empty(), "the zoo's models have no tensor's name in common, so statistics tell nothing");
+    Ok(shared)
 }
