@@ -47,6 +47,7 @@ pub fn read_npy(shard: &Shard) -> Result<Contents> {
 /// As [`read_npy`], for all arrays together; and if every entry was left out.
 pub fn read_npz(shard: &Shard) -> Result<Contents> {
     let archive = Archive::read(shard)?;
+    archive.expect_in_budget()?;
     let mut contents = Contents { metadata: [container("npz")].into(), ..Contents::default() };
     let mut problems = Problems::default();
     let mut left_out = Vec::new();

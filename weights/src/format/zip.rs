@@ -24,6 +24,10 @@ const LOCATOR64: &[u8] = b"PK\x06\x07";
 /// The largest factor by which deflate can shrink (RFC 1951: a length of 258 in two bits or more).
 const MOST_INFLATION: usize = 1032;
 
+/// Bytes that all deflated entries together may unpack to: so many times the file, and so many more. Zeros shrink a
+/// thousandfold, so that small archives of them may be honest; large ones are made to fill the memory.
+const BUDGET: (usize, usize) = (64, 256 << 20);
+
 /// How an entry's bytes stand in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -63,6 +67,23 @@ impl Archive {
         let entries =
             entries(shard.bytes()).map_err(|what| Error::file(shard.path(), format!("the zip archive {what}")))?;
         Ok(Self { shard: shard.clone(), entries })
+    }
+
+    /// Refuses an archive whose directory promises far more than the file justifies, before anything is unpacked.
+    ///
+    /// # Errors
+    /// If the deflated entries claim more than 64 times the file and 256 MiB.
+    pub fn expect_in_budget(&self) -> Result<()> {
+        let length = self.shard.bytes().len();
+        match beyond_budget(&self.entries, length) {
+            Some(claimed) => {
+                let what = format!(
+                    "the zip archive of {length} bytes claims to unpack to {claimed}, more than weights do; if it is honest, save it uncompressed"
+                );
+                Err(Error::file(self.shard.path(), what))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Every file, in the order of the directory.
@@ -107,6 +128,13 @@ impl Archive {
 /// Whether `bytes` begin as a zip archive with files in it does.
 pub fn recognise(bytes: &[u8]) -> bool {
     bytes.starts_with(LOCAL)
+}
+
+/// The bytes that deflated entries unpack to, if they are more than an archive of `length` bytes may hold.
+fn beyond_budget(entries: &[Entry], length: usize) -> Option<usize> {
+    let deflated = entries.iter().filter(|entry| entry.method == Method::Deflated);
+    let claimed = deflated.fold(0usize, |sum, entry| sum.saturating_add(entry.size));
+    (claimed > length.saturating_mul(BUDGET.0).saturating_add(BUDGET.1)).then_some(claimed)
 }
 
 /// A little-endian number of `N` bytes at `at`.
@@ -250,4 +278,22 @@ fn entry(bytes: &[u8], header: &[u8], data_end: usize) -> Result<(Entry, usize),
         format!("takes {packed} bytes from byte {start} (`{name_for_messages}`), beyond the archive's data; it is truncated or damaged")
     })?;
     Ok((Entry { name, method, range: start..end, size: unpacked }, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_archive_unpacks_to_is_justified_by_its_size() {
+        let entry = |method, size| Entry { name: "a.npy".into(), method, range: 0..1, size };
+        // 200 MiB of zeros in 200 KiB.
+        assert_eq!(beyond_budget(&[entry(Method::Deflated, 200 << 20)], 200 << 10), None);
+        assert_eq!(beyond_budget(&[entry(Method::Stored, 1 << 40)], 1 << 40), None);
+        let bomb = vec![entry(Method::Deflated, 200 << 20); 10];
+        assert_eq!(beyond_budget(&bomb, 2 << 20), Some(2000 << 20));
+        assert_eq!(beyond_budget(&bomb, 100 << 20), None);
+        let endless = vec![entry(Method::Deflated, usize::MAX); 2];
+        assert_eq!(beyond_budget(&endless, 1 << 20), Some(usize::MAX));
+    }
 }

@@ -79,5 +79,5 @@ pub(super) fn read(shard: &Shard) -> Result<Contents> {
             return Err(refuse(format!("storage `{name}` is listed twice: damaged")));
         }
     }
-    contents(shard, &built, "PyTorch (before 1.6)", &mut |key| Ok(places.get(key).cloned()))
+    contents(shard, &built, "PyTorch (before 1.6)", &mut |key, _| Ok(places.get(key).cloned()))
 }

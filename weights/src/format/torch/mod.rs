@@ -61,6 +61,7 @@ fn prefix(archive: &Archive) -> Option<&str> {
 fn read_zip(shard: &Shard) -> Result<Contents> {
     let refuse = |what: String| Error::file(shard.path(), what);
     let archive = Archive::read(shard)?;
+    archive.expect_in_budget()?;
     let prefix = prefix(&archive)
         .ok_or_else(|| refuse("the zip archive holds no PyTorch pickle (`data.pkl`), or several".into()))?;
     let file = |name: &str| archive.find(&format!("{prefix}{name}"));
@@ -91,13 +92,21 @@ fn read_zip(shard: &Shard) -> Result<Contents> {
     let files: HashMap<&str, &super::zip::Entry> =
         archive.entries().iter().filter_map(|entry| Some((entry.name.strip_prefix(&folder)?, entry))).collect();
     let mut unpacked: HashMap<&str, Place> = HashMap::new();
-    let mut find = |key: &str| -> Result<Option<Place>> {
+    let mut find = |key: &str, promised: Option<usize>| -> Result<Option<Place>> {
         let Some((&key, entry)) = files.get_key_value(key) else { return Ok(None) };
         if archive.stored(entry).is_some() {
             return Ok(Some(Place { shard: shard.clone(), range: entry.range.clone() }));
         }
         if let Some(place) = unpacked.get(key) {
             return Ok(Some(place.clone()));
+        }
+        if promised != Some(entry.size) {
+            return Err(refuse(format!(
+                "the storage `{}` has {} bytes where the pickle promises {}: truncated or damaged",
+                shown(key),
+                entry.size,
+                promised.map_or("a number that is none".into(), |promised| promised.to_string())
+            )));
         }
         let place = Place { shard: Shard::from_bytes(shard.path(), archive.unpack(entry)?), range: 0..entry.size };
         unpacked.insert(key, place.clone());
@@ -106,12 +115,12 @@ fn read_zip(shard: &Shard) -> Result<Contents> {
     contents(shard, &built, if script { "TorchScript" } else { "PyTorch" }, &mut find)
 }
 
-/// Names the tensors of `built` and finds their bytes by `find`, which knows where a storage lies.
+/// Names the tensors of `built` and finds their bytes by `find`, which knows where a storage lies that should have so many bytes.
 fn contents(
     shard: &Shard,
     built: &Built<'_>,
     container: &str,
-    find: &mut dyn FnMut(&str) -> Result<Option<Place>>,
+    find: &mut dyn FnMut(&str, Option<usize>) -> Result<Option<Place>>,
 ) -> Result<Contents> {
     let named = names::name(built).map_err(|what| Error::file(shard.path(), what))?;
     let mut metadata: Metadata = named.metadata;
@@ -165,7 +174,7 @@ fn view(
     built: &Built<'_>,
     name: &str,
     tensor: Tensor,
-    find: &mut dyn FnMut(&str) -> Result<Option<Place>>,
+    find: &mut dyn FnMut(&str, Option<usize>) -> Result<Option<Place>>,
     budget: &mut usize,
 ) -> Result<TensorView> {
     let refuse = |what: String| Error::tensor(shard.path(), name, what);
@@ -193,9 +202,9 @@ fn view(
         )));
     }
     let key = built.text(storage.key);
-    let place =
-        find(key)?.ok_or_else(|| refuse(format!("lies in storage `{}`, which the file does not hold", shown(key))))?;
     let promised = bytes(storage);
+    let place = find(key, promised)?
+        .ok_or_else(|| refuse(format!("lies in storage `{}`, which the file does not hold", shown(key))))?;
     if promised.is_none_or(|promised| promised > place.range.len()) {
         let what = format!(
             "lies in storage `{}`, which should have {} elements and has {} bytes: truncated or damaged",
