@@ -28,26 +28,46 @@ pub fn sentence(error: &anyhow::Error) -> String {
             line.push_str(&cause);
         }
     }
-    match line.contains(char::is_control) {
-        true => line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect(),
-        false => line,
-    }
+    plain(&line)
 }
+
+/// `text` with control characters escaped: what a file calls its tensors may hold line ends and the terminal's control
+/// sequences.
+pub fn plain(text: &str) -> String {
+    escaped(text, "")
+}
+
+/// `text` with control characters escaped but those in `kept`.
+fn escaped(text: &str, kept: &str) -> String {
+    let shown = |c: char| match c.is_control() && !kept.contains(c) {
+        true => c.escape_default().to_string(),
+        false => c.into(),
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Control characters of texts of several lines.
+const LAYOUT: &str = "\n\t";
 
 /// A line of talk.
 pub fn say(line: impl AsRef<str>) {
-    eprintln!("{}", line.as_ref());
+    eprintln!("{}", escaped(line.as_ref(), LAYOUT));
 }
 
 /// A warning.
 pub fn warn(line: impl AsRef<str>) {
-    eprintln!("warning: {}", line.as_ref());
+    eprintln!("warning: {}", escaped(line.as_ref(), LAYOUT));
 }
 
-/// A line of data. A closed pipe ends the program quietly.
+/// A line of data, or several. A closed pipe ends the program quietly.
 pub fn data(line: impl AsRef<str>) {
+    raw(&escaped(line.as_ref(), LAYOUT));
+}
+
+/// A line as it is.
+fn raw(line: &str) {
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{}", line.as_ref()).is_err() {
+    if writeln!(out, "{line}").is_err() {
         std::process::exit(0);
     }
 }
@@ -62,11 +82,18 @@ pub fn data_now(text: &str) {
 
 /// Data as JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    data(serde_json::to_string_pretty(value)?);
+    raw(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
-/// A table whose columns are as wide as their widest cell; columns of numbers are right-aligned, others left.
+/// Data as JSON in one line.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    raw(&serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// A table whose columns are as wide as their widest cell; columns of numbers are right-aligned, others left. Control
+/// characters in cells are escaped.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -80,12 +107,12 @@ impl Table {
 
     /// A table of these rows, the first of them the heads.
     pub fn of(rows: Vec<Vec<String>>) -> Self {
-        Self { rows }
+        Self { rows: rows.into_iter().map(cells_of).collect() }
     }
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+        self.rows.push(cells_of(cells));
     }
 
     /// Prints the table as data.
@@ -112,6 +139,10 @@ impl Table {
             data(line.trim_end());
         }
     }
+}
+
+fn cells_of(cells: impl IntoIterator<Item = String>) -> Vec<String> {
+    cells.into_iter().map(|cell| plain(&cell)).collect()
 }
 
 /// Progress of long work on stderr: a bar with an ETA on a terminal, a line every ten seconds elsewhere.
@@ -141,18 +172,18 @@ impl Progress {
             let bar = ProgressBar::new(total);
             let style = ProgressStyle::with_template(template);
             bar.set_style(style.expect("the template is constant and valid"));
-            bar.set_prefix(label.to_string());
+            bar.set_prefix(plain(label));
             bar
         });
         let now = Instant::now();
-        Self { bar, label: label.to_string(), total, in_bytes, started: now, told: now }
+        Self { bar, label: plain(label), total, in_bytes, started: now, told: now }
     }
 
     /// `done` of the total are done.
     pub fn at(&mut self, done: u64, message: &str) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            bar.set_message(message.to_string());
+            bar.set_message(plain(message));
         } else if self.told.elapsed() > Duration::from_secs(10) && done > 0 {
             self.told = Instant::now();
             let left = self.started.elapsed().as_secs_f64() * (self.total.saturating_sub(done)) as f64 / done as f64;
@@ -160,6 +191,7 @@ impl Progress {
                 true => format!("{:.1} MB", count as f64 / 1e6),
                 false => count.to_string(),
             };
+            let message = plain(message);
             eprintln!("{} {}/{} {message} eta {left:.0}s", self.label, shown(done), shown(self.total));
         }
     }
@@ -175,5 +207,19 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_reach_the_terminal_as_commands() {
+        assert_eq!(plain("q\u{1b}]0;t\u{7}\r\nerror: é"), r"q\u{1b}]0;t\u{7}\r\nerror: é");
+        assert_eq!(escaped("a\tb\nc\u{9b}2J", LAYOUT), "a\tb\nc\\u{9b}2J");
+        let mut table = Table::new(["tensor"]);
+        table.row(["w\u{1b}[2J".into()]);
+        assert_eq!(table.rows[1], [r"w\u{1b}[2J"]);
     }
 }

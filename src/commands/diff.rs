@@ -207,7 +207,7 @@ fn types(tensor: &TensorDiff) -> String {
 
 fn print(diff: &Diff, all: bool) {
     const LONE: usize = 12;
-    printer::data(&diff.verdict.sentence);
+    printer::data(printer::plain(&diff.verdict.sentence));
     printer::data("");
     let mut counts: Vec<(&str, usize, f64)> = Vec::new();
     for tensor in &diff.tensors {
@@ -240,7 +240,7 @@ fn print(diff: &Diff, all: bool) {
         printer::data("");
         let shown = if all { lone.len() } else { LONE };
         for lone in lone.iter().take(shown) {
-            printer::data(format!("{name}: {} {:?}", lone.name, lone.shape));
+            printer::data(format!("{name}: {} {:?}", printer::plain(&lone.name), lone.shape));
         }
         if lone.len() > shown {
             printer::data(format!("{name}: and {} more (--all lists them)", lone.len() - shown));

@@ -213,7 +213,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         printer::json(&record)?;
     } else if arguments.output.is_none() {
         for row in rows {
-            printer::data(serde_json::to_string(row)?);
+            printer::json_line(row)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -383,7 +383,7 @@ fn print(inspection: &Inspection, arguments: &Arguments) {
     let shown = if arguments.all { flagged.len() } else { MOST_FLAGGED };
     for entry in flagged.iter().take(shown) {
         let reasons: Vec<&str> = entry.flags.iter().map(|flag| flag.reason.as_str()).collect();
-        printer::data(format!("{}: {}", entry.name, reasons.join("; ")));
+        printer::data(printer::plain(&format!("{}: {}", entry.name, reasons.join("; "))));
     }
     if flagged.len() > shown {
         let mut more: BTreeMap<&str, usize> = BTreeMap::new();
@@ -394,7 +394,7 @@ fn print(inspection: &Inspection, arguments: &Arguments) {
         printer::data(format!("and {} more tensors: {} (--all lists them)", flagged.len() - shown, more.join(", ")));
     }
     for group in &inspection.identical {
-        printer::data(format!("the same bytes: {}", group.join(" = ")));
+        printer::data(printer::plain(&format!("the same bytes: {}", group.join(" = "))));
     }
     if let Some(out) = &arguments.output {
         printer::say(format!("written: {}", out.join("health.png").display()));
