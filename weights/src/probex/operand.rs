@@ -1,4 +1,7 @@
-//! The layer a probe looks at: a matrix, or the product of an adapter's two factors, which is never formed.
+//! The layer a probe looks at: a matrix, or the product of an adapter's two factors, which is formed a few
+//! rows at a time at most where it is trained on or measured.
+
+use std::{borrow::Cow, ops::Range};
 
 use super::product::{matrix, product};
 
@@ -66,7 +69,33 @@ impl Operand<'_> {
         let square = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         match *self {
             Self::Dense(x) => square(x),
-            Self::LowRank { .. } => self.dense((rows, columns)).iter().map(|&x| f64::from(x) * f64::from(x)).sum(),
+            // ‖B A‖² = Σ (Bᵀ B) ∘ (A Aᵀ), both (rank, rank) and symmetric.
+            Self::LowRank { up, down, rank } => {
+                debug_assert_eq!((up.len(), down.len()), (rows * rank, rank * columns));
+                let dot = |a: f32, b: f32| f64::from(a) * f64::from(b);
+                let mut sum = 0.0;
+                for (i, j) in (0..rank).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+                    let ups: f64 = up.chunks_exact(rank).map(|row| dot(row[i], row[j])).sum();
+                    let (one, other) = (&down[i * columns..][..columns], &down[j * columns..][..columns]);
+                    let downs: f64 = one.iter().zip(other).map(|(&a, &b)| dot(a, b)).sum();
+                    sum += if i == j { ups * downs } else { 2.0 * ups * downs };
+                }
+                sum.max(0.0)
+            }
+        }
+    }
+
+    /// The elements `range` of the row-major matrix; of a product, the rows they lie in are formed.
+    pub(super) fn part(&self, columns: usize, range: Range<usize>) -> Cow<'_, [f32]> {
+        match *self {
+            Self::Dense(x) => x[range].into(),
+            Self::LowRank { up, down, rank } => {
+                let (first, end) = (range.start / columns, range.end.div_ceil(columns));
+                let mut out = vec![0.0; (end - first) * columns];
+                let up = matrix(&up[first * rank..end * rank], end - first, rank);
+                product(&mut out, up, matrix(down, rank, columns), 1.0, false);
+                out[range.start - first * columns..][..range.len()].to_vec().into()
+            }
         }
     }
 
@@ -79,6 +108,30 @@ impl Operand<'_> {
                 product(&mut out, matrix(up, rows, rank), matrix(down, rank, columns), 1.0, false);
                 out
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Stream;
+
+    #[test]
+    fn a_product_is_measured_and_read_in_parts_as_the_matrix_it_stands_for() {
+        let (rows, columns, rank) = (7, 5, 3);
+        let mut stream = Stream::new(1, "test", 0);
+        let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| stream.below(2001) as f32 / 1000.0 - 1.0).collect() };
+        let (up, down) = (random(rows * rank), random(rank * columns));
+        let product = Operand::LowRank { up: &up, down: &down, rank };
+        let dense = product.dense((rows, columns));
+        let expected = Operand::Dense(&dense).squares((rows, columns));
+        let found = product.squares((rows, columns));
+        assert!((found - expected).abs() <= 1e-6 * expected, "{found} for {expected}");
+        for range in [0..35, 0..1, 4..6, 12..31, 34..35] {
+            let part = product.part(columns, range.clone());
+            let largest = part.iter().zip(&dense[range.clone()]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(part.len() == range.len() && largest <= 1e-6, "{range:?}: {largest}");
         }
     }
 }

@@ -6,7 +6,8 @@
 //! K = X Xᵀ      A = (K + λ I)⁻¹ Y      W = Aᵀ X      b = ȳ − W x̄
 //! ```
 //!
-//! (Saunders, Gammerman and Vovk 1998). λ is chosen on the validation models. X is read in pieces of its columns.
+//! (Saunders, Gammerman and Vovk 1998). λ is chosen on the validation models. X is read in pieces of its columns, of which
+//! an adapter's are formed each time.
 
 use faer::{Mat, Side, linalg::solvers::Solve};
 
@@ -26,14 +27,9 @@ const PENALTIES: [f64; 6] = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 const PIECE: usize = 1 << 13;
 
 /// Columns `first..` of the models' layers, and their means; the means are taken off `rows`.
-fn piece(models: &[Vec<f32>], sources: &[Operand<'_>], first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+fn piece(sources: &[Operand<'_>], columns: usize, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
     let mut rows = Vec::with_capacity(sources.len() * width);
-    for (at, source) in sources.iter().enumerate() {
-        match source {
-            Operand::Dense(x) => rows.extend_from_slice(&x[first..first + width]),
-            Operand::LowRank { .. } => rows.extend_from_slice(&models[at][first..first + width]),
-        }
-    }
+    sources.iter().for_each(|source| rows.extend_from_slice(&source.part(columns, first..first + width)));
     let mut sums = vec![0.0f64; width];
     rows.chunks_exact(width).for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x)));
     let means: Vec<f32> = sums.into_iter().map(|sum| (sum / sources.len() as f64) as f32).collect();
@@ -53,17 +49,12 @@ pub fn ridge(
 ) -> Option<Trained> {
     let (n, elements, classes) = (train.models.len(), rows * columns, train.classes);
     let sources: Vec<Operand<'_>> = train.models.iter().map(|&at| models.layer(at, 0)).collect();
-    // Adapters have no matrix to take columns of.
-    let formed: Vec<Vec<f32>> = match sources.first() {
-        Some(Operand::LowRank { .. }) => sources.iter().map(|x| x.dense((rows, columns))).collect(),
-        _ => Vec::new(),
-    };
     let mut kernel = Mat::<f64>::zeros(n, n);
     let mut part = vec![0.0f32; n * n];
     let mut means = Vec::with_capacity(elements);
     for first in (0..elements).step_by(PIECE) {
         let width = PIECE.min(elements - first);
-        let (x, mean) = piece(&formed, &sources, first, width);
+        let (x, mean) = piece(&sources, columns, first, width);
         let x = matrix(&x, n, width);
         product(&mut part, x, x.t(), factor * factor, false);
         for (at, value) in part.iter().enumerate() {
@@ -92,7 +83,7 @@ pub fn ridge(
         let mut values = vec![0.0f32; classes * elements];
         for first in (0..elements).step_by(PIECE) {
             let width = PIECE.min(elements - first);
-            let (x, _) = piece(&formed, &sources, first, width);
+            let (x, _) = piece(&sources, columns, first, width);
             let mut out = vec![0.0f32; classes * width];
             product(&mut out, matrix(&turned, classes, n), matrix(&x, n, width), factor, false);
             for (class, out) in out.chunks_exact(width).enumerate() {
