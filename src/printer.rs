@@ -87,7 +87,7 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Data as JSON in one line.
-pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+pub fn json_line<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
     raw(&serde_json::to_string(value)?);
     Ok(())
 }
