@@ -306,7 +306,7 @@ fn a_zoo_without_test_models_is_not_studied() {
     let Made { zoo, .. } = made();
     let place = Place::new();
     let without = place.out("without");
-    fs::create_dir(&without).unwrap();
+    fs::create_dir_all(&without).unwrap();
     let mut index = json_file(&zoo.join("zoo.json"));
     index["models"].as_array_mut().unwrap().retain(|model| model["split"] != "test");
     fs::write(without.join("zoo.json"), index.to_string()).unwrap();
@@ -318,7 +318,7 @@ fn the_expert_of_another_tree_is_not_written_over() {
     let Made { zoo, registry, .. } = made();
     let place = Place::new();
     let other = place.out("registry");
-    fs::create_dir(&other).unwrap();
+    fs::create_dir_all(&other).unwrap();
     let expert = fs::read(registry.join("tree0.classes.safetensors")).unwrap();
     fs::write(other.join("tree1.classes.safetensors"), &expert).unwrap();
     scruple!["probe train", zoo, "--preset ridge --layer fc1.weight --tree tree1 -o", other].refuses(&[

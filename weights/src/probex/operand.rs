@@ -1,5 +1,5 @@
-//! The layer a probe looks at: a matrix, or the product of an adapter's two factors, which is formed a few
-//! rows at a time at most where it is trained on or measured.
+//! The layer a probe looks at: a matrix, or the product of an adapter's two factors, of which a few rows at a time are
+//! formed at most, save by [`Operand::dense`].
 
 use std::{borrow::Cow, ops::Range};
 
