@@ -205,6 +205,14 @@ impl Place {
         self.out.join("models").join(format!(".{name}.key"))
     }
 
+    /// Makes the model of point `name` one that goes with its record: the next run removes what is left of it.
+    ///
+    /// # Errors
+    /// If its key cannot be removed.
+    pub fn release(&self, name: &str) -> Result<()> {
+        self.remove(&self.stamp_of(name))
+    }
+
     /// Removes the model of point `name`, whole or in part.
     ///
     /// # Errors
@@ -213,7 +221,7 @@ impl Place {
         let model = self.model(name);
         let partial = scruple_weights::CheckpointWriter::work_folder(&model)?;
         // The key goes first: without it, the next run begins by removing what is left.
-        self.remove(&self.stamp_of(name))?;
+        self.release(name)?;
         self.remove(&saved_run(&model)?)?;
         for folder in [model, partial, self.whole(name)] {
             gone(&folder, fs::remove_dir_all(&folder))?;

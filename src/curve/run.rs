@@ -305,9 +305,14 @@ impl Sweeper<'_> {
             }
             (What::Given(_), None) => anyhow::bail!("no folder was found"),
         };
+        let goes = !self.job.keep && !matches!(asked.what, What::Given(_));
+        if goes {
+            // Before the record lands: with one beside it, a model that has its key is one that was kept.
+            self.place.release(&asked.name)?;
+        }
         self.place.land(&file, &Kept { curve: FORMAT, key, found: found.clone() })?;
         self.place.remove(&self.place.failure(&asked.name))?;
-        if !self.job.keep && !matches!(asked.what, What::Given(_)) {
+        if goes {
             self.place.clear(&asked.name)?;
         }
         let worst = found.point.worst.as_ref();
