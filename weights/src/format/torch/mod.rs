@@ -115,13 +115,11 @@ fn read_zip(shard: &Shard) -> Result<Contents> {
     contents(shard, &built, if script { "TorchScript" } else { "PyTorch" }, &mut find)
 }
 
+/// Finds a storage by its name and, where its record says so, the bytes it has to have.
+type Finder<'a> = dyn FnMut(&str, Option<usize>) -> Result<Option<Place>> + 'a;
+
 /// Names the tensors of `built` and finds their bytes by `find`, which knows where a storage lies that should have so many bytes.
-fn contents(
-    shard: &Shard,
-    built: &Built<'_>,
-    container: &str,
-    find: &mut dyn FnMut(&str, Option<usize>) -> Result<Option<Place>>,
-) -> Result<Contents> {
+fn contents(shard: &Shard, built: &Built<'_>, container: &str, find: &mut Finder<'_>) -> Result<Contents> {
     let named = names::name(built).map_err(|what| Error::file(shard.path(), what))?;
     let mut metadata: Metadata = named.metadata;
     metadata.insert("container".into(), container.into());
@@ -174,7 +172,7 @@ fn view(
     built: &Built<'_>,
     name: &str,
     tensor: Tensor,
-    find: &mut dyn FnMut(&str, Option<usize>) -> Result<Option<Place>>,
+    find: &mut Finder<'_>,
     budget: &mut usize,
 ) -> Result<TensorView> {
     let refuse = |what: String| Error::tensor(shard.path(), name, what);
