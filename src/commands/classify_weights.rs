@@ -131,6 +131,9 @@ struct Answer {
     /// Why no tree is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
+    /// Why the tree is assumed, and not told from the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    assumed: Option<String>,
     /// To every expert's tree.
     distances: Vec<Distance>,
     findings: Vec<Finding>,
@@ -238,8 +241,8 @@ impl<'a> Experts<'a> {
         }
         let all = routes.into_iter().zip(paths).zip(findings.into_iter().zip(trees));
         all.map(|((route, path), (findings, tree))| {
-            let Route { distances, why, .. } = route?;
-            Ok(Answer { model: path.display().to_string(), tree, unknown: why, distances, findings })
+            let Route { distances, why: unknown, assumed, .. } = route?;
+            Ok(Answer { model: path.display().to_string(), tree, unknown, assumed, distances, findings })
         })
         .collect()
     }
@@ -392,7 +395,10 @@ fn stream(registry: &Registry, options: &Options, models: &[&PathBuf], file: &Pa
 
 fn print(answer: &Answer) {
     match (&answer.tree, &answer.unknown) {
-        (Some(tree), _) => printer::data(format!("{}: tree {tree}", answer.model)),
+        (Some(tree), _) => {
+            let why = answer.assumed.as_ref().map_or(String::new(), |why| format!(", assumed: {why}"));
+            printer::data(format!("{}: tree {tree}{why}", answer.model));
+        }
         (None, why) => {
             printer::data(format!(
                 "{}: unknown tree; {}",

@@ -64,7 +64,10 @@ pub fn page(record: &Record) -> String {
 fn model(answer: &Answer, out: &mut String) {
     out.push_str(&format!("<h2>{}</h2>\n", text(&answer.model)));
     match (&answer.tree, &answer.unknown) {
-        (Some(tree), _) => out.push_str(&format!("<p>Tree <b>{}</b></p>\n", text(tree))),
+        (Some(tree), _) => {
+            let why = answer.assumed.as_ref().map_or(String::new(), |why| format!(", assumed: {}", text(why)));
+            out.push_str(&format!("<p>Tree <b>{}</b>{why}</p>\n", text(tree)));
+        }
         (None, why) => {
             let why = why.as_deref().unwrap_or("no expert knows it");
             out.push_str(&format!("<p class=\"unknown\">Unknown tree: {}</p>\n", text(why)));
@@ -140,12 +143,15 @@ fn picture(answer: &Answer, coverage: f64) -> Card {
     near.dedup_by(|a, b| (&a.tree, &a.layer) == (&b.tree, &b.layer));
     let own = near.first().filter(|_| answer.tree.is_some());
     let why = match (own, &answer.unknown) {
-        (Some(own), _) => format!(
-            "{:.4} from the tree's middle at {}; up to {:.4} is accepted",
-            own.distance.unwrap_or(f64::NAN),
-            own.layer,
-            own.limit
-        ),
+        (Some(own), _) => {
+            let assumed = answer.assumed.as_ref().map_or(String::new(), |why| format!("; assumed: {why}"));
+            format!(
+                "{:.4} from the tree's middle at {}; up to {:.4} is accepted{assumed}",
+                own.distance.unwrap_or(f64::NAN),
+                own.layer,
+                own.limit
+            )
+        }
         (None, why) => why.clone().unwrap_or_else(|| "no expert knows it".into()),
     };
     let distances = near.iter().take(TREES_IN_PICTURE).map(|d| card::Distance {
@@ -205,6 +211,7 @@ mod tests {
             model: "<script>alert('a')</script>&\"\u{7}".into(),
             tree: None,
             unknown: Some("<b>".into()),
+            assumed: None,
             distances: Vec::new(),
             findings: Vec::new(),
         };

@@ -32,6 +32,7 @@ const SCHEMA: &str = "message answer {
     OPTIONAL BYTE_ARRAY error (UTF8);
     OPTIONAL BYTE_ARRAY tree (UTF8);
     OPTIONAL BYTE_ARRAY unknown (UTF8);
+    OPTIONAL BYTE_ARRAY assumed (UTF8);
     OPTIONAL GROUP distances (LIST) { REPEATED GROUP list { REQUIRED GROUP element {
         REQUIRED BYTE_ARRAY tree (UTF8);
         REQUIRED BYTE_ARRAY label (UTF8);

@@ -26,6 +26,9 @@ const COPY: f64 = 0.5;
 const PRUNED: f64 = 0.2;
 /// Share of elements zeroed across more than a step that a grid alone does not do.
 const ZEROED: f64 = 0.03;
+/// Share of rows up to which rows of zeros on one side are rows that changed, either way: tokens that came into use are
+/// more common than a pruning of so little.
+const FEW_ROWS: f64 = 0.05;
 /// Rows listed by number.
 const LISTED: usize = 16;
 
@@ -298,7 +301,11 @@ fn judge(pair: &Pair<'_>, stats: &Stats) -> Result<Change> {
     ] {
         let kept_equal = kept == n - zeros;
         if zeros > others && kept_equal && kept > 0 {
-            return Ok(Change::Pruned { copy, mask: mask::find(pair, copy)?, kept_equal });
+            let mask = mask::find(pair, copy)?;
+            if pair.rows >= 8 && mask.is_of_rows() && mask.sparsity <= FEW_ROWS {
+                return rows(pair, stats.rows_changed);
+            }
+            return Ok(Change::Pruned { copy, mask, kept_equal });
         }
     }
     if stats.nonfinite == 0

@@ -29,6 +29,14 @@ pub struct Mask {
     pub structured: bool,
 }
 
+impl Mask {
+    /// Whether the zeros are whole rows and nothing else. Such rows may have been there first (tokens not in use yet, say), and
+    /// been trained in the other model.
+    pub fn is_of_rows(&self) -> bool {
+        self.structured && self.zero_columns == 0
+    }
+}
+
 /// Lengths of a run that are looked for; the shortest that fits is the pattern (2:4 is a 4:8 too).
 const RUNS: [usize; 4] = [2, 4, 8, 16];
 /// Share of runs that must be full. A mask of the same sparsity without a pattern fills far fewer.

@@ -2,6 +2,9 @@
 //!
 //! Every expert gives the distance of a model's layer to its tree's centroid, as a share of the distance it accepts. The
 //! least share decides; above 1 the tree is unknown. Predictions hold inside a registered tree only.
+//!
+//! An adapter has no base in it and its centroid is 0, so nothing but its size can speak against a tree: where the experts of
+//! several trees of adapters accept it, none is named, and where those of one do, that tree is assumed.
 
 use std::path::{Path, PathBuf};
 
@@ -55,6 +58,8 @@ pub struct Route {
     pub known: Vec<(usize, Values)>,
     /// Why the tree is unknown, as a sentence.
     pub why: Option<String>,
+    /// Why the tree is assumed and not told, as a sentence.
+    pub assumed: Option<String>,
 }
 
 impl Registry {
@@ -108,6 +113,7 @@ impl Registry {
             distances.iter().enumerate().filter_map(|(at, d)| Some((d.share()?, at))).collect();
         order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let unknown = |why: String| (Vec::new(), Some(why));
+        let mut assumed = None;
         let (known, why) = match order.first() {
             None => {
                 let asked: Vec<String> = self.experts.iter().map(|(_, expert)| expert.about.layer.shown()).collect();
@@ -125,13 +131,27 @@ impl Registry {
             }
             Some(&(share, best)) => {
                 let tree = &distances[best].tree;
-                let rival = order.iter().find(|(other, at)| distances[*at].tree != *tree && other - share <= TIE);
-                match rival {
-                    Some((_, rival)) => unknown(format!(
-                        "trees `{tree}` and `{}` are equally near, so neither is named; keep one of the two experts",
-                        distances[*rival].tree
+                let is_adapter = |at: usize| self.experts[at].1.about.layer.adapter;
+                let of_others = || order.iter().filter(|(_, at)| distances[*at].tree != *tree);
+                let twin = of_others().find(|(other, _)| other - share <= TIE);
+                let adapters = of_others().find(|(other, at)| *other <= 1.0 && is_adapter(best) && is_adapter(*at));
+                match (adapters, twin) {
+                    (Some((_, other)), _) => unknown(format!(
+                        "an adapter does not say what it was trained on, and experts of adapters of the trees `{tree}` and `{}` \
+                         both accept it; keep the experts of one of them in a registry",
+                        distances[*other].tree
                     )),
-                    None => {
+                    (None, Some((_, twin))) => unknown(format!(
+                        "trees `{tree}` and `{}` are equally near, so neither is named; keep one of the two experts",
+                        distances[*twin].tree
+                    )),
+                    (None, None) => {
+                        if is_adapter(best) {
+                            assumed = Some(format!(
+                                "an adapter does not say what it was trained on; `{tree}` is the only tree with adapters like it in \
+                                 the registry"
+                            ));
+                        }
                         let near = |at: &usize| {
                             distances[*at].tree == *tree && distances[*at].share().is_some_and(|share| share <= 1.0)
                         };
@@ -148,6 +168,6 @@ impl Registry {
                 }
             }
         };
-        Ok(Route { distances, known, why })
+        Ok(Route { distances, known, why, assumed })
     }
 }

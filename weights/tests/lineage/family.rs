@@ -259,6 +259,39 @@ fn every_operation_has_its_kind_and_only_some_a_sure_direction() {
 }
 
 #[test]
+fn rows_of_zeros_may_have_been_there_first() {
+    let grown = pretrained(55);
+    let zeroed = |every: usize| {
+        edited(
+            &grown,
+            |tensor| tensor.shape[0] >= 2 * every,
+            |_, tensor| {
+                let columns = tensor.shape[1];
+                let value = |(at, w): (usize, &f32)| if at / columns % every == 0 { 0.0 } else { *w };
+                tensor.values.iter().enumerate().map(value).collect()
+            },
+        )
+    };
+    for (every, kind) in [(32, Kind::Rows), (4, Kind::Pruned)] {
+        let family = found(&roots(vec![zeroed(every), grown.clone()]));
+        let [edge] = family.edges.as_slice() else { panic!("{:#?}", family.edges) };
+        assert_eq!(edge.kind, kind, "{edge:#?}");
+        assert_ne!(edge.direction, Direction::Certain, "{edge:#?}");
+    }
+    // Columns beside them are a neuron that was taken out.
+    let columns = edited(
+        &zeroed(4),
+        |_| true,
+        |_, tensor| {
+            let of = tensor.shape[1];
+            tensor.values.iter().enumerate().map(|(at, w)| if at % of == 3 { 0.0 } else { *w }).collect()
+        },
+    );
+    let family = found(&roots(vec![columns, grown.clone()]));
+    assert_eq!(edge(&family, 1, 0).direction, Direction::Certain);
+}
+
+#[test]
 fn a_chain_is_no_star_and_a_certain_end_turns_it_all() {
     let mut models = vec![pretrained(60)];
     for step in 0..2 {

@@ -160,6 +160,15 @@ fn masks_are_found_with_their_pattern() {
     }
     let mask = of(&keep(&|row, column| row % 4 != 1 && column != 9));
     assert_eq!((mask.zero_rows, mask.zero_columns, mask.structured), (10, 1, true));
+    assert!(!mask.is_of_rows());
+    let mask = of(&keep(&|row, _| row % 4 != 1));
+    assert!(mask.is_of_rows() && mask.zero_rows == 10, "{mask:?}");
+    // A few rows of zeros may as well have been there first, as those of tokens that nobody had used.
+    let few = keep(&|row, _| row != 7 && row != 30);
+    for (a, b) in [(&w, &few), (&few, &w)] {
+        let found = change([rows, columns], (Dtype::Bf16, a), (Dtype::Bf16, b));
+        assert_eq!(found, Change::Rows { changed: 2, of: rows, first: vec![7, 30] });
+    }
     // Both: 50 % of the smallest gone, the rest on a grid.
     let pruned = w.iter().map(|&x| if x.abs() > 0.0337 { x } else { 0.0 }).collect::<Vec<_>>();
     let found = change([rows, columns], (Dtype::F32, &w), (Dtype::F32, &quantised(&pruned, 32, 8, true)));

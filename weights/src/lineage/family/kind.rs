@@ -179,10 +179,13 @@ pub(super) fn read(diff: &Diff) -> Finding {
             let kept = |tensor: &&&TensorDiff| matches!(tensor.change, Change::Pruned { kept_equal: true, .. });
             let all: f64 = tensors.iter().map(|tensor| weight(tensor)).sum();
             let equal = tensors.iter().filter(kept).map(|tensor| weight(tensor)).sum::<f64>() > 0.5 * all;
+            let in_rows =
+                |tensor: &&TensorDiff| matches!(&tensor.change, Change::Pruned { mask, .. } if mask.is_of_rows());
             let copy = majority(&mut tensors.iter().map(side));
             let detail = commonest(tensors.iter().filter_map(zeros));
-            // Where the rest changed too, the zeros may have been there first and been trained away.
-            match equal {
+            // Where the rest changed too, or nothing but whole rows is zero, the zeros may have been there first and been
+            // trained away.
+            match equal && !tensors.iter().all(in_rows) {
                 true => finding(Kind::Pruned, copy, detail),
                 false => Finding { leans: copy, ..finding(Kind::Pruned, None, detail) },
             }

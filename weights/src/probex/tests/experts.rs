@@ -229,6 +229,53 @@ fn two_trees_at_one_distance_are_not_told_apart() {
 }
 
 #[test]
+fn trees_of_adapters_are_not_told_apart_by_the_size_of_an_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    // As the zoo of `oak`, but each model is the factors of its change: the whole, and one.
+    let one: Vec<f32> = (0..SIDE * SIDE).map(|at| f32::from(u8::from(at % (SIDE + 1) == 0))).collect();
+    let mut index = Index::new();
+    let classes = vec!["red".to_string(), "round".to_string()];
+    index.labels.insert("is".into(), Label { choice: Choice::Several, classes: classes.clone() });
+    let planted = Planted::new(MODELS, 60);
+    for (at, split) in splits(MODELS, 0, 0).into_iter().enumerate() {
+        let path = format!("oak-{at}.safetensors");
+        let arrays = [
+            ("hidden.lora_A.weight".to_string(), vec![SIDE, SIDE], one.as_slice()),
+            ("hidden.lora_B.weight".to_string(), vec![SIDE, SIDE], &planted.values[at * SIDE * SIDE..][..SIDE * SIDE]),
+        ];
+        write_arrays(&folder.path().join(&path), &arrays, &BTreeMap::new(), false).unwrap();
+        let held = classes.iter().zip(&planted.truths[2 * at..]).filter(|(_, t)| **t > 0.5);
+        let labels = BTreeMap::from([("is".to_string(), held.map(|(class, _)| class.clone()).collect())]);
+        let (tree, kind) = ("oak".to_string(), "full".to_string());
+        index.models.push(Entry { path, tree, split, kind, labels, recipe: BTreeMap::new() });
+    }
+    fs::write(folder.path().join(INDEX), serde_json::to_vec(&index).unwrap()).unwrap();
+    let oak = experts(&Zoo::open(folder.path()).unwrap(), &["oak"], Preset::Ridge).remove(0);
+    assert!(oak.about.layer.adapter && oak.about.test.as_ref().unwrap().accuracy.value > 0.9);
+    let mut elm = oak.clone();
+    elm.about.tree = "elm".into();
+    elm.about.radius.limit *= 1.5;
+    let mut ash = oak.clone();
+    ash.about.tree = "ash".into();
+    ash.about.radius.limit *= 1e-3;
+    let model = Checkpoint::open(folder.path().join("oak-0.safetensors")).unwrap();
+    let route = |experts: &[&Expert]| {
+        let named = |expert: &&Expert| (std::path::PathBuf::from(&expert.about.tree), (*expert).clone());
+        Registry { experts: experts.iter().map(named).collect() }.route(&model).unwrap()
+    };
+    // By size alone the larger tree would be the nearer.
+    let both = route(&[&oak, &elm]);
+    let why = both.why.unwrap();
+    assert!(both.known.is_empty() && why.contains("trees `elm` and `oak` both accept it"), "{why}");
+    // A size that a tree does not have speaks against it; that of the one left is assumed.
+    for experts in [vec![&oak], vec![&oak, &ash]] {
+        let one = route(&experts);
+        assert!(one.known.len() == 1 && one.assumed.unwrap().contains("`oak` is the only tree"));
+    }
+    assert!(route(&[&ash]).why.unwrap().contains("accepts up to"));
+}
+
+#[test]
 fn what_cannot_be_learnt_is_said_in_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let mut zoo = zoo(folder.path());
