@@ -10,7 +10,7 @@ use plotters::{
 
 use super::{
     compare::Spread,
-    report::{Chosen, Compared, Kind, Report, Tried, UnderAttack},
+    report::{Chosen, Compared, Kind, Report, Tried, UnderAttack, groups, name},
     tell::attack_kind,
 };
 use crate::{
@@ -93,9 +93,18 @@ const ROW: i32 = 19;
 /// Pixels above and below that list.
 const FRAME: i32 = 130;
 
-/// How high the picture of accuracies is: a row an arm.
+/// Pixels beside that list for names.
+const NAMES: i32 = 250;
+
+/// Characters of a name that fit there.
+const LETTERS: usize = 36;
+
+/// How much of the scale of multiply-adds the marks of one kind stand beside those of the next.
+const ASIDE: f64 = 0.014;
+
+/// How high the picture of accuracies is: a row an arm, of which several may have come to the same nets.
 fn height(tried: &Tried) -> u32 {
-    (tried.compared.len() as i32 * ROW + FRAME).max(420) as u32
+    (groups(tried.compared.iter()).len() as i32 * ROW + FRAME).max(420) as u32
 }
 
 /// Accuracy against multiply-adds on the left, each arm by its name and interval on the right.
@@ -114,8 +123,12 @@ fn accuracy(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
 fn scatter(area: &Area<'_>, tried: &Tried) -> Result<()> {
     let arms: Vec<&Compared> = std::iter::once(&tried.dense).chain(&tried.compared).collect();
     let (low, high) = range(arms.iter().flat_map(|one| [ends(one).0, ends(one).1, one.accuracy.mean]));
-    let macs = |one: &Compared| one.multiply_adds / 1e6;
-    let most = 1.06 * arms.iter().map(|one| macs(one)).fold(0.0, f64::max);
+    let most = 1.06 * arms.iter().map(|one| one.multiply_adds / 1e6).fold(0.0, f64::max);
+    // Arms of all kinds have the same multiply-adds: kinds stand side by side.
+    let macs = |one: &Compared| {
+        let kind = Kind::ALL.iter().position(|kind| *kind == one.kind).unwrap_or(0) as f64;
+        one.multiply_adds / 1e6 + ASIDE * most * (kind - Kind::ALL.len() as f64 / 2.0) * f64::from(u8::from(kind > 0.0))
+    };
     let mut chart = ChartBuilder::on(area)
         .margin(14)
         .x_label_area_size(46)
@@ -148,8 +161,9 @@ fn scatter(area: &Area<'_>, tried: &Tried) -> Result<()> {
 }
 
 fn list(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
-    let mut arms: Vec<&Compared> = tried.compared.iter().collect();
-    arms.sort_by(|a, b| b.difference.mean.total_cmp(&a.difference.mean));
+    let mut groups = groups(tried.compared.iter());
+    groups.sort_by(|a, b| b[0].difference.mean.total_cmp(&a[0].difference.mean));
+    let arms: Vec<&Compared> = groups.iter().map(|group| group[0]).collect();
     let end = |one: &Compared| one.difference.interval.unwrap_or((one.difference.mean, one.difference.mean));
     let low = arms.iter().map(|one| end(one).0).fold(-margin, f64::min);
     let high = arms.iter().map(|one| end(one).1).fold(0.0, f64::max);
@@ -157,7 +171,7 @@ fn list(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
     let rows = arms.len() as f64;
     let mut chart = ChartBuilder::on(area)
         .margin(14)
-        .margin_left(208)
+        .margin_left(NAMES + 8)
         .x_label_area_size(46)
         .build_cartesian_2d(low - room..high + room, rows..0.0)
         .map_err(fail)?;
@@ -176,7 +190,7 @@ fn list(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
     chart.draw_series(LineSeries::new([(0.0, 0.0), (0.0, rows)], BLACK.mix(0.5))).map_err(fail)?;
     let dashed = DashedLineSeries::new([(-margin, 0.0), (-margin, rows)], 5, 4, BLACK.mix(0.4).stroke_width(1));
     chart.draw_series(dashed).map_err(fail)?;
-    let name = ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(HPos::Right, VPos::Center));
+    let style = ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(HPos::Right, VPos::Center));
     for (row, one) in arms.iter().enumerate() {
         let y = row as f64 + 0.5;
         let (from, to) = end(one);
@@ -186,7 +200,8 @@ fn list(area: &Area<'_>, tried: &Tried, margin: f64) -> Result<()> {
         chart.draw_series([mark]).map_err(fail)?;
         let (_, down) = chart.backend_coord(&(0.0, y));
         let (_, top) = area.get_base_pixel();
-        area.draw(&Text::new(clip(&one.name, 30), (200, down - top), name.clone())).map_err(fail)?;
+        let words = clip(&name(&groups[row]), LETTERS);
+        area.draw(&Text::new(words, (NAMES, down - top), style.clone())).map_err(fail)?;
     }
     Ok(())
 }

@@ -361,16 +361,26 @@ fn under_attack(arms: &Arms<'_>, others: &Arms<'_>, at: usize) -> UnderAttack {
     }
 }
 
-/// Names of several, those that came to the same nets by one: `snip, grad-flow = l1`.
-fn names<'a>(found: impl Iterator<Item = &'a Compared>) -> String {
-    let mut groups: Vec<(&Vec<Vec<String>>, String)> = Vec::new();
+/// Arms that came to the same nets, together, each where the first of them stands.
+pub fn groups<'a>(found: impl Iterator<Item = &'a Compared>) -> Vec<Vec<&'a Compared>> {
+    let mut groups: Vec<Vec<&Compared>> = Vec::new();
     for one in found {
-        match groups.iter_mut().find(|(arms, _)| **arms == one.arms) {
-            Some((_, names)) => *names += &format!(" = {}", one.name),
-            None => groups.push((&one.arms, one.name.clone())),
+        match groups.iter_mut().find(|group| group[0].arms == one.arms) {
+            Some(group) => group.push(one),
+            None => groups.push(vec![one]),
         }
     }
-    groups.into_iter().map(|(_, names)| names).collect::<Vec<_>>().join(", ")
+    groups
+}
+
+/// Names of arms that came to the same nets: `grad-flow = l1`.
+pub fn name(group: &[&Compared]) -> String {
+    group.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(" = ")
+}
+
+/// Names of several: `snip, grad-flow = l1`.
+fn names<'a>(found: impl Iterator<Item = &'a Compared>) -> String {
+    groups(found).iter().map(|group| name(group)).collect::<Vec<_>>().join(", ")
 }
 
 /// A setting in words.
