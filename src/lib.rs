@@ -61,7 +61,7 @@ enum Verb {
     Probe(commands::probe::Arguments),
     /// Find documented models by words, in experts that compare with texts
     Search(commands::search::Arguments),
-    /// Turn a GGUF file into a Hugging Face folder
+    /// Turn any container into a Hugging Face folder, or a folder into a GGUF file
     Convert(commands::convert::Arguments),
     /// Prove that a compressed checkpoint is the one that was made and measured
     Verify(commands::verify::Arguments),

@@ -31,7 +31,7 @@ const PLAIN: &str = include_str!("../curve/sweeps/plain.toml");
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Folder or file of the dense model, or `org/name[@revision][:file]` of a hub; without it, that of the sweep, or the
-    /// small one that comes with the program
+    /// organism that comes with the program, which has every trait that is asked for
     model: Option<PathBuf>,
     /// File that says which methods and rates, on which items
     #[arg(long)]

@@ -34,7 +34,7 @@ use health::{Entry, figure, median, percent};
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, `tiny-world`, which comes with
     /// the program
     model: Option<PathBuf>,
     /// Singular values too: stable rank, power-law exponent, spikes (takes longer)

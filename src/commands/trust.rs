@@ -32,8 +32,8 @@ const WINDOW: usize = 512;
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with
-    /// the program
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the organism that comes
+    /// with the program, which has every trait that is asked for
     model: Option<PathBuf>,
     /// Dense model to compare with item by item, named likewise
     #[arg(long)]

@@ -56,7 +56,7 @@ const BYTES_PER_TOKEN: usize = 64;
 /// What to compress, and how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
-    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, the small one that comes with the program
+    /// Folder or file of the model, or `org/name[@revision][:file]` of a hub; without it, `tiny-world`, which comes with the program
     model: Option<PathBuf>,
     /// How codes are chosen: see `scruple methods`
     #[arg(long, default_value = "gptq")]

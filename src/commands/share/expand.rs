@@ -13,7 +13,7 @@ use crate::{
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file that `share project` wrote
+    /// Folder or file that another `share` verb wrote
     model: PathBuf,
     /// Folder to write; it must not exist
     #[arg(short, long)]

@@ -14,7 +14,7 @@ use crate::{
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file that `share project` wrote
+    /// Folder or file that another `share` verb wrote
     model: PathBuf,
     /// Print the report as JSON
     #[arg(long)]

@@ -24,7 +24,7 @@ use crate::{
 /// The options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Folder or file that `share project` wrote
+    /// Folder or file that another `share` verb wrote
     model: PathBuf,
     /// The dense model it was made from: names, shapes and types must be its, and what does not share its bytes
     #[arg(long)]
