@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use scruple_compress::data::random::{Stream, draw};
 
 use super::*;
@@ -99,45 +97,65 @@ fn outcomes(items: &[Item], stream: &mut Stream, per_mille: usize) -> Vec<Outcom
 
 const FEW: Bootstrap = Bootstrap { replicates: 300, seed: 11 };
 
-/// The bootstrap written again: names instead of positions, one replicate after the other.
-fn naive(dimension: &dyn Dimension, items: &[Item], sides: [&[Outcome]; 2]) -> Vec<f64> {
-    let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    let mut names: Vec<(&str, &str)> = Vec::new(); // group and cluster, in order of appearance
-    let mut groups: Vec<&str> = Vec::new();
+/// The clusters of each stratum, by the definition: those of one part and one group, of one part and several groups, and last
+/// those of several parts with those that would be a stratum alone.
+fn naive_strata(items: &[Item]) -> Vec<Vec<&str>> {
+    let one = |mut found: Vec<&str>| {
+        found.dedup();
+        if found.len() == 1 { found.pop().map(String::from) } else { None }
+    };
+    let mut strata: Vec<(Option<[String; 2]>, Vec<&str>)> = Vec::new();
     for (at, item) in items.iter().enumerate() {
-        let group = item.group.as_deref().unwrap_or("");
-        if !groups.contains(&group) {
-            groups.push(group);
+        let name = item.cluster.as_str();
+        if items[..at].iter().any(|before| before.cluster == name) {
+            continue;
         }
-        if !members.contains_key(item.cluster.as_str()) {
-            names.push((group, &item.cluster));
+        let members = || items.iter().filter(|item| item.cluster == name);
+        let group = one(members().map(|item| item.group.as_deref().unwrap_or("")).collect()).unwrap_or_default();
+        let stratum = one(members().map(|item| item.part.as_str()).collect()).map(|part| [part, group]);
+        match strata.iter_mut().find(|(known, _)| *known == stratum) {
+            Some((_, names)) => names.push(name),
+            None => strata.push((stratum, vec![name])),
         }
-        members.entry(&item.cluster).or_default().push(at);
     }
-    let mut deltas = Vec::new();
-    for replicate in 0..FEW.replicates as u64 {
-        let (mut judged, mut index) = ([Vec::new(), Vec::new()], 0);
-        for group in &groups {
-            let clusters: Vec<&str> = names.iter().filter(|(of, _)| of == group).map(|(_, name)| *name).collect();
-            for _ in 0..clusters.len() {
+    let (mut several, rest): (Vec<_>, Vec<_>) =
+        strata.into_iter().partition(|(stratum, names)| stratum.is_some() && names.len() > 1);
+    several.push((None, rest.into_iter().flat_map(|(_, names)| names).collect()));
+    several.into_iter().map(|(_, names)| names).collect()
+}
+
+/// The positions in each replicate, written again: names instead of positions, one replicate after the other.
+fn naive_draws(items: &[Item]) -> Vec<Vec<usize>> {
+    let strata = naive_strata(items);
+    let of = |replicate| {
+        let (mut drawn, mut index) = (Vec::new(), 0);
+        for names in &strata {
+            for _ in names {
                 let share = draw(FEW.seed, replicate, index) as f64 / 2_f64.powi(64);
                 index += 1;
-                for &at in &members[clusters[(share * clusters.len() as f64) as usize]] {
-                    judged[0].push((&items[at], &sides[0][at]));
-                    judged[1].push((&items[at], &sides[1][at]));
-                }
+                let name = names[(share * names.len() as f64) as usize];
+                drawn.extend((0..items.len()).filter(|&at| items[at].cluster == name));
             }
         }
-        deltas.push(dimension.score(RULE, &judged[1]) - dimension.score(RULE, &judged[0]));
-    }
-    deltas
+        drawn
+    };
+    (0..FEW.replicates as u64).map(of).collect()
 }
 
 fn assert_like_naive(dimension: &dyn Dimension, items: &[Item]) {
     let mut stream = Stream::new(5, "outcomes", 0);
     let (dense, other) = (outcomes(items, &mut stream, 800), outcomes(items, &mut stream, 650));
     let found = compare(dimension, RULE, items, &dense, &other, FEW).unwrap();
-    let mut expected = naive(dimension, items, [&dense, &other]);
+    let draws = naive_draws(items);
+    let clusters = clusters(items);
+    for (replicate, expected) in draws.iter().enumerate() {
+        let found: Vec<usize> = clusters.draw(FEW, replicate).iter().map(|drawn| drawn.at).collect();
+        assert_eq!(found, *expected, "replicate {replicate}");
+    }
+    let score = |side: &[Outcome], drawn: &[usize]| {
+        dimension.score(RULE, &drawn.iter().map(|&at| (&items[at], &side[at])).collect::<Vec<_>>())
+    };
+    let mut expected: Vec<f64> = draws.iter().map(|drawn| score(&other, drawn) - score(&dense, drawn)).collect();
     expected.sort_by(f64::total_cmp);
     // Quantiles of 300: at 7.475 and 291.525.
     let between = |at: usize, part: f64| expected[at] + part * (expected[at + 1] - expected[at]);
@@ -158,6 +176,20 @@ fn intervals_are_those_of_a_naive_bootstrap() {
         (0..120).map(|at| item(at, format!("c{}", at % 40), Some(["b", "a"][at % 40 % 2]))).collect();
     assert_like_naive(&Parity, &grouped);
     assert_like_naive(&Share, &grouped);
+    // Two parts; every fifth cluster has items of both groups, every tenth of both parts, and one is of a group of its own.
+    let crossed = |at: usize| {
+        let cluster = at % 40;
+        let part = ["x", "y"][if cluster % 10 == 9 { at / 3 % 2 } else { cluster % 2 }];
+        let group = match cluster {
+            1 => "c",
+            _ if cluster % 5 == 0 => ["b", "a"][at / 40 % 2],
+            _ => ["b", "a"][cluster / 2 % 2],
+        };
+        Item { part: part.into(), ..item(at, format!("c{cluster}"), Some(group)) }
+    };
+    let crossed: Vec<Item> = (0..120).map(crossed).collect();
+    assert_like_naive(&Share, &crossed);
+    assert_like_naive(&Parity, &crossed);
 }
 
 #[test]
