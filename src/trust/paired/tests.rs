@@ -267,6 +267,46 @@ fn items_in_clusters_are_tested_by_exchange() {
     assert_eq!(compare(2).p, Some(0.5), "two clusters show nothing, whichever way they go");
 }
 
+/// The exchange test of the share of right answers, written again: item by item, whether its cluster changes sides.
+fn naive_exchange_p(items: &[Item], sides: [&[Outcome]; 2]) -> f64 {
+    let mut names: Vec<&str> = Vec::new(); // in order of appearance
+    for item in items {
+        if !names.contains(&item.cluster.as_str()) {
+            names.push(&item.cluster);
+        }
+    }
+    let lead = |is_exchanged: &dyn Fn(usize) -> bool| {
+        let mut sum = 0.0_f64;
+        for (at, item) in items.iter().enumerate() {
+            let change = sides[1][at].value - sides[0][at].value;
+            let number = names.iter().position(|name| *name == item.cluster).unwrap();
+            sum += if is_exchanged(number) { -change } else { change };
+        }
+        sum.abs()
+    };
+    let observed = lead(&|_| false);
+    let seed = FEW.seed ^ u64::from_be_bytes(*b"exchange");
+    let bit = |replicate, number: usize| draw(seed, replicate, number as u64 / 64) >> (number % 64) & 1 == 1;
+    let reached = (0..FEW.replicates as u64).filter(|&replicate| lead(&|number| bit(replicate, number)) >= observed);
+    (1 + reached.count()) as f64 / (1 + FEW.replicates) as f64
+}
+
+#[test]
+fn exchanges_are_those_of_a_naive_loop_over_many_clusters() {
+    let mut stream = Stream::new(3, "clusters", 0);
+    let mut names: Vec<usize> = (0..150).flat_map(|cluster| vec![cluster; 1 + stream.below(4)]).collect();
+    stream.shuffle(&mut names);
+    let items: Vec<Item> = names.iter().enumerate().map(|(at, name)| item(at, format!("c{name}"), None)).collect();
+    for per_mille in [790, 780, 770] {
+        let (dense, other) = (outcomes(&items, &mut stream, 800), outcomes(&items, &mut stream, per_mille));
+        let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
+        assert_eq!((found.test, found.clusters), (Test::Exchange, 150));
+        let expected = naive_exchange_p(&items, [&dense, &other]);
+        assert!((0.2..0.8).contains(&expected), "{expected} says little");
+        assert!((found.p.unwrap() - expected).abs() < 1e-12, "{:?}, naive {expected}", found.p);
+    }
+}
+
 #[test]
 fn exchange_is_a_test_of_its_size_where_a_score_folds() {
     // The dense model says the same to all, which is perfectly fair; the other tosses a coin, which is no less even-handed.
