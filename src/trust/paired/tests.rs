@@ -239,6 +239,26 @@ fn flips_are_counted_and_tested_exactly() {
 }
 
 #[test]
+fn mcnemar_is_exact_where_powers_of_two_leave_the_range_of_f64() {
+    // n, k = lost + gained, min(lost, gained)
+    // print(float(Fraction(2 * sum(math.comb(n, i) for i in range(k + 1)), 2**n)))
+    let cases = [
+        (500, 523, 0.491_574_744_332_763_77),
+        (500, 524, 0.472_312_445_789_017_1),
+        (560, 480, 0.014_259_079_095_386_026),
+        (1000, 1100, 0.030_720_707_864_242_296),
+        (2400, 2600, 0.004_883_649_737_517_518),
+        (10, 1020, 6.222_735_619_522_83e-287),
+        (512, 512, 1.0),
+    ];
+    for (lost, gained, expected) in cases {
+        let p = mcnemar(lost, gained);
+        // The first term is the exponential of a sum of up to 2400 logarithms.
+        assert!((p / expected - 1.0).abs() < 1e-10, "{lost} lost, {gained} gained: {p}, expected {expected}");
+    }
+}
+
+#[test]
 fn the_detectable_difference_is_the_published_one() {
     // The formula's own examples: one item in ten discordant, ± 6.3 points with 200 items and ± 2.8 with 1000.
     assert!((discordant(200, 10, 10).detectable.unwrap() - 6.261).abs() < 1e-3);
