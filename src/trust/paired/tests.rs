@@ -259,6 +259,30 @@ fn mcnemar_is_exact_where_powers_of_two_leave_the_range_of_f64() {
 }
 
 #[test]
+fn divergence_and_margins_are_those_worked_out_by_hand() {
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found}, expected {expected}");
+    let (uneven, even) = ([0.75, 0.25], [0.5, 0.5]);
+    close(divergence(&uneven, &even), 0.130_812_035_941_136_94); // ¾ ln (3/2) + ¼ ln (1/2)
+    close(divergence(&even, &uneven), 0.143_841_036_225_890_45); // ½ ln (4/3)
+    close(divergence(&[0.0, 1.0], &even), std::f64::consts::LN_2);
+    close(divergence(&even, &[0.0, 1.0]), (0.25 / f64::MIN_POSITIVE).ln() / 2.0);
+
+    let items: Vec<Item> = (0..3).map(|at| item(at, at.to_string(), None)).collect();
+    let of = |margins: [f64; 2], probabilities: [[f64; 2]; 2]| -> Vec<Outcome> {
+        let known =
+            [0, 1].map(|at| Outcome { probabilities: probabilities[at].to_vec(), ..answered(at, true, margins[at]) });
+        known.into_iter().chain([answered(0, true, 1.0)]).collect()
+    };
+    let dense = of([1.0, 0.25], [uneven, even]);
+    let mut other = of([-0.5, 0.75], [even, [0.9, 0.1]]);
+    // An item that the other does not answer has neither.
+    other[2] = Outcome { margin: None, probabilities: Vec::new(), ..other[2].clone() };
+    let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
+    close(found.kl.unwrap(), (0.130_812_035_941_136_94 + (5.0_f64 / 3.0).ln()) / 2.0);
+    close(found.margin_change.unwrap(), (1.5 + 0.5) / 2.0);
+}
+
+#[test]
 fn the_detectable_difference_is_the_published_one() {
     // The formula's own examples: one item in ten discordant, ± 6.3 points with 200 items and ± 2.8 with 1000.
     assert!((discordant(200, 10, 10).detectable.unwrap() - 6.261).abs() < 1e-3);
