@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, fs, path::Path};
 
-use scruple_compress::{export, model::DecoderConfig};
+use scruple_compress::{
+    export,
+    model::{Decoder, DecoderConfig, text::Text},
+};
 use scruple_weights::{Checkpoint, Dtype};
 use serde_json::Value;
 
@@ -149,6 +152,54 @@ fn a_cached_dense_run_gives_the_figures_of_a_live_one() {
     let other = place.file("other", crate::support::text(150, 2));
     let run = scruple!["eval", out, "--against", model, "--text", other, "--dense-cache", cache];
     run.refuses(&["cache", "made for another text, window or model"]);
+}
+
+/// Probabilities of all tokens where each token of the text but the first is predicted, in windows of 64.
+fn probabilities(model: &Path, text: &Path) -> Vec<Vec<f64>> {
+    let checkpoint = Checkpoint::open(model).unwrap();
+    let decoder = Decoder::open(&checkpoint).unwrap();
+    let ids = Text::open(&checkpoint).unwrap().encode(&fs::read_to_string(text).unwrap(), false).unwrap();
+    let logits = |ids: &[u32]| decoder.logits(&decoder.hidden_once(ids).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+    let of = |row: Vec<f32>| {
+        let powers: Vec<f64> = row.into_iter().map(|logit| f64::from(logit).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.into_iter().map(|power| power / sum).collect()
+    };
+    ids[..ids.len() - 1].chunks(64).flat_map(logits).map(of).collect()
+}
+
+#[test]
+fn a_cache_of_few_tokens_gives_the_divergence_over_them_and_the_rest_as_one() {
+    let place = Place::new();
+    let model = Model::tiny().write(place.path("model"));
+    let text = place.text("text", 150);
+    let out = place.out("out");
+    scruple!["compress", model, "--method rtn --bits 2 --group-size 32 -o", out, "--no-speed"].succeeds();
+    let few = "--window 64 --top-k 8 --json --dense-cache";
+    let record = scruple!["eval", out, "--against", model, "--text", text, few, place.out("cache")].json();
+    let found = &record["against"];
+    assert_eq!((&found["kl_kind"], &record["tokens"]), (&Value::from("top-8"), &Value::from(149)));
+
+    let likeliest = |p: &[f64]| -> Vec<usize> {
+        let mut order: Vec<usize> = (0..p.len()).collect();
+        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+        order
+    };
+    let (dense, other) = (probabilities(&model, &text), probabilities(&out, &text));
+    assert_eq!((dense.len(), other.len()), (149, 149));
+    let (mut kl, mut same) = (0.0, 0.0);
+    for (p, q) in dense.iter().zip(&other) {
+        let order = likeliest(p);
+        let sum = |p: &[f64]| order[8..].iter().map(|&id| p[id]).sum::<f64>();
+        let (p_rest, q_rest) = (sum(p), sum(q));
+        kl += order[..8].iter().map(|&id| p[id] * (p[id] / q[id]).ln()).sum::<f64>() + p_rest * (p_rest / q_rest).ln();
+        same += f64::from(u8::from(order[0] == likeliest(q)[0]));
+    }
+    for (key, expected) in [("kl_mean", kl / 149.0), ("same_top", same / 149.0)] {
+        let value = found[key]["value"].as_f64().unwrap();
+        // Kept logarithms are f32.
+        assert!((value - expected).abs() < 1e-5, "{key}: {value}, expected {expected}");
+    }
 }
 
 #[test]

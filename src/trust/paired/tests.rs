@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use scruple_compress::data::random::{Stream, draw};
 
 use super::*;
@@ -99,45 +97,65 @@ fn outcomes(items: &[Item], stream: &mut Stream, per_mille: usize) -> Vec<Outcom
 
 const FEW: Bootstrap = Bootstrap { replicates: 300, seed: 11 };
 
-/// The bootstrap written again: names instead of positions, one replicate after the other.
-fn naive(dimension: &dyn Dimension, items: &[Item], sides: [&[Outcome]; 2]) -> Vec<f64> {
-    let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    let mut names: Vec<(&str, &str)> = Vec::new(); // group and cluster, in order of appearance
-    let mut groups: Vec<&str> = Vec::new();
+/// The clusters of each stratum, by the definition: those of one part and one group, of one part and several groups, and last
+/// those of several parts with those that would be a stratum alone.
+fn naive_strata(items: &[Item]) -> Vec<Vec<&str>> {
+    let one = |mut found: Vec<&str>| {
+        found.dedup();
+        if found.len() == 1 { found.pop().map(String::from) } else { None }
+    };
+    let mut strata: Vec<(Option<[String; 2]>, Vec<&str>)> = Vec::new();
     for (at, item) in items.iter().enumerate() {
-        let group = item.group.as_deref().unwrap_or("");
-        if !groups.contains(&group) {
-            groups.push(group);
+        let name = item.cluster.as_str();
+        if items[..at].iter().any(|before| before.cluster == name) {
+            continue;
         }
-        if !members.contains_key(item.cluster.as_str()) {
-            names.push((group, &item.cluster));
+        let members = || items.iter().filter(|item| item.cluster == name);
+        let group = one(members().map(|item| item.group.as_deref().unwrap_or("")).collect()).unwrap_or_default();
+        let stratum = one(members().map(|item| item.part.as_str()).collect()).map(|part| [part, group]);
+        match strata.iter_mut().find(|(known, _)| *known == stratum) {
+            Some((_, names)) => names.push(name),
+            None => strata.push((stratum, vec![name])),
         }
-        members.entry(&item.cluster).or_default().push(at);
     }
-    let mut deltas = Vec::new();
-    for replicate in 0..FEW.replicates as u64 {
-        let (mut judged, mut index) = ([Vec::new(), Vec::new()], 0);
-        for group in &groups {
-            let clusters: Vec<&str> = names.iter().filter(|(of, _)| of == group).map(|(_, name)| *name).collect();
-            for _ in 0..clusters.len() {
+    let (mut several, rest): (Vec<_>, Vec<_>) =
+        strata.into_iter().partition(|(stratum, names)| stratum.is_some() && names.len() > 1);
+    several.push((None, rest.into_iter().flat_map(|(_, names)| names).collect()));
+    several.into_iter().map(|(_, names)| names).collect()
+}
+
+/// The positions in each replicate, written again: names instead of positions, one replicate after the other.
+fn naive_draws(items: &[Item]) -> Vec<Vec<usize>> {
+    let strata = naive_strata(items);
+    let of = |replicate| {
+        let (mut drawn, mut index) = (Vec::new(), 0);
+        for names in &strata {
+            for _ in names {
                 let share = draw(FEW.seed, replicate, index) as f64 / 2_f64.powi(64);
                 index += 1;
-                for &at in &members[clusters[(share * clusters.len() as f64) as usize]] {
-                    judged[0].push((&items[at], &sides[0][at]));
-                    judged[1].push((&items[at], &sides[1][at]));
-                }
+                let name = names[(share * names.len() as f64) as usize];
+                drawn.extend((0..items.len()).filter(|&at| items[at].cluster == name));
             }
         }
-        deltas.push(dimension.score(RULE, &judged[1]) - dimension.score(RULE, &judged[0]));
-    }
-    deltas
+        drawn
+    };
+    (0..FEW.replicates as u64).map(of).collect()
 }
 
 fn assert_like_naive(dimension: &dyn Dimension, items: &[Item]) {
     let mut stream = Stream::new(5, "outcomes", 0);
     let (dense, other) = (outcomes(items, &mut stream, 800), outcomes(items, &mut stream, 650));
     let found = compare(dimension, RULE, items, &dense, &other, FEW).unwrap();
-    let mut expected = naive(dimension, items, [&dense, &other]);
+    let draws = naive_draws(items);
+    let clusters = clusters(items);
+    for (replicate, expected) in draws.iter().enumerate() {
+        let found: Vec<usize> = clusters.draw(FEW, replicate).iter().map(|drawn| drawn.at).collect();
+        assert_eq!(found, *expected, "replicate {replicate}");
+    }
+    let score = |side: &[Outcome], drawn: &[usize]| {
+        dimension.score(RULE, &drawn.iter().map(|&at| (&items[at], &side[at])).collect::<Vec<_>>())
+    };
+    let mut expected: Vec<f64> = draws.iter().map(|drawn| score(&other, drawn) - score(&dense, drawn)).collect();
     expected.sort_by(f64::total_cmp);
     // Quantiles of 300: at 7.475 and 291.525.
     let between = |at: usize, part: f64| expected[at] + part * (expected[at + 1] - expected[at]);
@@ -158,6 +176,20 @@ fn intervals_are_those_of_a_naive_bootstrap() {
         (0..120).map(|at| item(at, format!("c{}", at % 40), Some(["b", "a"][at % 40 % 2]))).collect();
     assert_like_naive(&Parity, &grouped);
     assert_like_naive(&Share, &grouped);
+    // Two parts; every fifth cluster has items of both groups, every tenth of both parts, and one is of a group of its own.
+    let crossed = |at: usize| {
+        let cluster = at % 40;
+        let part = ["x", "y"][if cluster % 10 == 9 { at / 3 % 2 } else { cluster % 2 }];
+        let group = match cluster {
+            1 => "c",
+            _ if cluster % 5 == 0 => ["b", "a"][at / 40 % 2],
+            _ => ["b", "a"][cluster / 2 % 2],
+        };
+        Item { part: part.into(), ..item(at, format!("c{cluster}"), Some(group)) }
+    };
+    let crossed: Vec<Item> = (0..120).map(crossed).collect();
+    assert_like_naive(&Share, &crossed);
+    assert_like_naive(&Parity, &crossed);
 }
 
 #[test]
@@ -207,6 +239,50 @@ fn flips_are_counted_and_tested_exactly() {
 }
 
 #[test]
+fn mcnemar_is_exact_where_powers_of_two_leave_the_range_of_f64() {
+    // n, k = lost + gained, min(lost, gained)
+    // print(float(Fraction(2 * sum(math.comb(n, i) for i in range(k + 1)), 2**n)))
+    let cases = [
+        (500, 523, 0.491_574_744_332_763_77),
+        (500, 524, 0.472_312_445_789_017_1),
+        (560, 480, 0.014_259_079_095_386_026),
+        (1000, 1100, 0.030_720_707_864_242_296),
+        (2400, 2600, 0.004_883_649_737_517_518),
+        (10, 1020, 6.222_735_619_522_83e-287),
+        (512, 512, 1.0),
+    ];
+    for (lost, gained, expected) in cases {
+        let p = mcnemar(lost, gained);
+        // The first term is the exponential of a sum of up to 2400 logarithms.
+        assert!((p / expected - 1.0).abs() < 1e-10, "{lost} lost, {gained} gained: {p}, expected {expected}");
+    }
+}
+
+#[test]
+fn divergence_and_margins_are_those_worked_out_by_hand() {
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found}, expected {expected}");
+    let (uneven, even) = ([0.75, 0.25], [0.5, 0.5]);
+    close(divergence(&uneven, &even), 0.130_812_035_941_136_94); // ¾ ln (3/2) + ¼ ln (1/2)
+    close(divergence(&even, &uneven), 0.143_841_036_225_890_45); // ½ ln (4/3)
+    close(divergence(&[0.0, 1.0], &even), std::f64::consts::LN_2);
+    close(divergence(&even, &[0.0, 1.0]), (0.25 / f64::MIN_POSITIVE).ln() / 2.0);
+
+    let items: Vec<Item> = (0..3).map(|at| item(at, at.to_string(), None)).collect();
+    let of = |margins: [f64; 2], probabilities: [[f64; 2]; 2]| -> Vec<Outcome> {
+        let known =
+            [0, 1].map(|at| Outcome { probabilities: probabilities[at].to_vec(), ..answered(at, true, margins[at]) });
+        known.into_iter().chain([answered(0, true, 1.0)]).collect()
+    };
+    let dense = of([1.0, 0.25], [uneven, even]);
+    let mut other = of([-0.5, 0.75], [even, [0.9, 0.1]]);
+    // An item that the other does not answer has neither.
+    other[2] = Outcome { margin: None, probabilities: Vec::new(), ..other[2].clone() };
+    let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
+    close(found.kl.unwrap(), (0.130_812_035_941_136_94 + (5.0_f64 / 3.0).ln()) / 2.0);
+    close(found.margin_change.unwrap(), (1.5 + 0.5) / 2.0);
+}
+
+#[test]
 fn the_detectable_difference_is_the_published_one() {
     // The formula's own examples: one item in ten discordant, ± 6.3 points with 200 items and ± 2.8 with 1000.
     assert!((discordant(200, 10, 10).detectable.unwrap() - 6.261).abs() < 1e-3);
@@ -233,6 +309,46 @@ fn items_in_clusters_are_tested_by_exchange() {
     };
     assert_eq!(compare(5).p, Some(2.0 / 32.0));
     assert_eq!(compare(2).p, Some(0.5), "two clusters show nothing, whichever way they go");
+}
+
+/// The exchange test of the share of right answers, written again: item by item, whether its cluster changes sides.
+fn naive_exchange_p(items: &[Item], sides: [&[Outcome]; 2]) -> f64 {
+    let mut names: Vec<&str> = Vec::new(); // in order of appearance
+    for item in items {
+        if !names.contains(&item.cluster.as_str()) {
+            names.push(&item.cluster);
+        }
+    }
+    let lead = |is_exchanged: &dyn Fn(usize) -> bool| {
+        let mut sum = 0.0_f64;
+        for (at, item) in items.iter().enumerate() {
+            let change = sides[1][at].value - sides[0][at].value;
+            let number = names.iter().position(|name| *name == item.cluster).unwrap();
+            sum += if is_exchanged(number) { -change } else { change };
+        }
+        sum.abs()
+    };
+    let observed = lead(&|_| false);
+    let seed = FEW.seed ^ u64::from_be_bytes(*b"exchange");
+    let bit = |replicate, number: usize| draw(seed, replicate, number as u64 / 64) >> (number % 64) & 1 == 1;
+    let reached = (0..FEW.replicates as u64).filter(|&replicate| lead(&|number| bit(replicate, number)) >= observed);
+    (1 + reached.count()) as f64 / (1 + FEW.replicates) as f64
+}
+
+#[test]
+fn exchanges_are_those_of_a_naive_loop_over_many_clusters() {
+    let mut stream = Stream::new(3, "clusters", 0);
+    let mut names: Vec<usize> = (0..150).flat_map(|cluster| vec![cluster; 1 + stream.below(4)]).collect();
+    stream.shuffle(&mut names);
+    let items: Vec<Item> = names.iter().enumerate().map(|(at, name)| item(at, format!("c{name}"), None)).collect();
+    for per_mille in [790, 780, 770] {
+        let (dense, other) = (outcomes(&items, &mut stream, 800), outcomes(&items, &mut stream, per_mille));
+        let found = compare(&Share, RULE, &items, &dense, &other, FEW).unwrap();
+        assert_eq!((found.test, found.clusters), (Test::Exchange, 150));
+        let expected = naive_exchange_p(&items, [&dense, &other]);
+        assert!((0.2..0.8).contains(&expected), "{expected} says little");
+        assert!((found.p.unwrap() - expected).abs() < 1e-12, "{:?}, naive {expected}", found.p);
+    }
 }
 
 #[test]
