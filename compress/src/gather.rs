@@ -270,11 +270,132 @@ mod tests {
     /// of f32 in another order.
     const MAX_RELATIVE_DIFFERENCE: f32 = 1e-6;
 
+    /// Largest difference of a statistic to its definition in f64, relative to the largest of its kind: sums of some
+    /// thousand products in f32.
+    const MAX_ROUNDING: f64 = 1e-4;
+
+    const ALL: Needs = Needs { hessian: true, cross: true, energies: true, magnitudes: true, samples: true };
+
+    #[track_caller]
+    fn assert_close(name: &str, found: Option<&Vec<f32>>, expected: &[f64]) {
+        let found = found.unwrap_or_else(|| panic!("{name} is absent"));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let size = expected.iter().fold(0f64, |size, x| size.max(x.abs()));
+        for (at, (&found, expected)) in found.iter().zip(expected).enumerate() {
+            let apart = (f64::from(found) - expected).abs();
+            assert!(size > 0.0 && apart <= MAX_ROUNDING * size, "{name} at {at}: {found} for {expected}");
+        }
+    }
+
+    /// `factor · Σ a bᵀ` over rows of `features` numbers, (features, features).
+    fn products(a: &[f64], b: &[f64], features: usize, factor: f64) -> Vec<f64> {
+        let mut sums = vec![0.0; features * features];
+        for (a, b) in a.chunks_exact(features).zip(b.chunks_exact(features)) {
+            for (sums, a) in sums.chunks_exact_mut(features).zip(a) {
+                sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += factor * a * b);
+            }
+        }
+        sums
+    }
+
+    /// Checks all that `found` says of the inputs `x` (rows, features) of so many sequences but cross and samples, by the
+    /// definitions in [`GroupStats`].
+    #[track_caller]
+    fn assert_defined(name: &str, found: &GroupStats, x: &[f64], features: usize, sequences: usize) {
+        let (rows, sequences) = (x.len() / features, sequences as f64);
+        let column = |j: usize| x.iter().skip(j).step_by(features);
+        let energies: Vec<f64> = (0..features).map(|j| column(j).map(|x| x * x).sum::<f64>() / sequences).collect();
+        let magnitudes: Vec<f64> =
+            (0..features).map(|j| column(j).map(|x| x.abs()).sum::<f64>() / rows as f64).collect();
+        let hessian = products(x, x, features, 2.0 / sequences);
+        assert_close(&format!("{name}: the Hessian"), found.hessian.as_ref(), &hessian);
+        assert_close(&format!("{name}: the energies"), found.energies.as_ref(), &energies);
+        assert_close(&format!("{name}: the magnitudes"), found.magnitudes.as_ref(), &magnitudes);
+        assert_eq!((found.in_features, found.tokens), (features, rows), "{name}");
+    }
+
+    fn wide(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|&x| f64::from(x)).collect()
+    }
+
+    /// Inputs off centre, each column of another size.
+    fn inputs(rows: usize, features: usize, seed: u64) -> Vec<f32> {
+        let values = uniform(rows * features, seed).into_iter().enumerate();
+        values.map(|(at, x)| (x + 0.3) * (1.0 + (at % features) as f32)).collect()
+    }
+
+    #[test]
+    fn statistics_are_what_their_definitions_say() {
+        // More rows than one update takes, and six times as many tokens as samples are kept.
+        let (samples, seq_len, features) = (4, SAMPLES * 6 / 4, 5);
+        let tokens = samples * seq_len;
+        assert!(tokens > TOKENS_PER_UPDATE && tokens == 6 * SAMPLES);
+        let set = CalibrationSet::from_ids(vec![1; tokens], Path::new("t"), samples, seq_len).unwrap();
+        let (x, noise) = (inputs(tokens, features, 1), uniform(tokens * features, 2));
+        let dense: Vec<f32> = x.iter().zip(&noise).map(|(x, noise)| 1.2 * x + 0.5 * noise).collect();
+        let lost: Vec<f64> = wide(&dense).iter().zip(wide(&x)).map(|(dense, x)| dense - x).collect();
+        let rows = |values: &[f32], first: usize| {
+            from_vec(values[first * features..][..seq_len * features].to_vec(), (seq_len, features))
+        };
+        for on_device in [false, true] {
+            let form = |first: usize| Ok(Inputs::shared(rows(&x, first)?).beside(Inputs::shared(rows(&dense, first)?)));
+            let found = gather(&set, features, 1, ALL, on_device, form).unwrap().remove(0);
+            let name = if on_device { "on a device" } else { "by the kernels" };
+            assert_defined(name, &found, &wide(&x), features, samples);
+            let cross = products(&lost, &wide(&x), features, 2.0 / samples as f64);
+            assert_close(&format!("{name}: the cross products"), found.cross.as_ref(), &cross);
+            let every_sixth: Vec<f32> = x.chunks_exact(features).step_by(6).flatten().copied().collect();
+            assert!(found.samples.as_ref() == Some(&every_sixth), "{name}: other tokens are kept as samples");
+        }
+    }
+
+    #[test]
+    fn statistics_of_an_expert_are_those_of_the_tokens_it_reads() {
+        let (samples, seq_len, features, experts) = (4, SAMPLES * 2 / 4, 3, 4);
+        let tokens = samples * seq_len;
+        let set = CalibrationSet::from_ids(vec![1; tokens], Path::new("t"), samples, seq_len).unwrap();
+        // Two of the first three for every token; nobody is sent to the last.
+        let experts_of = |token: usize| [token % 3, (token % 3 + 1 + token / 3 % 2) % 3];
+        for per_slot in [false, true] {
+            let width = if per_slot { 2 * features } else { features };
+            let x = inputs(tokens, width, 3);
+            let form = |first: usize| {
+                let to = (first..first + seq_len).flat_map(experts_of).map(|expert| expert as u32).collect();
+                let routing = Routing { top_k: 2, experts: to, weights: vec![0.5; 2 * seq_len] };
+                let rows = from_vec(x[first * width..][..seq_len * width].to_vec(), (seq_len, width))?;
+                let read = Inputs::routed(rows.clone(), Some(&routing), experts, per_slot)?;
+                Ok(read.beside(Inputs::routed(rows, Some(&routing), experts, per_slot)?))
+            };
+            let found = gather(&set, features, experts, ALL, false, form).unwrap();
+            for (expert, found) in found.iter().enumerate().take(3) {
+                let (mut read, mut sampled) = (Vec::new(), Vec::new());
+                for token in 0..tokens {
+                    let Some(place) = experts_of(token).iter().position(|&of| of == expert) else { continue };
+                    let first = token * width + if per_slot { place * features } else { 0 };
+                    read.extend_from_slice(&x[first..][..features]);
+                    // Of twice as many tokens as samples are kept, every second.
+                    if token % 2 == 0 {
+                        sampled.extend_from_slice(&x[first..][..features]);
+                    }
+                }
+                let name = format!("expert {expert}, its slots alone: {per_slot}");
+                assert_defined(&name, found, &wide(&read), features, samples);
+                assert!(found.samples.as_ref() == Some(&sampled), "{name}: other tokens are kept as samples");
+                assert!(found.cross.is_none(), "{name}");
+            }
+            // Nothing is known of its inputs: all count the same, and not nothing.
+            let idle = &found[3];
+            let one = |at: usize| if at / features == at % features { 1.0 } else { 0.0 };
+            let same = |values: &Option<Vec<f32>>| values.as_ref().is_some_and(|v| v[0] > 0.0 && v == &[v[0]; 3]);
+            assert_eq!(idle.hessian, Some((0..features * features).map(one).collect::<Vec<f32>>()));
+            assert!(same(&idle.energies) && same(&idle.magnitudes) && idle.tokens == 0, "{idle:?}");
+        }
+    }
+
     #[test]
     fn sums_on_a_device_are_those_of_the_kernels() {
         let (samples, seq_len, features) = (5, 7, 11);
         let set = CalibrationSet::from_ids(vec![1; samples * seq_len], Path::new("t"), samples, seq_len).unwrap();
-        let needs = Needs { hessian: true, cross: true, energies: true, magnitudes: true, samples: true };
         let found = |needs: Needs, on_device: bool| {
             let form = |first: usize| {
                 let x = |seed: usize| from_vec(uniform(seq_len * features, seed as u64), (seq_len, features));
@@ -282,7 +403,7 @@ mod tests {
             };
             gather(&set, features, 1, needs, on_device, form).unwrap().remove(0)
         };
-        let (kernels, device) = (found(needs, false), found(needs, true));
+        let (kernels, device) = (found(ALL, false), found(ALL, true));
         for (found, expected) in [(&device.hessian, &kernels.hessian), (&device.cross, &kernels.cross)] {
             let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
             assert_eq!(found.len(), features * features);

@@ -258,3 +258,145 @@ impl<'a> Walk<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::{
+        kernel::{
+            tensor::{from_vec, with_f32},
+            test_values::uniform,
+        },
+        model::linear::DenseLinear,
+    };
+
+    /// Largest difference to a sum in f64, relative to the largest of the Hessian: sums of two dozen products in f32.
+    const MAX_ROUNDING: f64 = 1e-5;
+
+    /// What replaced linears change at least, as a share of the Hessian: they are other linears altogether.
+    const MIN_LOST: f64 = 0.01;
+
+    /// `x` as it comes back from the disk.
+    fn kept(x: &Tensor) -> Tensor {
+        let values = with_f32(x, |x| x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()).unwrap();
+        from_vec(values, x.dims2().unwrap()).unwrap()
+    }
+
+    /// What the linears of `block` read at its stages of the sequence `x`, and what it leaves of it.
+    fn through(block: &dyn StagedBlock, x: &Tensor) -> ([Tensor; 4], Tensor) {
+        let read = block.attention_input(x).unwrap();
+        let heads = block.attention(&read).unwrap();
+        let after = block.attention_output(x, &kept(&heads)).unwrap();
+        let of_mlp = block.mlp_input(&after).unwrap();
+        // From here on the stream has been on the disk.
+        let after = kept(&after);
+        let hidden = block.mlp(&block.mlp_input(&after).unwrap(), None).unwrap();
+        let out = kept(&block.mlp_output(&after, &kept(&hidden), None).unwrap());
+        ([read, heads, of_mlp, hidden], out)
+    }
+
+    fn wide(x: &Tensor) -> Vec<f64> {
+        with_f32(x, |x| x.iter().map(|&x| f64::from(x)).collect()).unwrap()
+    }
+
+    /// Puts another linear in the place of the last at `stage` of a block.
+    fn replace_last(block: &mut dyn StagedBlock, network: &Network, stage: Stage) {
+        let linears = network.decoder().unwrap().blocks[0].at(stage);
+        let (last, shape) = (linears.len() - 1, linears[linears.len() - 1].shape());
+        let weight: Vec<f32> = uniform(shape.0 * shape.1, 7).into_iter().map(|w| 0.3 * w).collect();
+        block.replace(stage, last, Box::new(DenseLinear::from_f32(&weight, shape, None).unwrap()));
+    }
+
+    /// `2/N Σ a bᵀ` of one sequence's rows, added to `sum`.
+    fn add_products(sum: &mut [f64], a: &[f64], b: &[f64], sequences: usize) {
+        let features = (sum.len() as f64).sqrt() as usize;
+        for (a, b) in a.chunks_exact(features).zip(b.chunks_exact(features)) {
+            for (at, sum) in sum.iter_mut().enumerate() {
+                *sum += 2.0 / sequences as f64 * a[at / features] * b[at % features];
+            }
+        }
+    }
+
+    #[test]
+    fn what_compression_has_lost_is_told_by_the_same_tokens_in_the_dense_blocks() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/decoders/llama");
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let network = Network::of(&checkpoint).unwrap();
+        let (samples, seq_len) = (3, 7);
+        let ids = (0..samples * seq_len).map(|id| (id * 13 % 64) as u32).collect();
+        let set = CalibrationSet::from_ids(ids, &path, samples, seq_len).unwrap();
+
+        let scratch = tempfile::tempdir().unwrap();
+        let mut walk = Walk::open(&checkpoint, &network, &set, scratch.path(), true).unwrap();
+        walk.start().unwrap();
+        let needs = |_: Stage| Needs { hessian: true, cross: true, ..Needs::default() };
+        let mut found = Vec::new();
+        for index in 0..2 {
+            let block = walk.load().unwrap();
+            let mut visit = |block: &mut dyn StagedBlock, stage: Stage, stats: Vec<GroupStats>| {
+                found.extend(stats);
+                // The first block is compressed, the second is left as it is.
+                if index == 0 {
+                    replace_last(block, &network, stage);
+                }
+                Ok(())
+            };
+            walk.block(block, &needs, &mut visit).unwrap();
+        }
+        assert_eq!(found.len(), 8);
+
+        let embed = network.embedder(&checkpoint).unwrap();
+        let mut streams: Vec<[Tensor; 2]> = Vec::new();
+        for ids in set.ids.chunks(seq_len) {
+            let x = kept(&embed(ids).unwrap());
+            streams.push([x.clone(), x]);
+        }
+        for (index, found) in found.chunks(4).enumerate() {
+            let dense = network.load_block(&checkpoint, index).unwrap();
+            let mut compressed = network.load_block(&checkpoint, index).unwrap();
+            if index == 0 {
+                Stage::ALL.into_iter().for_each(|stage| replace_last(&mut *compressed, &network, stage));
+            }
+            let zeros = || found.iter().map(|stats| vec![0.0; stats.in_features.pow(2)]).collect::<Vec<_>>();
+            let (mut hessians, mut crosses) = (zeros(), zeros());
+            for [x_dense, x] in &mut streams {
+                let (dense_read, dense_out) = through(&*dense, x_dense);
+                let (read, out) = through(&*compressed, x);
+                let sums = hessians.iter_mut().zip(&mut crosses);
+                for ((dense, x), (hessian, cross)) in dense_read.iter().zip(&read).zip(sums) {
+                    let (dense, x) = (wide(dense), wide(x));
+                    let lost: Vec<f64> = dense.iter().zip(&x).map(|(dense, x)| dense - x).collect();
+                    add_products(hessian, &x, &x, samples);
+                    add_products(cross, &lost, &x, samples);
+                }
+                (*x_dense, *x) = (dense_out, out);
+            }
+            for (stage, stats) in found.iter().enumerate() {
+                let largest = |values: &[f64]| values.iter().fold(0f64, |most, x| most.max(x.abs()));
+                let (hessian, cross) = (stats.hessian.as_ref().unwrap(), stats.cross.as_ref().unwrap());
+                let size = largest(&hessians[stage]);
+                for (name, found, expected) in
+                    [("Hessian", hessian, &hessians[stage]), ("cross products", cross, &crosses[stage])]
+                {
+                    assert_eq!(found.len(), expected.len());
+                    for (&found, expected) in found.iter().zip(expected) {
+                        let apart = (f64::from(found) - expected).abs();
+                        assert!(
+                            apart <= MAX_ROUNDING * size,
+                            "block {index}, {:?}, {name}: {found} for {expected}",
+                            Stage::ALL[stage]
+                        );
+                    }
+                }
+                // What q, k and v of the first block read nothing has changed yet.
+                let lost = largest(&crosses[stage]);
+                match (index, stage) {
+                    (0, 0) => assert!(cross.iter().all(|&x| x == 0.0)),
+                    _ => assert!(lost > MIN_LOST * size, "block {index}, {:?}: {lost} of {size}", Stage::ALL[stage]),
+                }
+            }
+        }
+    }
+}

@@ -206,8 +206,166 @@ impl Corruption {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::data::glyphs::glyphs;
+    use crate::{data::glyphs::glyphs, kernel::test_values::uniform};
+
+    /// Largest distance of a drawn deviation, mean (in deviations) or share from what it should be, relative: more than
+    /// four times what chance does among 4096 pixels.
+    const MAX_CHANCE: f64 = 0.08;
+
+    fn set((height, width, channels): (usize, usize, usize), pixels: Vec<u8>) -> ImageSet {
+        let labels = vec![0; pixels.len() / (height * width * channels)];
+        ImageSet { height, width, channels, classes: 1, white: 255, pixels, labels }
+    }
+
+    /// `images` of one grey or colour, 64 × 64 pixels.
+    fn flat(colour: &[u8]) -> ImageSet {
+        set((64, 64, colour.len()), colour.repeat(64 * 64))
+    }
+
+    #[test]
+    fn brightness_and_contrast_are_as_worked_out_by_hand() {
+        // 0.08 · 255 = 20.4 and 0.38 · 255 = 96.9 are added.
+        let greys = set((1, 4, 1), vec![0, 100, 240, 255]);
+        assert_eq!(Corruption::Brightness.apply(1, &greys).pixels, [20, 120, 255, 255]);
+        assert_eq!(Corruption::Brightness.apply(5, &greys).pixels, [97, 197, 255, 255]);
+        // 0.38 · 16 = 6.08.
+        let digits = ImageSet { white: 16, ..set((1, 3, 1), vec![0, 5, 12]) };
+        assert_eq!(Corruption::Brightness.apply(5, &digits).pixels, [6, 11, 16]);
+        // Channels of mean 100 and 30; 0.45 of the distance to it is left.
+        let colours = set((2, 2, 2), vec![0, 10, 100, 10, 200, 50, 100, 50]);
+        assert_eq!(Corruption::Contrast.apply(3, &colours).pixels, [55, 21, 100, 21, 145, 39, 100, 39]);
+    }
+
+    #[test]
+    fn coarse_pixels_and_blur_are_means_worked_out_by_hand() {
+        // Half as many pixels each way: means of 2 × 2.
+        #[rustfmt::skip]
+        let image = set((4, 4, 1), vec![
+             0,  40, 100, 100,
+            80, 120, 100, 104,
+            10,  10, 255, 255,
+            30,  30, 255, 255,
+        ]);
+        #[rustfmt::skip]
+        let coarse = [
+            60, 60, 101, 101,
+            60, 60, 101, 101,
+            20, 20, 255, 255,
+            20, 20, 255, 255,
+        ];
+        assert_eq!(Corruption::Pixelate.apply(3, &image).pixels, coarse);
+
+        let mut point = set((10, 10, 1), vec![0; 100]);
+        point.pixels[54] = 255;
+        // A tenth of the side is one pixel: the mean of 3 × 3. A twentieth is half of one: 1/2 + 1 + 1/2 each way.
+        for (severity, centre, side, corner) in [(4, 28, 28, 28), (2, 64, 32, 16)] {
+            let mut expected = vec![0; 100];
+            for (row, column) in (4..=6).flat_map(|row| (3..=5).map(move |column| (row, column))) {
+                let value = match (row == 5, column == 4) {
+                    (true, true) => centre,
+                    (false, false) => corner,
+                    _ => side,
+                };
+                expected[10 * row + column] = value;
+            }
+            assert_eq!(Corruption::Blur.apply(severity, &point).pixels, expected, "severity {severity}");
+        }
+        // Means stop at the border, and nothing dark comes in.
+        let flat = flat(&[77]);
+        assert_eq!(Corruption::Blur.apply(5, &flat), flat);
+    }
+
+    #[test]
+    fn fog_is_a_veil_of_white_of_the_same_share_for_every_colour() {
+        let colours = set((8, 8, 3), [0, 100, 255].repeat(64));
+        for severity in [1, 3, 5] {
+            let foggy = Corruption::Fog.apply(severity, &colours);
+            let amount = Corruption::Fog.amount(severity);
+            let mut veils = BTreeSet::new();
+            for pixel in foggy.pixels.chunks(3) {
+                // What black has become is the veil itself.
+                let veil = f64::from(pixel[0]) / 255.0;
+                assert!(veil > 0.5 * amount - 0.004 && veil < 1.5 * amount + 0.004, "{veil} where {amount} is meant");
+                // Two roundings to bytes.
+                assert!((f64::from(pixel[1]) - (100.0 + 155.0 * veil)).abs() <= 1.0, "{pixel:?}");
+                assert_eq!(pixel[2], 255);
+                veils.insert(pixel[0]);
+            }
+            assert!(veils.len() > 1, "the veil is equally thick everywhere");
+        }
+    }
+
+    #[test]
+    fn moved_images_are_moved_as_far_as_they_should_with_black_coming_in() {
+        const COUNT: usize = 6;
+        const SIDE: isize = 16;
+        let size = (SIDE * SIDE) as usize;
+        let bytes = uniform(COUNT * size, 1).into_iter().map(|x| 1 + ((x + 1.0) * 127.0) as u8).collect();
+        let images = set((16, 16, 1), bytes);
+        for severity in 1..=SEVERITIES {
+            let moved = Corruption::Translate.apply(severity, &images);
+            let far = (Corruption::Translate.amount(severity) * 16.0).max(1.0);
+            let mut ways = BTreeSet::new();
+            for image in 0..COUNT {
+                let (before, after) = (images.image(image), moved.image(image));
+                let is_way = |&(down, right): &(isize, isize)| {
+                    (0..SIDE).flat_map(|row| (0..SIDE).map(move |column| (row, column))).all(|(row, column)| {
+                        let (r, c) = (row - down, column - right);
+                        let inside = (0..SIDE).contains(&r) && (0..SIDE).contains(&c);
+                        let expected = if inside { before[(r * SIDE + c) as usize] } else { 0 };
+                        after[(row * SIDE + column) as usize] == expected
+                    })
+                };
+                let near = (-4..=4).flat_map(|down| (-4..=4).map(move |right| (down, right)));
+                let found: Vec<(isize, isize)> = near.filter(is_way).collect();
+                assert_eq!(found.len(), 1, "severity {severity}: image {image} is not the same one moved");
+                let (down, right) = found[0];
+                // Each way is rounded to whole pixels.
+                let apart = (down as f64).hypot(right as f64) - far;
+                assert!(apart.abs() < 0.71, "severity {severity}: moved by {:?}, expected {far}", found[0]);
+                ways.insert(found[0]);
+            }
+            assert!(ways.len() > 1, "severity {severity}: all images are moved the same way");
+        }
+    }
+
+    #[test]
+    fn noise_is_as_strong_as_it_should_be() {
+        let moments = |images: &ImageSet| {
+            let count = images.pixels.len() as f64;
+            let mean = images.pixels.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+            (mean, (images.pixels.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count).sqrt())
+        };
+        // 0.08 · 255, and √(brightness / 60) · 255 of light counted in 60 photons.
+        let shot = |grey: u8| 255.0 * (f64::from(grey) / 255.0 / 60.0).sqrt();
+        for (kind, grey, expected) in [
+            (Corruption::Gaussian, 128, 0.08 * 255.0),
+            (Corruption::Gaussian, 100, 0.08 * 255.0),
+            (Corruption::Shot, 128, shot(128)),
+            (Corruption::Shot, 64, shot(64)),
+        ] {
+            let (mean, deviation) = moments(&kind.apply(3, &flat(&[grey])));
+            let name = kind.name();
+            assert!((mean - f64::from(grey)).abs() < MAX_CHANCE * expected, "{name}: {grey} became {mean}");
+            assert!((deviation / expected - 1.0).abs() < MAX_CHANCE, "{name}: {deviation}, expected {expected}");
+        }
+        let (mut black, mut white) = (0.0, 0.0);
+        for pixel in Corruption::Impulse.apply(5, &flat(&[50, 100, 150])).pixels.chunks(3) {
+            match pixel {
+                [0, 0, 0] => black += 1.0,
+                [255, 255, 255] => white += 1.0,
+                _ => assert_eq!(pixel, [50, 100, 150]),
+            }
+        }
+        // 11 of 100 pixels, half of them white: 225 each, give or take 15 by chance.
+        let expected: f64 = 0.11 / 2.0 * 64.0 * 64.0;
+        for hit in [black, white] {
+            assert!((hit - expected).abs() < 75.0, "{black} black and {white} white pixels");
+        }
+    }
 
     #[test]
     fn severities_grow_and_depend_on_nothing_else() {

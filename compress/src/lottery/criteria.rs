@@ -201,3 +201,6 @@ fn of_blocks(scene: &Scene<'_>, values: &[f64], mean: bool) -> Vec<Option<f64>> 
     };
     scene.blocks.iter().map(of).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Tickets against their definition, and what batch norm makes of scores.
+//! Tickets of blocks and of filters against their definition, and what batch norm makes of scores.
 
 use super::{
     Allocation, Ticket,
@@ -10,7 +10,11 @@ use super::{
 };
 use crate::{
     data::{glyphs::glyphs, images::ImageSet},
-    nn::{Architecture, Input, Mode, Net, Shortcut, Spec, Weights},
+    kernel::test_values::uniform,
+    nn::{
+        Architecture, Input, Mode, Net, Shortcut, Spec, Weights,
+        saliency::{self, Criterion as Saliency, GRASP_TEMPERATURE},
+    },
 };
 
 /// Σ w g of a normed layer over Σ |w g|: f32 sums of products that cancel, and the number added to the variance.
@@ -18,6 +22,10 @@ const MAX_SIGNED_SNIP: f64 = 1e-4;
 
 /// Σ −w (H g) of a normed layer against ‖g‖², relative to the latter: a difference over kinks of rectifiers.
 const MAX_GRASP_APART: f64 = 0.03;
+
+/// Largest difference of a class output of a net without filters that are zero, over the largest: its f32 sums leave zeros
+/// out, and may stand in another order.
+const MAX_THIN_APART: f32 = 1e-4;
 
 fn images() -> ImageSet {
     ImageSet::of_glyphs(glyphs(3, 50, 8))
@@ -29,6 +37,16 @@ fn spec(architecture: Architecture) -> Spec {
 
 fn resnet(blocks: &[usize]) -> Spec {
     spec(Architecture::ResNet { blocks: blocks.to_vec(), width: 8, shortcut: Shortcut::Slice, inner: Vec::new() })
+}
+
+/// The class outputs of all images, seen as one batch.
+fn logits(spec: &Spec, weights: &Weights, images: &ImageSet, mode: Mode) -> Vec<f32> {
+    let (mut net, scaling) = (Net::new(spec, images.len()).unwrap(), images.scaling());
+    for (image, out) in net.input_mut(images.len()).chunks_exact_mut(images.values()).enumerate() {
+        images.write(image, &scaling, Default::default(), out);
+    }
+    net.forward(&weights.values, &mut weights.running.clone(), mode);
+    (0..images.len()).flat_map(|image| net.logits(image).to_vec()).collect()
 }
 
 #[test]
@@ -58,7 +76,6 @@ fn batch_norm_makes_signed_snip_zero_and_grasp_the_squared_gradient() {
 #[test]
 fn a_ticket_computes_what_the_dense_net_does_with_the_branch_at_zero() {
     let images = images();
-    let scaling = images.scaling();
     for dense in [resnet(&[2, 3, 2]), spec(Architecture::ResidualMlp { width: 12, blocks: 3 })] {
         let graph = dense.graph().unwrap();
         let mut weights = Weights::start(&graph, 2);
@@ -72,16 +89,7 @@ fn a_ticket_computes_what_the_dense_net_does_with_the_branch_at_zero() {
         for entry in graph.layout().entries().iter().filter(|entry| entry.name.starts_with(prefix)) {
             weights.values[entry.range()].fill(0.0);
         }
-        let logits = |spec: &Spec, weights: &Weights| {
-            let mut net = Net::new(spec, images.len()).unwrap();
-            let each = images.values();
-            for (image, out) in net.input_mut(images.len()).chunks_exact_mut(each).enumerate() {
-                images.write(image, &scaling, Default::default(), out);
-            }
-            net.forward(&weights.values, &mut weights.running.clone(), Mode::Train);
-            (0..images.len()).flat_map(|image| net.logits(image).to_vec()).collect::<Vec<f32>>()
-        };
-        assert_eq!(logits(&dense, &weights), logits(&ticket.spec, &small));
+        assert_eq!(logits(&dense, &weights, &images, Mode::Train), logits(&ticket.spec, &small, &images, Mode::Train));
     }
 }
 
@@ -190,6 +198,98 @@ fn filter_tickets_are_as_large_as_they_say() {
         filters::largest_that(&dense, |_| Ok(true)).unwrap().unwrap().graph().unwrap().multiply_adds(),
         work(&dense)
     );
+}
+
+/// The residual net `dense` with these widths between the convolutions of its blocks.
+fn thinned(dense: &Spec, widths: Vec<Vec<usize>>) -> Spec {
+    let mut thin = dense.clone();
+    if let Architecture::ResNet { inner, .. } = &mut thin.architecture {
+        *inner = widths;
+    }
+    thin
+}
+
+#[test]
+fn filters_that_do_nothing_are_those_that_go_and_nothing_changes() {
+    let images = images();
+    let scaling = images.scaling();
+    let dense = resnet(&[2, 2]);
+    let graph = dense.graph().unwrap();
+    let mut weights = Weights::start(&graph, 6);
+    // Norms and their moments away from their first values, so that a mistake in them shows.
+    for entry in graph.layout().entries().iter().filter(|entry| entry.shape.len() == 1) {
+        let noise = uniform(entry.values(), entry.offset as u64);
+        weights.values[entry.range()].iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.3 * noise);
+    }
+    let noise = uniform(weights.running.len(), 1);
+    weights.running.iter_mut().zip(noise).for_each(|(moment, noise)| *moment += 0.3 * noise);
+
+    let idle: [(usize, usize, &[usize]); 4] = [(0, 0, &[0, 5]), (0, 1, &[3]), (1, 0, &[2, 7, 11]), (1, 1, &[15])];
+    let mut stay = Vec::new();
+    for (stage, block, idle) in idle {
+        let width = 8 << stage;
+        let range =
+            |tensor: &str| graph.layout().entry(&format!("layer{}.{block}.{tensor}", stage + 1)).unwrap().range();
+        for &filter in idle {
+            for tensor in ["conv1.weight", "bn1.weight", "bn1.bias"] {
+                let of_block = &mut weights.values[range(tensor)];
+                let each = of_block.len() / width;
+                of_block[filter * each..][..each].fill(0.0);
+            }
+            // Its column of 3 × 3 in each filter of the second.
+            for of_filter in weights.values[range("conv2.weight")].chunks_exact_mut(9 * width) {
+                of_filter[9 * filter..][..9].fill(0.0);
+            }
+        }
+        stay.push((0..width).filter(|filter| !idle.contains(filter)).collect::<Vec<usize>>());
+    }
+    let thin = thinned(&dense, vec![vec![6, 7], vec![13, 15]]);
+    for criterion in [FilterCriterion::L1, FilterCriterion::Snip] {
+        let mut scene = Scene::new(&dense, &weights, false, &images, &scaling, 5).unwrap();
+        assert_eq!(filters::choose(criterion, &mut scene, &thin).unwrap(), stay, "{criterion:?}");
+    }
+    let small = filters::weights(&dense, &weights, &thin, &stay).unwrap();
+    for mode in [Mode::Train, Mode::Evaluate] {
+        let (expected, found) = (logits(&dense, &weights, &images, mode), logits(&thin, &small, &images, mode));
+        let largest = expected.iter().fold(0f32, |most, z| most.max(z.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= MAX_THIN_APART * largest, "{mode:?}: {found} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_filters_of_a_block_that_stay_are_worth_more_than_those_that_go() {
+    let images = images();
+    let scaling = images.scaling();
+    let dense = resnet(&[2, 2]);
+    let graph = dense.graph().unwrap();
+    let weights = Weights::start(&graph, 6);
+    let widths = [3, 5, 8, 10];
+    let thin = thinned(&dense, vec![vec![3, 5], vec![8, 10]]);
+    for (criterion, of_weights) in [
+        (FilterCriterion::L1, Saliency::Magnitude),
+        (FilterCriterion::Snip, Saliency::Snip),
+        (FilterCriterion::Grasp, Saliency::Grasp { temperature: GRASP_TEMPERATURE }),
+    ] {
+        let mut scene = Scene::new(&dense, &weights, false, &images, &scaling, 5).unwrap();
+        let worth = saliency::scores(of_weights, &mut scene.net, &weights, &images, &scaling).unwrap();
+        let chosen = filters::choose(criterion, &mut scene, &thin).unwrap();
+        for (at, stay) in chosen.iter().enumerate() {
+            let name = format!("layer{}.{}.conv1.weight", at / 2 + 1, at % 2);
+            let entry = graph.layout().entry(&name).unwrap();
+            let of_filters = worth[entry.range()].chunks(entry.values() / entry.shape[0]);
+            let (mut kept, mut gone) = (f64::INFINITY, f64::NEG_INFINITY);
+            for (filter, worth) in of_filters.map(|worth| worth.iter().sum::<f64>()).enumerate() {
+                match stay.contains(&filter) {
+                    true => kept = kept.min(worth),
+                    false => gone = gone.max(worth),
+                }
+            }
+            assert!(kept > gone, "{criterion:?}, {name}: {kept} stays and {gone} goes");
+            assert!(stay.len() == widths[at] && stay.is_sorted(), "{criterion:?}, {name}: {stay:?}");
+        }
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub use train::{Evaluation, Progress, Recipe, Trainer, evaluate, evaluate_from};
 pub use weights::Weights;
 
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 #[cfg(test)]
 mod tests;

@@ -6,16 +6,14 @@ use super::{
     net::{Mode, NORM_EPSILON},
 };
 
-/// Mean cost of `images` (count, height, width, channels) against `labels`, and the class outputs of each.
-pub(super) fn loss(
+/// What every slot holds of `count` images, (count, height, width, channels) each, as its readers see it.
+fn slots(
     graph: &Graph,
     weights: &[f64],
     running: &[f64],
-    images: &[f64],
-    (labels, smoothing): (&[u8], f64),
+    (images, count): (&[f64], usize),
     mode: Mode,
-) -> (f64, Vec<f64>) {
-    let count = labels.len();
+) -> Vec<Vec<f64>> {
     let mut seen: Vec<Vec<f64>> = vec![Vec::new(); graph.slots.len()]; // (count, height, width, channels)
     seen[0] = images.to_vec();
     for op in &graph.ops {
@@ -96,7 +94,33 @@ pub(super) fn loss(
         }
         seen[to] = z;
     }
-    let logits = seen.pop().expect("class outputs");
+    seen
+}
+
+/// What each residual block makes of `count` images, (count, height, width, channels) each.
+pub(crate) fn blocks(
+    graph: &Graph,
+    weights: &[f64],
+    running: &[f64],
+    images: (&[f64], usize),
+    mode: Mode,
+) -> Vec<Vec<f64>> {
+    let mut seen = slots(graph, weights, running, images, mode);
+    let joins = graph.ops.iter().filter(|op| matches!(op, Op::Join { .. }));
+    joins.map(|op| std::mem::take(&mut seen[op.to()])).collect()
+}
+
+/// Mean cost of `images` (count, height, width, channels) against `labels`, and the class outputs of each.
+pub(crate) fn loss(
+    graph: &Graph,
+    weights: &[f64],
+    running: &[f64],
+    images: &[f64],
+    (labels, smoothing): (&[u8], f64),
+    mode: Mode,
+) -> (f64, Vec<f64>) {
+    let count = labels.len();
+    let logits = slots(graph, weights, running, (images, count), mode).pop().expect("class outputs");
     let classes = logits.len() / count;
     let mut total = 0.0;
     for (logits, &label) in logits.chunks_exact(classes).zip(labels) {

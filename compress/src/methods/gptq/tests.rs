@@ -337,39 +337,98 @@ fn distance(w: &[f32], dense: &[f32], q: &[f32], x: &[f32], n: usize) -> f64 {
     .sum()
 }
 
-#[test]
-fn asymmetric_calibration_comes_closer_to_the_dense_outputs() {
-    let (rows, n, t) = (24, 64, 400);
-    let weight = uniform(rows * n, 31);
-    let dense = uniform(t * n, 32);
-    // Inputs that have lost something that the others tell.
-    let noise = uniform(t * n, 33);
-    let x: Vec<f32> =
-        (0..t * n).map(|at| 0.9 * dense[at] + 0.2 * dense[at / n * n + (at + 1) % n] + 0.05 * noise[at]).collect();
-    let mut hessian = vec![0.0; n * n];
-    syrk_accumulate(&x, &mut hessian, t, n, 2.0 / t as f32);
-    symmetrize(&mut hessian, n);
-    let mut cross = vec![0.0; n * n];
-    for token in 0..t {
-        for i in 0..n {
-            for j in 0..n {
-                cross[i * n + j] += 2.0 / t as f32 * (dense[token * n + i] - x[token * n + i]) * x[token * n + j];
+/// Inputs x̃ of a dense model and what became of them, x, (t, n) each, with `2/t Σ x xᵀ` and `2/t Σ (x̃ − x) xᵀ`.
+struct Lossy {
+    dense: Vec<f32>,
+    x: Vec<f32>,
+    hessian: Vec<f32>,
+    cross: Vec<f32>,
+}
+
+impl Lossy {
+    fn new(n: usize, t: usize) -> Self {
+        let dense = uniform(t * n, 32);
+        // Inputs that have lost something that the others tell.
+        let noise = uniform(t * n, 33);
+        let x: Vec<f32> =
+            (0..t * n).map(|at| 0.9 * dense[at] + 0.2 * dense[at / n * n + (at + 1) % n] + 0.05 * noise[at]).collect();
+        let mut hessian = vec![0.0; n * n];
+        syrk_accumulate(&x, &mut hessian, t, n, 2.0 / t as f32);
+        symmetrize(&mut hessian, n);
+        let mut cross = vec![0.0; n * n];
+        for token in 0..t {
+            for i in 0..n {
+                for j in 0..n {
+                    cross[i * n + j] += 2.0 / t as f32 * (dense[token * n + i] - x[token * n + i]) * x[token * n + j];
+                }
             }
         }
+        Self { dense, x, hessian, cross }
     }
+
+    fn stats(&self, n: usize) -> GroupStats {
+        let (hessian, cross) = (Some(self.hessian.clone()), Some(self.cross.clone()));
+        GroupStats { in_features: n, hessian, cross, ..GroupStats::default() }
+    }
+}
+
+/// Largest distance of the way gone to α of the whole, and of what is off the way, as a share of the whole way: rounding to
+/// 8 bits, a fiftieth of it off the way.
+const MAX_SHARE_APART: f64 = 0.01;
+const MAX_OFF_THE_WAY: f64 = 0.05;
+
+#[test]
+fn asymmetric_calibration_goes_alpha_of_the_known_way() {
+    let (rows, n) = (24, 64);
+    let weight = uniform(rows * n, 31);
+    let lossy = Lossy::new(n, 400);
+    for (alpha, activation_order) in [(0.25, false), (0.25, true), (1.0, true)] {
+        let method = Gptq {
+            bits: 8,
+            group_size: 32,
+            search: Search::None,
+            activation_order,
+            asymmetric_calibration: alpha,
+            ..Gptq::default()
+        };
+        // The whole way: W D H⁻¹, H dampened.
+        let (order, damped) = damped(&method, &lossy.hessian, n);
+        let inverse = inverse(&damped, n);
+        let mut way = vec![0.0f64; rows * n];
+        for (row, way) in weight.chunks(n).zip(way.chunks_mut(n)) {
+            let product =
+                |j: usize| -> f64 { (0..n).map(|i| f64::from(row[i]) * f64::from(lossy.cross[i * n + j])).sum() };
+            let product: Vec<f64> = order.iter().map(|&j| product(j)).collect();
+            for (q, &j) in order.iter().enumerate() {
+                way[j] = (0..n).map(|p| product[p] * inverse[p * n + q]).sum();
+            }
+        }
+        let mut values = weight.clone();
+        let mut group =
+            [Weight { name: "w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
+        method.compress(&mut group, &lossy.stats(n)).unwrap();
+        let gone: Vec<f64> = values.iter().zip(&weight).map(|(q, w)| f64::from(*q) - f64::from(*w)).collect();
+        let length: f64 = way.iter().map(|way| way * way).sum();
+        let share = gone.iter().zip(&way).map(|(gone, way)| gone * way).sum::<f64>() / length;
+        assert!((share - alpha).abs() < MAX_SHARE_APART, "{share} of the way, expected {alpha}");
+        let off: f64 = gone.iter().zip(&way).map(|(gone, way)| (gone - alpha * way).powi(2)).sum();
+        let off = (off / length).sqrt();
+        assert!(off < MAX_OFF_THE_WAY, "{off} off the way at {alpha}");
+    }
+}
+
+#[test]
+fn asymmetric_calibration_comes_closer_to_the_dense_outputs() {
+    let (rows, n) = (24, 64);
+    let weight = uniform(rows * n, 31);
+    let lossy = Lossy::new(n, 400);
     let compress = |bits, alpha| {
         let method = Gptq { bits, group_size: 32, asymmetric_calibration: alpha, dampening: 1e-6, ..Gptq::default() };
         let mut values = weight.clone();
-        let stats = GroupStats {
-            in_features: n,
-            hessian: Some(hessian.clone()),
-            cross: Some(cross.clone()),
-            ..GroupStats::default()
-        };
         let mut group =
             [Weight { name: "w", out_features: rows, in_features: n, values: &mut values, keep_zeros: false }];
-        method.compress(&mut group, &stats).unwrap();
-        distance(&weight, &dense, &values, &x, n)
+        method.compress(&mut group, &lossy.stats(n)).unwrap();
+        distance(&weight, &lossy.dense, &values, &lossy.x, n)
     };
     for bits in [3, 4, 8] {
         let distances = [0.0, 0.25, 1.0].map(|alpha| compress(bits, alpha));
