@@ -528,6 +528,59 @@ mod tests {
     }
 
     #[test]
+    fn a_cached_run_compares_the_tokens_kept_and_the_rest_as_one() {
+        /// Divergences of some ten nats, of log-probabilities that are kept in f32.
+        const MAX_DIFFERENCE: f64 = 1e-4;
+        const KEPT: usize = 8;
+        let open = |name: &str| {
+            let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/decoders");
+            Decoder::open(&Checkpoint::open(fixtures.join(name)).unwrap()).unwrap()
+        };
+        // Two models that have nothing in common but the vocabulary.
+        let (dense, model) = (open("llama"), open("qwen2"));
+        let ids: Vec<u32> = (0..41).map(|i| (7 * i * i + 3 * i) % 64).collect();
+        let windows = Windows::new(&ids, 10, None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("dense");
+        cache_dense(&dense, &windows, KEPT, &out, &mut |_| {}).unwrap();
+        let cache = DenseCache::open(&out, &windows, 64).unwrap();
+        let found = evaluate(&model, Some(Against::Cache(&cache)), &windows, None, &mut |_| {}).unwrap();
+
+        let log_p = |model: &Decoder, ids: &[u32]| -> Vec<Vec<f64>> {
+            let logits = model.logits(&model.hidden_once(ids).unwrap()).unwrap();
+            let log = |row: &[f32]| -> Vec<f64> {
+                let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+                row.iter().map(|&logit| f64::from(logit) - sum.ln()).collect()
+            };
+            with_f32(&logits, |logits| logits.chunks(64).map(log).collect()).unwrap()
+        };
+        let likeliest = |log: &[f64]| -> Vec<usize> {
+            let mut order: Vec<usize> = (0..log.len()).collect();
+            order.sort_by(|&a, &b| log[b].total_cmp(&log[a])); // stable
+            order
+        };
+        let (mut kl, mut whole, mut same, mut increase) = (0.0, 0.0, 0.0, 0.0);
+        for (inputs, targets) in windows.iter() {
+            for ((p, q), &target) in log_p(&dense, inputs).iter().zip(&log_p(&model, inputs)).zip(targets) {
+                let order = likeliest(p);
+                let (kept, rest) = order.split_at(KEPT);
+                let share = |log: &[f64]| rest.iter().map(|&id| log[id].exp()).sum::<f64>();
+                kl += kept.iter().map(|&id| p[id].exp() * (p[id] - q[id])).sum::<f64>() / 40.0;
+                kl += share(p) * (share(p) / share(q)).ln() / 40.0;
+                whole += p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / 40.0;
+                same += f64::from(u8::from(order[0] == likeliest(q)[0])) / 40.0;
+                increase += (p[target as usize] - q[target as usize]) / 40.0;
+            }
+        }
+        let found = found.against.unwrap();
+        assert_eq!(found.kl_kind, "top-8");
+        assert!((found.kl_mean.value - kl).abs() < MAX_DIFFERENCE, "{} for {kl}", found.kl_mean.value);
+        assert!(kl + 100.0 * MAX_DIFFERENCE < whole, "a lower bound, and not the whole: {kl} of {whole}");
+        assert!((found.same_top.value - same).abs() < 1e-9, "{} for {same}", found.same_top.value);
+        assert!((found.nll_increase.value - increase).abs() < MAX_DIFFERENCE, "{}", found.nll_increase.value);
+    }
+
+    #[test]
     fn a_quantile_is_the_nearest_rank() {
         let values: Vec<f32> = (1..=100).map(|v| v as f32).collect();
         assert_eq!(clustered_quantile(&values, 10, 0.5).value, 50.0);

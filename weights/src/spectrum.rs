@@ -276,6 +276,46 @@ mod tests {
     }
 
     #[test]
+    fn ranks_and_edge_of_known_singular_values_are_those_of_the_definitions() {
+        /// Eigenvalues are near 1e-16 of the largest, which is 4096 times the smallest.
+        const MAX_RELATIVE: f64 = 1e-9;
+        let close = |name: &str, found: f64, expected: f64| {
+            assert!((found / expected - 1.0).abs() < MAX_RELATIVE, "{name}: {found} for {expected}");
+        };
+        // Halves of halves: shares 1/2, 1/4, … 1/128, 1/128, whose entropy is 2 − 2/128 bits. The energy is
+        // (4⁷ − 1) / 3 + 1 = 5462, so the edge is 5462 / (m n) · (m + n + 2 √(m n)).
+        let sizes = [64.0f32, 32.0, 16.0, 8.0, 4.0, 2.0, 1.0, 1.0];
+        for (rows, columns) in [(12, 8), (8, 12)] {
+            let mut values = vec![0.0; 96];
+            // Not in order, and one turned round.
+            for (at, &size) in sizes.iter().enumerate() {
+                let place = (3 * at + 1) % 8;
+                values[place * columns + place] = if at == 2 { -size } else { size };
+            }
+            let found = of_matrix(&values, rows, columns, Windows::Left).unwrap();
+            assert_eq!(found.shape, (rows, columns));
+            close("norm", found.spectral_norm, 64.0);
+            close("stable rank", found.stable_rank, 5462.0 / 4096.0);
+            close("effective rank", found.effective_rank, 2f64.powf(2.0 - 2.0 / 128.0));
+            close("edge", found.marchenko_pastur_edge, 5462.0 / 96.0 * (20.0 + 2.0 * 96f64.sqrt()));
+            // The edge is 2253: of 4096, 1024, … only the first lies beyond.
+            assert_eq!(found.spikes, 1);
+            assert_eq!(found.singular_values.len(), 8);
+            for (found, size) in found.singular_values.iter().zip(sizes) {
+                close("singular value", *found, f64::from(size));
+            }
+        }
+        // Nine alike: all ranks are 9, σ² is 3² · 9 / 81 = 1 and the edge (3 + 3)² = 36.
+        let mut values = vec![0.0; 81];
+        (0..9).for_each(|at| values[10 * at] = 3.0);
+        let found = of_matrix(&values, 9, 9, Windows::Left).unwrap();
+        close("stable rank", found.stable_rank, 9.0);
+        close("effective rank", found.effective_rank, 9.0);
+        close("edge", found.marchenko_pastur_edge, 36.0);
+        assert_eq!(found.spikes, 0);
+    }
+
+    #[test]
     fn windows_take_the_aspect_ratio_out() {
         let alpha = |rows: usize, columns: usize| {
             let spectrum = of_matrix(&noise(rows * columns), rows, columns, Windows::Fitted).unwrap();

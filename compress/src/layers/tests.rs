@@ -6,22 +6,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candle_core::Tensor;
 use scruple_weights::{Checkpoint, CheckpointWriter, Dtype, TensorSpec, WriterOptions};
 use serde_json::{Value, json};
 
 use super::{
     DropOptions, Removal, drop_layers,
     evaluate::{Corpus, Evaluator, Objective, Race},
+    heal::refit_norms,
     scan,
     search::{self, Search, Settings},
     sweep::{self, Work, applications},
     verify,
+    write::provenance,
 };
 use crate::{
     Result,
     data::random::draw,
     kernel::{activation::log_sum_exp, tensor::with_f32, test_values::uniform},
-    model::{Decoder, Encoder},
+    model::{Decoder, Encoder, decoder::BlockCache},
 };
 
 const HIDDEN: usize = 32;
@@ -32,6 +35,13 @@ const MAX_LOSS_DIFFERENCE: f64 = 1e-5;
 
 /// The dense model's log-probabilities are kept in f32: KL of a model to itself is not quite 0.
 const LOG_P_ROUNDING: f64 = 1e-6;
+
+/// Scores are had from products of 32 numbers in f32, whose rounding the arc cosine magnifies tenfold where the stream
+/// turns least.
+const MAX_SCORE_DIFFERENCE: f64 = 1e-5;
+
+/// A fitted norm differs by the rounding of norms in f32.
+const MAX_NORM_DIFFERENCE: f64 = 1e-5;
 
 /// Writes a folder of tensors in f32 with `config`.
 fn write(folder: &Path, config: &Value, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
@@ -47,9 +57,14 @@ fn write(folder: &Path, config: &Value, tensors: &[(String, Vec<usize>, Vec<f32>
 
 /// A Llama of `layers` layers; those of `idle` add nothing to the stream.
 pub(super) fn toy(folder: &Path, layers: usize, idle: &[usize]) -> PathBuf {
+    toy_of(folder, layers, idle, (VOCAB, 1.0))
+}
+
+/// The same with another vocabulary, embedded as `gain` times numbers in −1..1.
+fn toy_of(folder: &Path, layers: usize, idle: &[usize], (vocab, gain): (usize, f32)) -> PathBuf {
     let config = json!({
         "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB, "rms_norm_eps": 1e-5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocab, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": true, "max_position_embeddings": 128,
     });
     let mut tensors = Vec::new();
@@ -62,7 +77,7 @@ pub(super) fn toy(folder: &Path, layers: usize, idle: &[usize]) -> PathBuf {
         });
         tensors.push((name, shape.to_vec(), values.collect::<Vec<f32>>()));
     };
-    push("model.embed_tokens.weight".into(), &[VOCAB, HIDDEN], 1.0);
+    push("model.embed_tokens.weight".into(), &[vocab, HIDDEN], gain);
     for layer in 0..layers {
         // Layers of different weight, so that some can go and others cannot.
         let gain = if idle.contains(&layer) { 0.0 } else { 0.05 + 0.03 * ((layer * 5) % 7) as f32 };
@@ -112,6 +127,17 @@ fn pruned(source: &Checkpoint, removal: &Removal, out: &Path) -> Result<Checkpoi
     Ok(Checkpoint::open(out)?)
 }
 
+/// KL(p ‖ q) with all but the likeliest tokens of p that are kept taken as one.
+fn coarse(p: &[f64], q: &[f64]) -> f64 {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[b].total_cmp(&p[a])); // stable
+    let (kept, rest) = order.split_at(sweep::TOP.min(p.len()));
+    let share = |log: &[f64], ids: &[usize]| ids.iter().map(|&id| log[id].exp()).sum::<f64>();
+    let of_kept: f64 = kept.iter().map(|&id| p[id].exp() * (p[id] - q[id])).sum();
+    let of_rest = if rest.is_empty() { 0.0 } else { share(p, rest) * (share(p, rest) / share(q, rest)).ln() };
+    of_kept + of_rest
+}
+
 /// Mean negative log-likelihood and KL to `dense` of a model on its own, by the definitions.
 fn by_definition(model: &Decoder, dense: &Decoder, corpus: &Corpus) -> Vec<(f64, f64)> {
     let log_p = |model: &Decoder, ids: &[u32], row: usize| -> Vec<f64> {
@@ -127,7 +153,7 @@ fn by_definition(model: &Decoder, dense: &Decoder, corpus: &Corpus) -> Vec<(f64,
         for (&row, &target) in sequence.rows.iter().zip(&sequence.targets) {
             let (p, q) = (log_p(dense, &sequence.ids, row), log_p(model, &sequence.ids, row));
             nll -= q[target as usize];
-            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            kl += coarse(&p, &q);
         }
         (nll / sequence.rows.len() as f64, kl / sequence.rows.len() as f64)
     };
@@ -160,6 +186,207 @@ fn a_sweep_gives_the_losses_of_the_models_written_without_the_layers() {
         // A set among others is the set alone, to the last bit: what is remembered does not depend on the company.
         let alone = sweep::losses(&dense, std::slice::from_ref(set), &sequences, &references, &mut work).unwrap();
         assert_eq!(alone[0], *losses, "{set}");
+    }
+}
+
+#[test]
+fn of_a_vocabulary_beyond_the_tokens_kept_the_rest_counts_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    // Embedded so weakly that the rest has a share of a twentieth, whose term in KL is 0.03 and more.
+    let source = Checkpoint::open(toy_of(folder.path(), 6, &[], (700, 0.3))).unwrap();
+    let dense = Decoder::open(&source).unwrap();
+    let corpus = corpus(24, 48, 0.5);
+    let sets = ["1", "4", "2-3"].map(|set| Removal::parse(set).unwrap());
+    let sequences: Vec<_> = corpus.sequences().iter().collect();
+    let mut work = Work::default();
+    let references = sweep::references(&dense, &sequences, &mut work).unwrap();
+    let references: Vec<_> = references.iter().collect();
+    let losses = sweep::losses(&dense, &sets, &sequences, &references, &mut work).unwrap();
+    for (set, losses) in sets.iter().zip(&losses) {
+        let model = pruned(&source, set, &folder.path().join(set.to_string())).unwrap();
+        let expected = by_definition(&Decoder::open(&model).unwrap(), &dense, &corpus);
+        for (loss, (nll, kl)) in losses.iter().zip(expected) {
+            assert!((loss.nll - nll).abs() < MAX_LOSS_DIFFERENCE, "{set}: {} against {nll}", loss.nll);
+            assert!((loss.kl - kl).abs() < MAX_LOSS_DIFFERENCE, "{set}: {} against {kl}", loss.kl);
+        }
+    }
+    // The dense model is no distance from itself, whatever is kept.
+    let itself = sweep::losses(&dense, &[Removal::default()], &sequences, &references, &mut work).unwrap();
+    assert!(itself[0].iter().all(|loss| loss.kl < LOG_P_ROUNDING), "{itself:?}");
+}
+
+/// The rows of a stream.
+fn rows(x: &Tensor) -> Vec<Vec<f64>> {
+    with_f32(x, |x| x.chunks(HIDDEN).map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()).unwrap()
+}
+
+/// The streams of one sequence before each block and behind the last, and those between attention and MLP.
+struct Streams {
+    blocks: Vec<Vec<Vec<f64>>>,
+    middles: Vec<Vec<Vec<f64>>>,
+}
+
+impl Streams {
+    fn new(model: &Decoder, ids: &[u32]) -> Self {
+        let mut x = model.embed(ids, 0).unwrap();
+        let mut streams = Self { blocks: vec![rows(&x)], middles: Vec::new() };
+        for block in model.blocks() {
+            let middle = block.attention_step(&x, &mut BlockCache::default()).unwrap();
+            x = block.mlp_step(&middle).unwrap();
+            streams.middles.push(rows(&middle));
+            streams.blocks.push(rows(&x));
+        }
+        streams
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of two sets of rows less their means (Kornblith et al. 2019, eq. 4).
+fn alignment(x: &[&[f64]], y: &[&[f64]]) -> f64 {
+    let columns = |rows: &[&[f64]]| -> Vec<Vec<f64>> {
+        let column = |j: usize| -> Vec<f64> {
+            let mean = rows.iter().map(|row| row[j]).sum::<f64>() / rows.len() as f64;
+            rows.iter().map(|row| row[j] - mean).collect()
+        };
+        (0..HIDDEN).map(column).collect()
+    };
+    let squares = |a: &[Vec<f64>], b: &[Vec<f64>]| -> f64 {
+        a.iter().map(|a| b.iter().map(|b| dot(a, b).powi(2)).sum::<f64>()).sum()
+    };
+    let (x, y) = (columns(x), columns(y));
+    squares(&y, &x) / (squares(&x, &x) * squares(&y, &y)).sqrt()
+}
+
+#[test]
+fn the_scores_of_a_scan_are_their_formulas() {
+    const LAYERS: usize = 4;
+    const SKIP: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(toy(folder.path(), LAYERS, &[])).unwrap();
+    let model = Decoder::open(&source).unwrap();
+    let corpus = corpus(16, 64, 1.0);
+    let scanned = scan::scan(&model, corpus.sequences(), SKIP, true, &mut |_| {}).unwrap();
+    assert_eq!((scanned.tokens, scanned.skipped), (4 * 13, SKIP));
+    let all: Vec<Streams> = corpus.sequences().iter().map(|sequence| Streams::new(&model, &sequence.ids)).collect();
+    // Windows are of one length, so the mean over sequences of means over tokens is that over tokens.
+    let mean = |tokens: std::ops::Range<usize>, score: &dyn Fn(&Streams, usize) -> f64| -> f64 {
+        let scores = all.iter().flat_map(|of| tokens.clone().map(move |token| score(of, token)));
+        scores.sum::<f64>() / (all.len() * tokens.len()) as f64
+    };
+    let (every, last) = (SKIP..16, 15..16);
+    let expect = |name: &str, found: f64, expected: f64| {
+        assert!((found - expected).abs() < MAX_SCORE_DIFFERENCE, "{name}: {found} against {expected}");
+    };
+    for (l, scores) in scanned.layers.iter().enumerate() {
+        let influence = |of: &Streams, t: usize| 1.0 - cosine(&of.blocks[l][t], &of.blocks[l + 1][t]);
+        expect("influence", scores.influence.value, mean(every.clone(), &influence));
+        expect("influence of the last", scores.influence_last.value, mean(last.clone(), &influence));
+        let update = |of: &Streams, t: usize| {
+            let (x, y) = (&of.blocks[l][t], &of.blocks[l + 1][t]);
+            let step: Vec<f64> = x.iter().zip(y).map(|(x, y)| y - x).collect();
+            (dot(&step, &step) / dot(x, x)).sqrt()
+        };
+        expect("update", scores.relative_update.value, mean(every.clone(), &update));
+        let attention = |of: &Streams, t: usize| 1.0 - cosine(&of.blocks[l][t], &of.middles[l][t]);
+        expect("attention", scores.attention.value, mean(every.clone(), &attention));
+        let mlp = |of: &Streams, t: usize| 1.0 - cosine(&of.middles[l][t], &of.blocks[l + 1][t]);
+        expect("MLP", scores.mlp.value, mean(every.clone(), &mlp));
+        let states = |layer: usize| -> Vec<&[f64]> {
+            all.iter().flat_map(|of| of.blocks[layer][SKIP..].iter().map(Vec::as_slice)).collect()
+        };
+        expect("CKA", scores.cka, alignment(&states(l), &states(l + 1)));
+        let linears = source.tensors().filter(|view| view.name().contains(&format!("layers.{l}.")));
+        let linears: Vec<f32> =
+            linears.filter(|view| view.shape().len() == 2).flat_map(|view| view.to_f32().unwrap()).collect();
+        let squares: f64 = linears.iter().map(|&w| f64::from(w).powi(2)).sum();
+        expect("weights", scores.weight_rms, (squares / linears.len() as f64).sqrt());
+        for n in 1..=LAYERS - l {
+            let angle =
+                |of: &Streams, t: usize| cosine(&of.blocks[l][t], &of.blocks[l + n][t]).acos() / std::f64::consts::PI;
+            expect("angle", scanned.angular.distance(l, n), mean(every.clone(), &angle));
+            expect("angle of the last", scanned.angular_last.distance(l, n), mean(last.clone(), &angle));
+        }
+    }
+}
+
+#[test]
+fn norms_are_fitted_anew_by_least_squares_each_on_what_those_before_it_leave() {
+    /// The share of Σ b² that holds a factor to 1.
+    const RIDGE: f64 = 0.01;
+    /// Both models'.
+    const EPSILON: f64 = 1e-5;
+    let folder = tempfile::tempdir().unwrap();
+    let gemma = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/decoders/gemma");
+    let corpus = corpus(16, 64, 1.0);
+    // Gemma's norms count from one.
+    for (model, drop, one, fitted) in [(toy(folder.path(), 6, &[]), "2-3", 0.0, 5), (gemma, "0", 1.0, 3)] {
+        let source = Checkpoint::open(&model).unwrap();
+        let removed = Removal::parse(drop).unwrap();
+        let out = folder.path().join(format!("without-{drop}"));
+        let pruned = pruned(&source, &removed, &out).unwrap();
+        let about = provenance(&out).unwrap();
+        let replaced = refit_norms(&pruned, &source, &about, corpus.sequences(), &mut |_| {}).unwrap();
+        assert_eq!(replaced.len(), fitted, "{:?}", replaced.keys());
+        let healed: Vec<_> = pruned
+            .tensors()
+            .map(|view| {
+                let values = replaced.get(view.name()).cloned().unwrap_or_else(|| view.to_f32().unwrap());
+                (view.name().to_owned(), view.shape().to_vec(), values)
+            })
+            .collect();
+        let path = folder.path().join(format!("healed-{drop}"));
+        write(&path, pruned.config().unwrap(), &healed);
+        let (dense, healed) =
+            (Decoder::open(&source).unwrap(), Decoder::open(&Checkpoint::open(&path).unwrap()).unwrap());
+        let streams = |model: &Decoder| -> Vec<Streams> {
+            corpus.sequences().iter().map(|sequence| Streams::new(model, &sequence.ids)).collect()
+        };
+        let (whole, lacking) = (streams(&dense), streams(&healed));
+        // Which norm, by its name here and in the source, and the streams that the two read.
+        let check = |here: &str, there: &str, read: &dyn Fn(&Streams, bool) -> Vec<Vec<f64>>| {
+            let weight = |checkpoint: &Checkpoint, name: &str| -> Vec<f64> {
+                let stored = checkpoint.tensor(name).unwrap().to_f32().unwrap();
+                stored.iter().map(|&w| f64::from(w) + one).collect()
+            };
+            let (weight_a, weight_b) = (weight(&source, there), weight(&pruned, here));
+            let (mut ab, mut bb) = (vec![0.0; HIDDEN], vec![0.0; HIDDEN]);
+            for (whole, lacking) in whole.iter().zip(&lacking) {
+                for (x, y) in read(whole, true).iter().zip(read(lacking, false)) {
+                    let size = |x: &[f64]| (dot(x, x) / HIDDEN as f64 + EPSILON).sqrt();
+                    for j in 0..HIDDEN {
+                        let (a, b) = (x[j] / size(x) * weight_a[j], y[j] / size(&y) * weight_b[j]);
+                        ab[j] += a * b;
+                        bb[j] += b * b;
+                    }
+                }
+            }
+            for (j, &found) in replaced[here].iter().enumerate() {
+                let factor = (ab[j] + RIDGE * bb[j]) / (bb[j] + RIDGE * bb[j]);
+                let expected = weight_b[j] * factor - one;
+                assert!(
+                    (f64::from(found) - expected).abs() < MAX_NORM_DIFFERENCE,
+                    "{here} {j}: {found} for {expected}"
+                );
+            }
+        };
+        let first = removed.layers()[0];
+        for (place, &layer) in about.kept.iter().enumerate().filter(|(_, layer)| **layer > first) {
+            let of = |whole: bool| if whole { layer } else { place };
+            let names = |norm: &str| [place, layer].map(|number| format!("model.layers.{number}.{norm}.weight"));
+            let [here, there] = names("input_layernorm");
+            check(&here, &there, &|streams, whole| streams.blocks[of(whole)].clone());
+            let [here, there] = names("post_attention_layernorm");
+            check(&here, &there, &|streams, whole| streams.middles[of(whole)].clone());
+        }
+        let name = "model.norm.weight";
+        check(name, name, &|streams, _| streams.blocks[streams.blocks.len() - 1].clone());
     }
 }
 

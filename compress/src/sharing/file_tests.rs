@@ -190,6 +190,27 @@ const GOLDENS: [&str; 3] = [
 ];
 
 #[test]
+fn the_bytes_of_pools_of_their_own_are_those_of_another_program() {
+    // Golden, Python 3, beside the hash in `fold`'s tests; seed 42, ψ as above over all 670 slots. For part l of n weights
+    // from `first` on over m slots from `start` on, weight p of the part, k, o = divmod(p, m):
+    // u = 16 * (mix(key(42, 1) + ((l << 32) + k + 1) * G & M) * max(1, m // 16) >> 64)
+    // w = λ * psi[start + (u + o) % m], signed by bit (first + p) % 64 of word (first + p) // 64; sha256 of w in f32
+    let tensors: [(&str, Vec<usize>, f32, usize, &str); 4] = [
+        ("a", vec![10, 100], 0.37, 300, GOLDENS[0]),
+        ("b", vec![30, 20], 0.9, 170, "b4da7ca80c43b80991f05810baf07b2678b98d2d48a19972419bea44ab099510"),
+        ("none", vec![0, 5], 1.0, 0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        ("c", vec![7, 100], 1.5, 200, "5164918223e6011c115637d80e2cf7f443695cc119dcac87dd3b2ac9d2aa1d32"),
+    ];
+    let named = tensors.iter().map(|(name, shape, scale, ..)| ((*name).to_string(), shape.clone(), *scale)).collect();
+    let sharing = Sharing::apart(named, &tensors.clone().map(|(_, _, _, slots, _)| slots), ALIGN, 42).unwrap();
+    let psi: Vec<f32> = (0..670).map(|j| (j * 37 % 101 - 50) as f32 / 64.0).collect();
+    for (module, (name, .., expected)) in sharing.modules.iter().zip(&tensors) {
+        let found = expand_tensor(&sharing, &psi, module, Dtype::F32, |_, _| Ok::<(), ()>(())).unwrap();
+        assert_eq!(found, *expected, "{name}");
+    }
+}
+
+#[test]
 fn the_error_is_what_theory_says_and_no_pool_is_nearer() {
     let folder = tempfile::tempdir().unwrap();
     let tensor =

@@ -372,6 +372,31 @@ pub(crate) mod tests {
         [14_706_407_064_374_521_535, 14_532_897_198_006_566_115, 6_101_272_531_674_957_665, 8_142_277_422_934_225_657];
 
     #[test]
+    fn the_turns_of_parts_are_what_files_rely_on() {
+        // Golden, Python 3 after the lines above; where each partition of each part begins:
+        // k = key(42, 1); first = 0
+        // for l, (n, m) in enumerate(SIZES):
+        //     turn = lambda p: 16 * (mix(k + ((l << 32) + p + 1) * G & M) * max(1, m // 16) >> 64)
+        //     print([first + turn(p) for p in range(-(-n // m) if n else 0)]); first += m
+        let sizes = [(5_000, 1_600), (0, 0), (4_000, 1_024), (900, 900), (3_000, 500)];
+        let expected: [&[usize]; 5] = [
+            &[1_264, 96, 1_472, 240],
+            &[],
+            &[2_272, 2_400, 1_648, 2_336],
+            &[3_040],
+            &[3_620, 3_972, 3_700, 3_828, 3_652, 3_668],
+        ];
+        let fold = Fold::apart(&sizes, ALIGN, 42).unwrap();
+        let mut first = 0;
+        for ((weights, slots), expected) in sizes.into_iter().zip(expected) {
+            let found: Vec<usize> =
+                (first..first + weights).step_by(slots.max(1)).map(|weight| fold.slot(weight)).collect();
+            assert_eq!(found, expected);
+            first += weights;
+        }
+    }
+
+    #[test]
     fn pools_that_cannot_be_are_refused_in_words() {
         let error = Fold::new(10, 11, 16, 0).unwrap_err().to_string();
         assert!(error.contains("11 slots is larger than the 10 weights"), "{error}");

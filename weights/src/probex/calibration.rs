@@ -63,6 +63,45 @@ mod tests {
     }
 
     #[test]
+    fn the_threshold_is_the_score_of_the_rank_that_the_coverage_asks_for() {
+        // Of nine scores, the ⌈10 · coverage⌉-th by size.
+        let nine = [0.05, 0.15, 0.25, 0.35, 0.5, 0.6, 0.7, 0.85, 0.95];
+        for (coverage, expected) in [
+            (0.0, 0.05),
+            (0.1, 0.05),
+            (0.11, 0.15),
+            (0.25, 0.25),
+            (0.5, 0.5),
+            (0.55, 0.6),
+            (0.8, 0.85),
+            (0.9, 0.95),
+            (0.91, 1.0),
+            (1.0, 1.0),
+        ] {
+            assert_eq!(threshold(&nine, coverage), expected, "{coverage}");
+        }
+        assert_eq!(threshold(&[], 0.0), 1.0);
+    }
+
+    #[test]
+    fn a_score_is_that_of_the_least_likely_true_class() {
+        /// A few roundings of numbers below 1.
+        const MAX_DIFFERENCE: f32 = 1e-6;
+        let close = |found: &[f32], expected: &[f32]| {
+            let apart = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+            assert!(found.len() == expected.len() && apart.fold(0.0, f32::max) < MAX_DIFFERENCE, "{found:?}");
+        };
+        // Probabilities 0.9, 0.5 and 0.1, by logits twice as large at a temperature of 2.
+        let y = 2.0 * 9f32.ln();
+        let truths = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0];
+        close(&scores(Choice::Several, &[y, 0.0, -y].repeat(4), &truths, 3, 2.0), &[0.0, 0.1, 0.5, 0.9]);
+        // Probabilities 0.7, 0.2 and 0.1.
+        let logits = [2.0 * 7f32.ln(), 2.0 * 2f32.ln(), 0.0].repeat(3);
+        let truths = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+        close(&scores(Choice::One, &logits, &truths, 3, 2.0), &[0.3, 0.8, 0.9]);
+    }
+
+    #[test]
     fn sets_cover_as_often_as_asked() {
         let mut stream = Stream::new(5, "test", 0);
         let mut draw = |models: usize| -> (Vec<f32>, Vec<f32>) {

@@ -233,6 +233,81 @@ impl Expert {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probex::{
+        metrics::Figure,
+        spec::{Body, Head},
+    };
+
+    /// An expert whose logits are the three numbers of a model's layer.
+    fn plain(choice: Choice, temperature: f32, conformal: Vec<f32>) -> Expert {
+        let spec = Spec { rows: 1, columns: 3, body: Body::Dense, head: Head::Labels { classes: 3 } };
+        let (name, nothing) = ("w".to_string(), Figure { value: 0.0, low: 0.0, high: 0.0 });
+        let figures = Figures {
+            models: 0,
+            accuracy: nothing,
+            auroc: None,
+            calibration_error: 0.0,
+            exact: nothing,
+            top_k: nothing,
+        };
+        let about = About {
+            format: 1,
+            tree: "oak".into(),
+            label: "is".into(),
+            choice,
+            classes: ["a", "b", "c"].map(String::from).to_vec(),
+            layer: Layer { name, rows: 1, columns: 3, adapter: false },
+            input: Input::Raw,
+            spec: spec.clone(),
+            factor: 1.0,
+            preset: Preset::Dense,
+            radius: Radius::of(&[1.0], &[]),
+            temperature,
+            conformal,
+            documented: Vec::new(),
+            validation: figures,
+            test: None,
+            covered: None,
+            zero_shot: None,
+            encoder: None,
+            trained_on: 0,
+            training: Training::default(),
+            augmented: Vec::new(),
+            seen: vec![0, 1, 2],
+            candidates: Vec::new(),
+        };
+        let one = vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
+        let (centre, centroid, representations, texts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Expert { about, net: Net::new(spec, one, 1.0), centre, centroid, representations, texts }
+    }
+
+    #[test]
+    fn a_set_holds_the_classes_that_are_no_less_likely_than_the_threshold_allows() {
+        // Probabilities 0.9, 0.5 and 0.1 each by itself, and 0.7, 0.2 and 0.1 together; the temperature halves the logits.
+        let (alone, together) =
+            (vec![2.0 * 9f32.ln(), 0.0, -2.0 * 9f32.ln()], vec![2.0 * 7f32.ln(), 2.0 * 2f32.ln(), 0.0]);
+        let nine = vec![0.05, 0.15, 0.25, 0.35, 0.5, 0.6, 0.7, 0.85, 0.95];
+        let set = |choice: Choice, logits: &Vec<f32>, coverage: f64| -> Vec<usize> {
+            let expert = plain(choice, 2.0, nine.clone());
+            expert.answers(vec![Values::Dense(logits.clone())], coverage, 0).remove(0).set
+        };
+        let cases: [(f64, &[usize], &[usize]); 7] = [
+            (0.1, &[], &[]),                // 1 − p up to 0.05
+            (0.3, &[0], &[]),               // 0.25
+            (0.4, &[0], &[0]),              // 0.35
+            (0.5, &[0, 1], &[0]),           // 0.5, which one of them is
+            (0.8, &[0, 1], &[0, 1]),        // 0.85
+            (0.9, &[0, 1, 2], &[0, 1, 2]),  // 0.95
+            (0.95, &[0, 1, 2], &[0, 1, 2]), // 1, since no score says more
+        ];
+        for (coverage, several, one) in cases {
+            assert_eq!(set(Choice::Several, &alone, coverage), several, "{coverage}");
+            assert_eq!(set(Choice::One, &together, coverage), one, "{coverage}");
+        }
+        // The temperature divides: without it the odds are the squares, 49 : 4 : 1.
+        let cold = plain(Choice::One, 1.0, nine.clone()).answers(vec![Values::Dense(together)], 0.4, 0).remove(0);
+        assert!((cold.probabilities[0] - 49.0 / 54.0).abs() < 1e-6, "{:?}", cold.probabilities);
+    }
 
     #[test]
     fn the_limit_lies_between_own_and_others() {
