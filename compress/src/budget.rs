@@ -6,29 +6,27 @@
 //! `Σ_l s_l,b(l) ≤ budget`: a multiple-choice knapsack, solved exactly (up to rounding of sizes to 16384 steps) by
 //! dynamic programming ([`choose`]).
 //!
-//! Linears that are one in other programs get one width ([`alike`]): those that read the same input, q, k and v or gate and
-//! up, which vLLM holds in one parameter, and all experts of a block. Their sizes and errors are added.
+//! Linears that are one in other programs may be held to one width ([`Budget::one_width`], [`alike`]): those that read the
+//! same input, q, k and v or gate and up, which vLLM holds in one parameter, and all experts of a block. Their sizes and
+//! errors are added. That costs: k and v are small and want more bits than q (`docs/methods.md`).
 //!
-//! The errors of a set of linears are what the whole model loses with that set alone compressed: what its block puts out
-//! then goes through the dense blocks behind it, and the predictions are held against the dense model's (KL, in nats a
-//! token; of an encoder the outputs, `‖Δy‖² / ‖y‖²`). A linear's share of that is as its share of what the block loses.
-//! What a block or a linear's own outputs lose tells less: by them 2-bit output projections passed for harmless, and the
-//! model was worse than one of uniform width (`docs/methods.md`). Where no method looks at inputs, the error is the share
-//! of the weight's energy, times the number of weights.
+//! The error of a linear is what its block loses: with that one linear compressed, the mean over some tokens of
+//! `‖Δy‖² / ‖y‖²` of the block's outputs y, the stream that the next block reads. What a linear's own outputs lose tells less:
+//! with it, small 2-bit errors of output projections passed for harmless, and the model was worse than one of uniform width
+//! (`docs/methods.md`). Where no method looks at inputs, it is the share of the weight's energy, times the number of weights.
 //!
 //! The outcome is a recipe like any other, with a stage for each width ([`explicit`]), and can be saved and used again.
 
-mod led;
+use std::path::Path;
 
-use std::{collections::BTreeMap, path::Path};
-
+use candle_core::Tensor;
 use scruple_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 
-use self::led::{Led, Narrowed, share_lost};
 use crate::{
     Error, Result,
     calibration::CalibrationSet,
+    kernel::tensor::with_f32,
     methods::{GroupStats, Kind, LayerMethod, Needs, Weight, build},
     model::{decoder::Stage, linear::DenseLinear, staged::StagedBlock},
     pack::WIDTHS,
@@ -48,7 +46,13 @@ pub struct Budget {
     /// Bytes of all tensors of the file, as `600MB` or `1.5GiB`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
+    /// One width for all linears that other programs hold in one parameter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_width: bool,
 }
+
+/// Tokens a block is tried on, in whole sequences.
+const TRIAL_TOKENS: usize = 512;
 
 /// Steps that sizes are counted in.
 const STEPS: usize = 1 << 14;
@@ -60,8 +64,7 @@ pub struct Offer {
     pub bits: u32,
     /// Bits the linear takes on disk, scales included.
     pub storage_bits: u64,
-    /// What the model loses, in nats a token (of an encoder the share of each output's energy); or without inputs the share of the
-    /// weight's energy.
+    /// What is lost of the block's outputs, as a share of each token's energy; or without inputs the share of the weight's.
     pub error: f64,
 }
 
@@ -148,10 +151,6 @@ fn variants(plan: &Plan) -> Result<Vec<Variant>> {
     Ok(variants)
 }
 
-/// Widths up to which a set's outputs are led to the model's end. What wider ones cost there is in proportion to what they
-/// cost their block.
-const LED_BITS: u32 = 4;
-
 /// The error and size of every linear of `plan` at every width its method and the format offer, in the order of the plan.
 /// `scratch` is a folder for activations; `progress` hears (linears done, in all, name).
 ///
@@ -175,85 +174,105 @@ pub fn measure(
         progress(done, total, &linear.name);
         Ok(())
     };
-    let Some(set) = calibration.filter(|_| plan.needs_calibration()) else {
-        for (index, linear) in plan.linears.iter().enumerate() {
-            let stats = GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() };
-            take(index, &stats, &mut |_, original, values| Ok(weight_error(original, values)))?;
+    match calibration.filter(|_| plan.needs_calibration()) {
+        None => {
+            for (index, linear) in plan.linears.iter().enumerate() {
+                let stats = GroupStats { in_features: linear.layout.in_features, ..GroupStats::default() };
+                take(index, &stats, &mut |original, values| Ok(weight_error(original, values)))?;
+            }
         }
-        return Ok(offers);
-    };
-    let sets = alike(plan);
-    let mut set_of = vec![0; total];
-    for (number, set) in sets.iter().enumerate() {
-        set.iter().for_each(|&index| set_of[index] = number);
-    }
-    let mut led = Led::start(checkpoint, &plan.network, set, scratch)?;
-    let mut walk = Walk::open(checkpoint, &plan.network, set, scratch, false)?;
-    walk.start()?;
-    for block in 0..plan.network.blocks() {
-        let at = |stage: Stage| plan.linears.iter().enumerate().filter(move |(_, linear)| linear.is_at(block, stage));
-        let needs = |stage| {
-            let needs = at(stage).fold(Needs::default(), |needs, (_, linear)| needs.and(plan.needs(linear)));
-            Needs { cross: false, ..needs }
-        };
-        let dense = walk.load()?;
-        let expected = led.outputs(&*dense)?;
-        // How far the block's outputs are from the dense ones with a set at a width: the sum over its linears.
-        let mut apart: BTreeMap<Narrowed, Vec<f32>> = BTreeMap::new();
-        walk.block(dense, &needs, &mut |block, stage, stats| {
-            for (index, linear) in at(stage) {
-                let stats = &stats[linear.site.and_then(|site| site.expert).unwrap_or(0)];
-                let (place, shape) = (linear.site.map_or(0, |site| site.index), linear.layout);
-                let shape = (shape.out_features, shape.in_features);
-                let bias = checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
-                let put = |block: &mut dyn StagedBlock, values: &[f32]| -> Result<()> {
-                    let linear = DenseLinear::from_f32(values, shape, bias.clone())?;
-                    block.replace(stage, place, Box::new(linear));
-                    Ok(())
+        Some(set) => {
+            let mut walk = Walk::open(checkpoint, &plan.network, set, scratch, false)?;
+            walk.start()?;
+            for block in 0..plan.network.blocks() {
+                let at = |stage: Stage| {
+                    plan.linears.iter().enumerate().filter(move |(_, linear)| linear.is_at(block, stage))
                 };
-                let mut is_narrowest = true;
-                take(index, stats, &mut |bits, original, values| {
-                    put(block, values)?;
-                    let found = led.outputs(block)?;
-                    put(block, original)?;
-                    if bits <= LED_BITS || is_narrowest {
-                        let sum = apart.entry((set_of[index], bits)).or_insert_with(|| vec![0.0; found.len()]);
-                        sum.iter_mut().zip(found.iter().zip(&expected)).for_each(|(sum, (y, dense))| *sum += y - dense);
+                let needs = |stage| {
+                    let needs = at(stage).fold(Needs::default(), |needs, (_, linear)| needs.and(plan.needs(linear)));
+                    Needs { cross: false, ..needs }
+                };
+                let dense = walk.load()?;
+                let trial = Trial::new(&*dense, &walk)?;
+                walk.block(dense, &needs, &mut |block, stage, stats| {
+                    for (index, linear) in at(stage) {
+                        let stats = &stats[linear.site.and_then(|site| site.expert).unwrap_or(0)];
+                        let (place, shape) = (linear.site.map_or(0, |site| site.index), linear.layout);
+                        let shape = (shape.out_features, shape.in_features);
+                        let bias =
+                            checkpoint.get(&format!("{}.bias", linear.name)).map(|view| view.to_f32()).transpose()?;
+                        let put = |block: &mut dyn StagedBlock, values: &[f32]| -> Result<()> {
+                            let linear = DenseLinear::from_f32(values, shape, bias.clone())?;
+                            block.replace(stage, place, Box::new(linear));
+                            Ok(())
+                        };
+                        take(index, stats, &mut |original, values| {
+                            put(block, values)?;
+                            let error = trial.error(block)?;
+                            put(block, original)?;
+                            Ok(Some(error))
+                        })?;
                     }
-                    is_narrowest = false;
-                    Ok(Some(share_lost(&expected, &found, plan.network.hidden_size())))
+                    Ok(())
                 })?;
             }
-            if stage == Stage::MlpOutput {
-                led.pass(block, &expected)?;
-            }
-            Ok(())
-        })?;
-        for (narrowed, apart) in apart {
-            led.add(narrowed, &apart)?;
         }
-    }
-    for (narrowed, loss) in led.losses(checkpoint, &plan.network)? {
-        share(narrowed, loss, &sets, &mut offers);
     }
     Ok(offers)
 }
 
-/// Puts `loss` of the whole model, with a set at a width, in the place of its block's: each linear of the set has its share
-/// of it. Wider offers shrink alike, until their own turn comes.
-fn share((number, bits): Narrowed, loss: f64, sets: &[Vec<usize>], offers: &mut [Vec<Offer>]) {
-    let at = |&index: &usize| offers[index].iter().find(|offer| offer.bits == bits).map(|offer| offer.error);
-    let sum: f64 = sets[number].iter().filter_map(at).sum();
-    if sum <= 0.0 {
-        return;
+/// The error of a weight (out, in) in the place of the original.
+type ErrorOf<'a> = dyn FnMut(&[f32], &[f32]) -> Result<Option<f64>> + 'a;
+
+/// A few sequences that a block is tried on.
+struct Trial {
+    inputs: Vec<Tensor>,
+    /// What the dense block makes of them.
+    outputs: Vec<Vec<f32>>,
+}
+
+impl Trial {
+    fn new(block: &dyn StagedBlock, walk: &Walk<'_>) -> Result<Self> {
+        let (set, mut inputs, mut outputs) = (walk.set(), Vec::new(), Vec::new());
+        for sample in 0..TRIAL_TOKENS.div_ceil(set.seq_len).min(set.n_samples()) {
+            let first = sample * set.seq_len;
+            inputs.push(walk.input().read(first..first + set.seq_len)?);
+        }
+        for x in &inputs {
+            outputs.push(with_f32(&run(block, x)?, <[f32]>::to_vec)?);
+        }
+        Ok(Self { inputs, outputs })
     }
-    for &index in &sets[number] {
-        offers[index].iter_mut().filter(|offer| offer.bits >= bits).for_each(|offer| offer.error *= loss / sum);
+
+    /// The mean over the tokens of `‖Δy‖² / ‖y‖²`.
+    fn error(&self, block: &dyn StagedBlock) -> Result<f64> {
+        let (mut sum, mut tokens) = (0.0, 0usize);
+        for (x, expected) in self.inputs.iter().zip(&self.outputs) {
+            let y = run(block, x)?;
+            let width = y.dim(1)?;
+            with_f32(&y, |y| {
+                for (y, expected) in y.chunks_exact(width).zip(expected.chunks_exact(width)) {
+                    let square = |x: f32| f64::from(x) * f64::from(x);
+                    let whole: f64 = expected.iter().map(|&e| square(e)).sum();
+                    let lost: f64 = y.iter().zip(expected).map(|(y, e)| square(y - e)).sum();
+                    sum += if whole > 0.0 { lost / whole } else { 0.0 };
+                    tokens += 1;
+                }
+            })?;
+        }
+        Ok(sum / tokens.max(1) as f64)
     }
 }
 
-/// The error of a weight (out, in) at a width in the place of the original.
-type ErrorOf<'a> = dyn FnMut(u32, &[f32], &[f32]) -> Result<Option<f64>> + 'a;
+/// What `block` makes of the stream `x` (tokens, hidden) of one sequence.
+fn run(block: &dyn StagedBlock, x: &Tensor) -> Result<Tensor> {
+    let heads = block.attention(&block.attention_input(x)?)?;
+    let after = block.attention_output(x, &heads)?;
+    let h = block.mlp_input(if block.is_parallel() { x } else { &after })?;
+    let routing = block.routing(&h)?;
+    let hidden = block.mlp(&h, routing.as_ref())?;
+    block.mlp_output(&after, &hidden, routing.as_ref())
+}
 
 /// `linear` at every width of its method that the format can hold.
 fn offers_of(
@@ -285,7 +304,7 @@ fn offers_of(
             };
             method.compress(&mut [weight], stats)?;
         }
-        let error = error(variant.bits, &original, &values)?.unwrap_or(0.0);
+        let error = error(&original, &values)?.unwrap_or(0.0);
         offers.push(Offer { bits: variant.bits, storage_bits: plan.format.storage_bits(&layout), error });
     }
     if offers.is_empty() && linear.layout.code != Code::Dense {
@@ -351,8 +370,8 @@ pub fn choose(offers: &[Vec<Offer>], importance: &[f64], capacity: u64) -> Optio
 /// What linears of one width have in common: block, stage (none of experts, which are alike throughout), methods.
 type Kin<'a> = (usize, Option<Stage>, &'a [usize]);
 
-/// The linears of `plan` that get one width, by their numbers: those of a block and a stage, and all experts of a block,
-/// where their methods are the same.
+/// The linears of `plan` that other programs hold in one parameter, by their numbers: those of a block and a stage, and all
+/// experts of a block, where their methods are the same.
 pub fn alike(plan: &Plan) -> Vec<Vec<usize>> {
     let mut sets: Vec<(Option<Kin<'_>>, Vec<usize>)> = Vec::new();
     for (index, linear) in plan.linears.iter().enumerate() {
@@ -364,6 +383,16 @@ pub fn alike(plan: &Plan) -> Vec<Vec<usize>> {
         }
     }
     sets.into_iter().map(|(_, set)| set).collect()
+}
+
+/// Two linears of `plan` with different codes that other programs hold in one parameter, by their names.
+pub fn told_apart(plan: &Plan) -> Option<(&str, &str)> {
+    alike(plan).into_iter().find_map(|set| {
+        let (first, others) = set.split_first()?;
+        let first = &plan.linears[*first];
+        let other = others.iter().map(|&at| &plan.linears[at]).find(|other| other.layout.code != first.layout.code)?;
+        Some((first.name.as_str(), other.name.as_str()))
+    })
 }
 
 /// What the linears of `set` are offered together: the widths that each is offered, with the sums of their sizes and of
@@ -393,8 +422,9 @@ pub fn explicit(plan: &Plan, budget: &Budget, offers: &[Vec<Offer>]) -> Result<R
         false => linear.layout.weights() as f64,
     };
     let importance: Vec<f64> = plan.linears.iter().map(importance).collect();
+    let together_or_not = if budget.one_width { alike(plan) } else { (0..offers.len()).map(|at| vec![at]).collect() };
     let mut sets = Vec::new();
-    for set in alike(plan) {
+    for set in together_or_not {
         match together(&set, offers, &importance) {
             // No width suits them all, so each has its own.
             joint if joint.is_empty() => {

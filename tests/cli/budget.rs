@@ -24,13 +24,15 @@ fn a_budget_is_kept_and_nearly_used() {
         scruple!["compress", model, calibration, text, more].json()
     };
     for target in [3.3, 3.8, 5.0] {
-        let plan = plan(&format!("--target-bpw {target}"));
-        let got = bits_per_weight(&plan);
-        assert!(got <= target && got > target - 0.3, "{got} for {target}");
-        let widths = |plan: &Value| -> Vec<u64> {
+        let widths = |more: &str| -> Vec<u64> {
+            let plan = plan(&format!("--target-bpw {target} {more}"));
+            let got = bits_per_weight(&plan);
+            assert!(got <= target && got > target - 0.3, "{got} for {target}");
             plan["linears"].as_array().unwrap().iter().map(|l| l["stored"]["bits"].as_u64().unwrap()).collect()
         };
-        let widths = widths(&plan);
+        let free = widths("");
+        assert!(free.chunks(7).any(|block| block[0] != block[1] || block[0] != block[2]), "{target}: {free:?}");
+        let widths = widths("--one-width");
         assert!(widths.iter().any(|bits| *bits != widths[0]), "{target}: one width for all");
         for block in widths.chunks(7) {
             let [q, k, v, _, gate, up, _] = block[..] else { panic!("{widths:?}") };
@@ -42,6 +44,7 @@ fn a_budget_is_kept_and_nearly_used() {
     };
     refused("--target-bpw 1.5", &["1.500 bits a weight", "narrowest"]);
     refused("--target-size 1KB", &["stay as they are take"]);
+    refused("--one-width", &["--target-bpw"]);
     refused("--target-size big", &["`big`", "600MB"]);
 }
 

@@ -106,14 +106,18 @@ pub struct Arguments {
     /// Any other parameter of the method, as in a recipe: dampening=0.05, scales="channel"; may be repeated
     #[arg(long = "param", value_name = "KEY=VALUE")]
     params: Vec<String>,
-    /// Choose the bits of the linears of each input by their measured errors, so that a weight takes this many on average
+    /// Choose the bits of each linear by its measured error, so that a weight takes this many on average
     #[arg(long, conflicts_with_all = ["bits", "target_size"])]
     target_bpw: Option<f64>,
     /// The same, so that the file's tensors take this much: 600MB, 1.5GiB
     #[arg(long, conflicts_with = "bits")]
     target_size: Option<String>,
+    /// Choose one width for q, k and v, for gate and up, and for all experts of a block, which vLLM holds in one parameter; the
+    /// model is worse for it
+    #[arg(long)]
+    one_width: bool,
     /// A recipe file instead of the options above
-    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "whole_documents", "calibration_chat", "calibration_field", "target_bpw", "target_size"])]
+    #[arg(long, conflicts_with_all = ["method", "bits", "group_size", "asymmetric", "sparsity", "pattern", "params", "format", "n_samples", "seq_len", "whole_documents", "calibration_chat", "calibration_field", "target_bpw", "target_size", "one_width"])]
     recipe: Option<PathBuf>,
     /// Where blocks run and Hessians are summed while calibrating: cpu, or cuda[:N] in a build with CUDA; codes are chosen
     /// by the processor
@@ -190,11 +194,16 @@ impl Provenance {
 
 impl Arguments {
     fn budget(&self) -> Option<Budget> {
-        let budget = Budget { bits_per_weight: self.target_bpw, size: self.target_size.clone() };
+        let (bits_per_weight, size) = (self.target_bpw, self.target_size.clone());
+        let budget = Budget { bits_per_weight, size, one_width: self.one_width };
         (budget.bits_per_weight.is_some() || budget.size.is_some()).then_some(budget)
     }
 
     fn recipe(&self) -> Result<Recipe> {
+        anyhow::ensure!(
+            !self.one_width || self.budget().is_some(),
+            "--one-width is about widths that are chosen; give --target-bpw or --target-size with it"
+        );
         if let Some(file) = &self.recipe {
             let mut recipe = Recipe::read(file)?;
             recipe.calibration.seed = self.calibration_seed.or(recipe.calibration.seed);
@@ -438,6 +447,12 @@ fn compress(arguments: &Arguments, record: Option<&Path>) -> Result<()> {
             plan.proof = !arguments.no_proof;
             plan.calibrate_on(arguments.device)?;
             plan.left_because = left_because;
+            if let Some((one, other)) = budget::told_apart(&plan) {
+                printer::say(format!(
+                    "`{one}` and `{other}` get different widths: vLLM holds them in one parameter and cannot load that, \
+                     other programs can; --one-width keeps them alike"
+                ));
+            }
             Some((budget, offers))
         }
         None => None,

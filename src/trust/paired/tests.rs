@@ -182,7 +182,7 @@ fn intervals_are_those_of_a_naive_bootstrap() {
         let part = ["x", "y"][if cluster % 10 == 9 { at / 3 % 2 } else { cluster % 2 }];
         let group = match cluster {
             1 => "c",
-            _ if cluster % 5 == 0 => ["b", "a"][at / 40 % 2],
+            _ if cluster.is_multiple_of(5) => ["b", "a"][at / 40 % 2],
             _ => ["b", "a"][cluster / 2 % 2],
         };
         Item { part: part.into(), ..item(at, format!("c{cluster}"), Some(group)) }

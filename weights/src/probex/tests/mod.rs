@@ -374,7 +374,8 @@ fn ridge_takes_the_penalty_that_is_right_most_often_and_of_equals_that_of_least_
         let sides: Vec<f64> =
             (0..ELEMENTS * 2).map(|at| sum(&|row, model| row[at / 2] * (y(model, at % 2) - shares[at % 2]))).collect();
         let unit = sum(&|row, _| row.iter().map(|x| x * x).sum()) / TRAINED as f64;
-        let mut best: Option<(f64, f64, f64, Vec<f64>, Vec<f64>)> = None;
+        // Right answers and cost; the penalty, the weight and the bias that give them.
+        let mut best: Option<([f64; 2], f64, [Vec<f64>; 2])> = None;
         for penalty in [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0] {
             let mut system = squares.clone();
             (0..ELEMENTS).for_each(|at| system[at * (ELEMENTS + 1)] += penalty * unit);
@@ -402,11 +403,11 @@ fn ridge_takes_the_penalty_that_is_right_most_often_and_of_equals_that_of_least_
                 }
             }
             let (right, cost) = (right / (ALL - TRAINED) as f64, cost / (ALL - TRAINED) as f64);
-            if best.as_ref().is_none_or(|best| right > best.0 || right == best.0 && cost < best.1) {
-                best = Some((right, cost, penalty, weight, bias));
+            if best.as_ref().is_none_or(|([most, least], ..)| right > *most || right == *most && cost < *least) {
+                best = Some(([right, cost], penalty, [weight, bias]));
             }
         }
-        let (right, cost, penalty, weight, bias) = best.unwrap();
+        let ([right, cost], penalty, [weight, bias]) = best.unwrap();
         assert_eq!(penalty, chosen, "{seed}: the models are not what they were");
         assert!((found.validation.0 - right).abs() < 1e-9, "{seed}: {:?} for {right}", found.validation);
         assert!((found.validation.1 - cost).abs() < MAX_DIFFERENCE, "{seed}: {:?} for {cost}", found.validation);
